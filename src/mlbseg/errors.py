@@ -1,0 +1,89 @@
+"""Errors a user can cause and mend. Anything else that is raised is a fault of ours.
+
+The command line prints a `UserError` as one clear line (or one line per fault) and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with the user's data, and what to do about it.
+
+    Attributes:
+        where: The case id or the file (as the user would name it).
+        found: What is there.
+        expected: What should be there; empty if `found` says it all.
+        remedy: What the user can do; empty if it is obvious.
+        case_id: The case to leave out under `--skip-bad`; None for a fault of the whole data set.
+        kind: A short stable name for programs, such as ``geometry`` or ``unreadable``.
+    """
+
+    where: str
+    found: str
+    expected: str = ""
+    remedy: str = ""
+    case_id: str | None = None
+    kind: str = "input"
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.found}"
+        if self.expected:
+            line += f", expected {self.expected}"
+        if self.remedy:
+            line += f" ({self.remedy})"
+        return printable(line)
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the fields, for `--json`."""
+        return asdict(self)
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the message says file, found, expected and remedy."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(printable(message))
+        self.faults = tuple(faults)
+
+
+class ReadError(UserError):
+    """A file could not be read as what it should be."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault), faults=[fault])
+        self.fault = fault
+
+
+class FaultsError(UserError):
+    """Several faults found together, reported together."""
+
+    def __init__(self, faults: Sequence[Fault], where: str, advice: str = "") -> None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = [f"{count} in {where}", *(f"  {fault}" for fault in faults)]
+        if advice:
+            lines.append(advice)
+        super().__init__("\n".join(lines), faults=faults)
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped, so that a file's name cannot drive a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which of the `known` names are meant by an unknown `name`.
+
+    Returns:
+        A sentence such as ``did you mean 'unet'? (known: unet, vnet)``.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in close)}? " if close else ""
+    return f"{hint}(known: {', '.join(names)})"

@@ -1,0 +1,122 @@
+"""The data model that every room shares. No room defines these a second time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Losses = dict[str, torch.Tensor]
+"""Named scalar loss terms of one optimiser step; what is minimised is their sum."""
+
+
+class Role(StrEnum):
+    """What a case's label is to training."""
+
+    CLEAN = "clean"  # a careful label
+    UNLABELLED = "unlabelled"  # no label
+    NOISY = "noisy"  # a label that nobody trusts
+    TEST = "test"  # never seen by training, whatever it carries
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a scan lies in the patient, in SimpleITK's convention: (x, y[, z]) order, mm, LPS.
+
+    Attributes:
+        size: Number of pixels along each axis. The NumPy array of the scan has the reversed shape.
+        spacing: mm between pixel centres along each axis.
+        origin: Position of the first pixel's centre, mm.
+        direction: Direction cosines, row-major, n*n numbers.
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def identity(cls, size: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> Geometry:
+        """Return a geometry with unit spacing (unless given), zero origin and axes along the patient's."""
+        n = len(size)
+        direction = tuple(float(v) for v in np.eye(n).ravel())
+        return cls(tuple(size), spacing or (1.0,) * n, (0.0,) * n, direction)
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial dimensions: 2 or 3."""
+        return len(self.size)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image in memory.
+
+    Attributes:
+        array: (C, *S), S in NumPy order ([z,] y, x).
+        geometry: Where it lies.
+    """
+
+    array: npt.NDArray[np.float32]
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject's scan as it lies on disk.
+
+    Attributes:
+        id: Unique name, used in logs and for output files. A plain file name: no separators.
+        images: One file (or DICOM folder) per channel, or one multi-channel file.
+        label: The label file; None where there is none. May equal the image file (HDF5 holds both).
+        role: What the label is to training.
+        patient: Cases of one patient are never split between training and validation; defaults to `id`.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    role: Role = Role.UNLABELLED
+    patient: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.patient:
+            object.__setattr__(self, "patient", self.id)
+
+    def with_role(self, role: Role) -> Case:
+        """Return the same case in another role."""
+        return replace(self, role=role)
+
+
+@dataclass
+class Batch:
+    """What one training step sees. S is the patch shape.
+
+    Attributes:
+        clean_image: (B, C, *S) float, patches of clean cases.
+        clean_label: (B, *S) int64 class indices.
+        image: (U, C, *S) float, patches of unlabelled and noisy cases; None for methods that use none.
+        initial_label: (U, *S) int64, the frozen stage-1 prediction (or the noisy label); None before stage 2.
+        case_ids: The cases drawn: clean first, then unlabelled.
+        seed: Seeds every random draw that the method itself makes in this step (views, noise, dropout).
+    """
+
+    clean_image: torch.Tensor
+    clean_label: torch.Tensor
+    image: torch.Tensor | None = None
+    initial_label: torch.Tensor | None = None
+    case_ids: tuple[str, ...] = field(default=())
+    seed: int = 0
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
