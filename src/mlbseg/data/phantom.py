@@ -1,0 +1,257 @@
+"""The embedded demo data: anatomy-like 3D scans that are generated, so nothing has to be downloaded.
+
+A trunk with fat, muscle, spine and aorta holds the two structures to segment on the subject's one side:
+
+1. an *organ*, bean-shaped, in varying shape, size, pose and place, sometimes with a lesion;
+2. a *vessel*, a tube of two to three voxels that winds along the organ's surface.
+
+What makes it hard is what makes real scans hard. The other side carries a second organ with its own vessel, of the
+same intensity and much the same shape; the aorta looks like the vessel; bowel loops look like pieces of organ.
+Contrast differs from scan to scan, in strength and in sign, and there is a bias field, partial volume and Rician
+noise. A network must therefore learn where things lie and not only how they look, which few labels do not teach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.spatial.transform import Rotation
+
+from mlbseg.errors import UserError
+
+Field = npt.NDArray[np.float64]
+Distance = Callable[[Field], Field]  # positions (3, ...) mm -> signed distance (...) mm, negative inside
+
+CLASS_NAMES = {1: "organ", 2: "vessel"}
+FIELD_OF_VIEW = 96.0  # mm along each axis, so `size` sets the resolution and not what is seen
+SMALLEST = 16  # voxels along an axis; below, the vessel falls between the voxels
+
+
+def phantom(
+    seed: int, *, size: tuple[int, int, int] = (40, 48, 48)
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], tuple[float, float, float]]:
+    """Draw one scan. Equal seeds give equal arrays, bit for bit.
+
+    Args:
+        seed: Decides everything about the scan: anatomy, pose and scanner.
+        size: Voxels (z, y, x), at least 16 each. The field of view is about 96 mm whatever the size.
+
+    Returns:
+        Image (*S) in arbitrary units, label (*S) with 0 background, 1 organ, 2 vessel, and spacing (z, y, x) in mm.
+
+    Raises:
+        ValueError: If `size` is not three axes of at least 16 voxels.
+    """
+    if len(size) != 3 or min(size) < SMALLEST:
+        raise ValueError(f"size is {size}, expected three axes of at least {SMALLEST} voxels")
+    rng = np.random.default_rng(seed)
+    spacing = FIELD_OF_VIEW / np.asarray(size) * rng.uniform(0.94, 1.06)
+    position = _body_coordinates(rng, size, spacing)
+    tissues, label = _anatomy(rng, position, voxel=float(spacing.mean()))
+    image = _acquire(rng, tissues, spacing)
+    z, y, x = (float(v) for v in spacing)
+    return image, label, (z, y, x)
+
+
+def write_phantoms(out: Path, *, count: int, seed: int, size: tuple[int, int, int] = (40, 48, 48)) -> None:
+    """Write `count` scans as `images/phantom_000.nii.gz`, ... and their labels under `labels/`.
+
+    Args:
+        out: A folder that is empty or does not exist yet.
+        count: Number of scans; scan i is `phantom` of a seed derived from (`seed`, i).
+        seed: Seed of the whole set.
+        size: Voxels (z, y, x) of each scan.
+
+    Raises:
+        UserError: If `out` is not an empty folder, or nothing can be written there.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is not an empty folder, expected a new or empty one (name another)")
+        for folder in ("images", "labels"):
+            (out / folder).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror} (name another folder)") from error
+    seeds = np.random.SeedSequence(seed).generate_state(count)
+    for i, one in enumerate(seeds):
+        image, label, spacing = phantom(int(one), size=size)
+        for folder, array in (("images", image), ("labels", label)):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing(spacing[::-1])
+            sitk.WriteImage(volume, str(out / folder / f"phantom_{i:03d}.nii.gz"), useCompression=True)
+
+
+@dataclass
+class _Tissues:
+    """The noise-free scan under construction, and the grey value of each kind of tissue in this scan."""
+
+    image: Field
+    muscle: float
+    fat: float
+    bone: float
+    parenchyma: float
+    blood: float
+
+    def paint(self, occupancy: Field, value: float | Field) -> None:
+        """Lay a structure over what is there; partly filled voxels get the mixture (partial volume)."""
+        self.image += occupancy * (value - self.image)
+
+
+def _body_coordinates(rng: np.random.Generator, size: tuple[int, int, int], spacing: Field) -> Field:
+    """Return for each voxel its place in the body, (3, *S) mm: pose (turn, shift, scale) and a smooth deformation."""
+    axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(size, spacing, strict=True)]
+    scanner = np.stack(np.meshgrid(*axes, indexing="ij"))
+    # Rotation acts on (z, y, x); the subject turns mostly about the long axis, z.
+    turn = Rotation.from_rotvec(np.deg2rad(rng.normal(0, (9, 5, 5)))).as_matrix()
+    shift = rng.uniform(-4, 4, 3).reshape(3, 1, 1, 1)
+    body = np.einsum("ij,j...->i...", turn, scanner - shift) / rng.uniform(0.92, 1.08)
+    for axis in range(3):
+        body[axis] += 2.5 * _smooth_noise(rng, size, 12 / spacing)
+    return body
+
+
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, ...], sigma: Field) -> Field:
+    """Return a Gaussian random field (*S) of unit standard deviation and correlation length `sigma` voxels."""
+    noise: Field = gaussian_filter(rng.standard_normal(size), sigma, mode="reflect", truncate=3)
+    noise -= noise.mean()
+    return noise / noise.std()
+
+
+def _anatomy(
+    rng: np.random.Generator, position: Field, voxel: float
+) -> tuple[_Tissues, npt.NDArray[np.uint8]]:
+    """Place the structures; return the noise-free scan and the label (*S)."""
+    tissues = _contrast(rng, position.shape[1:])
+
+    def filled(distance: Field) -> Field:
+        return np.clip(0.5 - distance / voxel, 0, 1)
+
+    def texture(value: float, strength: float = 0.06) -> Field:
+        spread = np.full(3, 5 / voxel)
+        return value * (1 + strength * _smooth_noise(rng, position.shape[1:], spread))
+
+    z, y, x = position
+    half_y, half_x = rng.uniform(33, 38), rng.uniform(38, 44)
+    body = _ellipsoid(np.stack([z * 0, y, x]), np.zeros(3), np.array([1, half_y, half_x]))
+    tissues.paint(filled(body), tissues.fat)
+    tissues.paint(filled(body + rng.uniform(3, 6)), texture(tissues.muscle, 0.08))
+    spine = np.hypot(y - half_y + 11, x) - rng.uniform(5.5, 7.5)
+    tissues.paint(filled(spine), texture(tissues.bone))
+    # A large, faint organ on the far side only: the landmark that tells left from right.
+    liver = _ellipsoid(position, np.array([12, 2, 22]) + rng.normal(0, 2, 3), rng.uniform(11, 16, 3))
+    tissues.paint(filled(liver), texture((tissues.muscle + tissues.parenchyma) / 2))
+    for _ in range(rng.integers(2, 5)):  # bowel loops
+        centre = np.array([rng.uniform(-40, 5), rng.uniform(-24, -14), rng.uniform(-22, 22)])
+        tissues.paint(
+            filled(_ellipsoid(position, centre, rng.uniform(3.5, 7, 3))), texture(tissues.parenchyma)
+        )
+    aorta = np.hypot(y - half_y + 24 + rng.normal(0, 1.5), x - rng.normal(0, 3)) - rng.uniform(2.8, 4.2)
+    tissues.paint(filled(aorta), tissues.blood)
+
+    label = np.zeros(position.shape[1:], np.uint8)
+    for side in (1, -1):  # the far side first: the same kind of structures, but not the ones asked for
+        centre = np.array([-6, 0, side * 17]) + rng.normal(0, (5, 4, 2.5))
+        organ = _organ(rng, centre)
+        vessel = filled(_vessel(rng, position, organ, centre))
+        inside = organ(position)
+        tissues.paint(filled(inside), texture(tissues.parenchyma))
+        if rng.random() < 0.4:
+            lesion = _ellipsoid(position, centre + rng.normal(0, 4, 3), rng.uniform(2.5, 5, 3))
+            # Within the organ: the lesion is part of it, and its label.
+            tissues.paint(filled(np.maximum(lesion, inside + 1)), tissues.muscle * rng.uniform(0.5, 1.5))
+        tissues.paint(vessel, tissues.blood)
+        if side < 0:
+            label[filled(inside) > 0.5] = 1
+            label[vessel > 0.5] = 2
+    return tissues, label
+
+
+def _contrast(rng: np.random.Generator, size: tuple[int, ...]) -> _Tissues:
+    """Draw the grey values: the organ mostly brighter than muscle and sometimes darker, the blood beyond both."""
+    muscle = rng.uniform(0.4, 0.6)
+    parenchyma = muscle + rng.choice([1, 1, 1, -1]) * rng.uniform(0.1, 0.25)
+    if rng.random() < 0.75:
+        blood = max(muscle, parenchyma) + rng.uniform(0.15, 0.4)
+    else:  # flow void
+        blood = max(0.02, min(muscle, parenchyma) - rng.uniform(0.2, 0.35))
+    return _Tissues(
+        image=np.zeros(size),
+        muscle=muscle,
+        fat=rng.uniform(0.6, 1.1),
+        bone=rng.uniform(0.15, 0.9),
+        parenchyma=parenchyma,
+        blood=blood,
+    )
+
+
+def _ellipsoid(position: Field, centre: Field, radii: Field) -> Field:
+    """Return the signed distance to an ellipsoid, to first order (Quilez' bound: k0 (k0 - 1) / k1)."""
+    column = (3,) + (1,) * (position.ndim - 1)
+    scaled = (position - centre.reshape(column)) / radii.reshape(column)
+    k0 = np.sqrt((scaled**2).sum(0))
+    k1 = np.sqrt(((scaled / radii.reshape(column)) ** 2).sum(0))
+    return k0 * (k0 - 1) / np.maximum(k1, 1e-6)
+
+
+def _organ(rng: np.random.Generator, centre: Field) -> Distance:
+    """Return a bean: a smooth union of three ellipsoids on a bent axis, turned at random."""
+    turn = Rotation.from_rotvec(np.deg2rad(rng.normal(0, (25, 15, 15)))).as_matrix()
+    length, bend = rng.uniform(7, 11), rng.uniform(-4, 4)
+    middles = np.array([[-length, 0, bend], [0, rng.normal(0, 2), -bend], [length, 0, bend]])
+    radii = rng.uniform((6.5, 6, 6), (10, 9.5, 9.5), (3, 3))
+
+    def distance(position: Field) -> Field:
+        column = (3,) + (1,) * (position.ndim - 1)
+        local = np.einsum("ij,j...->i...", turn, position - centre.reshape(column))
+        parts = [_ellipsoid(local, middle, r) for middle, r in zip(middles, radii, strict=True)]
+        return -2 * np.logaddexp.reduce([-part / 2 for part in parts])  # smooth minimum over 2 mm
+
+    return distance
+
+
+def _vessel(rng: np.random.Generator, position: Field, organ: Distance, centre: Field) -> Field:
+    """Return the signed distance (*S) to a tube that winds along the organ's surface from below to above it."""
+    radius = rng.uniform(2.3, 3.2)
+    along = np.linspace(-80, 80, 161)
+    # It starts towards the body's midline (+x or -x as the organ lies) and wanders round the organ.
+    wander = (
+        rng.normal(0, 0.5)
+        + rng.normal(0, 0.02) * along
+        + rng.uniform(0.2, 0.6) * np.sin(along / rng.uniform(7, 14) + rng.uniform(0, 2 * np.pi))
+    )
+    angle = (np.pi if centre[2] > 0 else 0) + wander
+    reach = np.linspace(0, 30, 61)
+    rays = np.stack(
+        [
+            np.broadcast_to(along[:, None], (along.size, reach.size)),
+            np.sin(angle)[:, None] * reach,
+            np.cos(angle)[:, None] * reach,
+        ]
+    ) + centre.reshape(3, 1, 1)
+    within = organ(rays) < 0.8 * radius
+    # The last place on each ray that is in the organ, smoothed: above and below it the vessel comes in towards the axis.
+    surface = np.where(within, reach, 0).max(1)
+    surface = gaussian_filter1d(np.maximum(surface, 4), 3)
+    course = np.stack([np.sin(angle), np.cos(angle)]) * surface + centre[1:, None]
+    slope = np.gradient(course, along, axis=1)
+    z, y, x = position
+    level = z - centre[0]
+    steepness = np.sqrt(1 + np.interp(level, along, (slope**2).sum(0)))
+    across = np.hypot(y - np.interp(level, along, course[0]), x - np.interp(level, along, course[1]))
+    extent = rng.uniform(20, 28)
+    return np.maximum(across / steepness - radius, np.abs(level) - extent)
+
+
+def _acquire(rng: np.random.Generator, tissues: _Tissues, spacing: Field) -> npt.NDArray[np.float32]:
+    """Return what the scanner makes of it: blur (partial volume), bias field, Rician noise, arbitrary units."""
+    blur = rng.uniform(0.6, 1.0) * np.array([1.5, 1, 1])  # mm; slices are thicker than pixels
+    image = gaussian_filter(tissues.image, blur / spacing)
+    image *= np.exp(rng.uniform(0.08, 0.2) * _smooth_noise(rng, image.shape, 30 / spacing))
+    noise = rng.uniform(0.03, 0.06) * rng.standard_normal((2, *image.shape))
+    return (rng.uniform(200, 1500) * np.hypot(image + noise[0], noise[1])).astype(np.float32)
