@@ -1,0 +1,305 @@
+"""One factory over MONAI's segmentation networks, with the same arguments for each.
+
+Every network maps an image (B, in_channels, *S) to logits (B, num_classes, *S), in 2D and in 3D. Each side
+of S must be a multiple of `required_multiple`; the caller crops or pads to that.
+
+What is done to MONAI's networks so that they are alike:
+
+* No activation works in place: in-place operations do not mix with forward-mode differentiation, by which the
+  meta-learned weights are computed.
+* Normalisation is chosen by name for all of them, always with learnt scale and shift.
+* Only parameters that the output depends on are kept, each under one name: no unused heads, no aliases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.layers.factories import Norm
+from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.swin_unetr import SwinUNETR
+from monai.networks.nets.unet import UNet
+from monai.networks.nets.vnet import (
+    DownTransition,
+    InputTransition,
+    OutputTransition,
+    UpTransition,
+    VNet,
+)
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from mlbseg.errors import UserError, nearest
+
+NORMS = ("instance", "group", "batch")
+"""Names of the normalisations. Group norm has 8 groups, or fewer where 8 does not divide the channels."""
+
+_INSTANCE_NORM = ("instance", {"affine": True})
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """How one network is built, and what it asks of its arguments.
+
+    Attributes:
+        build: Called with (ndim, in_channels, num_classes, channels, dropout).
+        min_levels: The least number of `channels`.
+        max_levels: The greatest number of `channels`; None for no bound.
+        halvings: How often the network halves its input; None for once between each two levels.
+    """
+
+    build: Callable[[int, int, int, tuple[int, ...], float], nn.Module]
+    min_levels: int = 1
+    max_levels: int | None = None
+    halvings: int | None = None
+
+
+def make_network(
+    name: str,
+    *,
+    ndim: int,
+    in_channels: int,
+    num_classes: int,
+    channels: Sequence[int],
+    patch_size: Sequence[int] | None = None,
+    norm: str = "instance",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Build a network with weights drawn from torch's global generator.
+
+    Args:
+        name: A key of `NETWORKS`, which says what each makes of `channels`.
+        ndim: Number of spatial dimensions, 2 or 3.
+        in_channels: Channels of the image.
+        num_classes: Classes, background among them.
+        channels: Feature maps at each level, full resolution first.
+        patch_size: Sides of the patches to train on, voxels; checked where given.
+        norm: One of `NORMS`.
+        dropout: Probability of dropping a feature, in [0, 1).
+
+    Returns:
+        A module from (B, in_channels, *S) to logits (B, num_classes, *S).
+
+    Raises:
+        UserError: A name is unknown, or the network cannot be built for these arguments.
+    """
+    builder = _lookup(name)
+    widths = tuple(channels)
+    if ndim not in (2, 3):
+        raise UserError(f"network {name}: {ndim} spatial dimensions, expected 2 or 3")
+    if norm not in NORMS:
+        raise UserError(f"unknown norm {norm!r}: {nearest(norm, NORMS)}")
+    if min(in_channels, num_classes) < 1:
+        raise UserError(
+            f"network {name}: {in_channels} image channels, {num_classes} classes, expected 1 or more of each"
+        )
+    if not 0 <= dropout < 1:
+        raise UserError(
+            f"network {name}: dropout {dropout:g}, expected a probability of at least 0 and below 1"
+        )
+    _check_channels(name, builder, widths)
+    if patch_size is not None:
+        _check_patch(name, ndim, tuple(patch_size), required_multiple(name, widths), norm)
+
+    network = builder.build(ndim, in_channels, num_classes, widths, dropout)
+    _set_norm(network, norm, ndim)
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]
+    return network
+
+
+def required_multiple(name: str, channels: Sequence[int]) -> int:
+    """Return what each side of the input must be a multiple of, in voxels.
+
+    Args:
+        name: A key of `NETWORKS`.
+        channels: As for `make_network`.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    halvings = _lookup(name).halvings
+    return int(2 ** (len(channels) - 1 if halvings is None else halvings))
+
+
+def _lookup(name: str) -> Builder:
+    if name not in NETWORKS:
+        raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
+    return NETWORKS[name]
+
+
+def _check_channels(name: str, builder: Builder, channels: tuple[int, ...]) -> None:
+    if any(width < 1 for width in channels):
+        raise UserError(f"network {name}: channels {list(channels)}, expected positive numbers")
+    if builder.max_levels == builder.min_levels and len(channels) != builder.min_levels:
+        raise UserError(f"network {name}: {len(channels)} levels of channels, expected {builder.min_levels}")
+    if len(channels) < builder.min_levels:
+        raise UserError(
+            f"network {name}: {len(channels)} levels of channels, expected at least {builder.min_levels}"
+        )
+
+
+def _check_patch(name: str, ndim: int, patch_size: tuple[int, ...], multiple: int, norm: str) -> None:
+    shape = "×".join(map(str, patch_size))
+    if len(patch_size) != ndim:
+        raise UserError(f"network {name}: patch {shape}, expected {ndim} sides")
+    if any(side < 1 or side % multiple for side in patch_size):
+        fits = "×".join(str(max(1, math.ceil(side / multiple)) * multiple) for side in patch_size)
+        raise UserError(
+            f"network {name}: patch {shape}, expected sides that are multiples of {multiple}, such as {fits}"
+        )
+    if norm == "instance" and all(side == multiple for side in patch_size):
+        # One voxel at the lowest level has no variance: its normalised value would be 0 whatever the image.
+        raise UserError(
+            f"network {name}: patch {shape} leaves one voxel at the lowest level, where instance norm "
+            f"has nothing to normalise, expected a side of {2 * multiple} or more (or norm: group)"
+        )
+
+
+def _set_norm(network: nn.Module, norm: str, ndim: int) -> None:
+    """Replace every instance and batch norm by `norm`; a transformer's layer norms stay."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _InstanceNorm | _BatchNorm):
+                setattr(parent, name, _norm_layer(norm, child.num_features, ndim))
+
+
+def _norm_layer(norm: str, width: int, ndim: int) -> nn.Module:
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(8, width), width)
+    layer: nn.Module = Norm[norm, ndim](width, affine=True)
+    return layer
+
+
+def _unet(
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+) -> nn.Module:
+    net: nn.Module = UNet(
+        ndim,
+        in_channels,
+        num_classes,
+        channels=channels,
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=2,
+        norm=_INSTANCE_NORM,
+        dropout=dropout,
+    )
+    return net
+
+
+class _UNetPlusPlus(BasicUNetPlusPlus):
+    """UNet++ that answers with the logits of its last node alone."""
+
+    def __init__(
+        self, ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+    ) -> None:
+        super().__init__(
+            ndim,
+            in_channels,
+            num_classes,
+            features=(*channels, channels[0]),
+            norm=_INSTANCE_NORM,
+            dropout=dropout,
+        )
+        # The heads of deep supervision: computed by MONAI's forward, then thrown away.
+        self.final_conv_0_1 = self.final_conv_0_2 = self.final_conv_0_3 = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = super().forward(x)[0]
+        return logits
+
+
+class _VNet(VNet):
+    """V-Net of any width; MONAI's own is fixed at 16 feature maps."""
+
+    def __init__(
+        self, ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+    ) -> None:
+        nn.Module.__init__(self)  # VNet's own would first build the network of width 16
+        act = "elu"
+        width = channels[0]
+        if width % in_channels:  # the input is repeated and added to the first feature maps
+            raise UserError(
+                f"network vnet: {width} channels at the first level for an image of {in_channels} channels, "
+                f"expected a multiple of {in_channels}"
+            )
+        down, up = dropout, (dropout, dropout)
+        self.in_tr = InputTransition(ndim, in_channels, width, act)
+        self.down_tr32 = DownTransition(ndim, width, 1, act)
+        self.down_tr64 = DownTransition(ndim, 2 * width, 2, act)
+        self.down_tr128 = DownTransition(ndim, 4 * width, 3, act, down, dropout_dim=ndim)
+        self.down_tr256 = DownTransition(ndim, 8 * width, 2, act, down, dropout_dim=ndim)
+        self.up_tr256 = UpTransition(ndim, 16 * width, 16 * width, 2, act, up, dropout_dim=ndim)
+        self.up_tr128 = UpTransition(ndim, 16 * width, 8 * width, 2, act, up, dropout_dim=ndim)
+        self.up_tr64 = UpTransition(ndim, 8 * width, 4 * width, 1, act, (None, dropout), dropout_dim=ndim)
+        self.up_tr32 = UpTransition(ndim, 4 * width, 2 * width, 1, act, (None, dropout), dropout_dim=ndim)
+        self.out_tr = OutputTransition(ndim, 2 * width, num_classes, act)
+
+
+def _dynunet(
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+) -> nn.Module:
+    halvings = len(channels) - 1
+    net = DynUNet(
+        ndim,
+        in_channels,
+        num_classes,
+        kernel_size=(3,) * len(channels),
+        strides=(1,) + (2,) * halvings,
+        upsample_kernel_size=(2,) * halvings,
+        filters=channels,
+        dropout=dropout or None,
+        norm_name=_INSTANCE_NORM,
+    )
+    # The same blocks hang in `skip_layers`, which is what runs; safetensors refuses a tensor of two names.
+    del net.input_block, net.downsamples, net.bottleneck, net.upsamples
+    for module in net.output_block.modules():
+        if isinstance(module, Convolution) and hasattr(module, "adn"):
+            del module.adn  # MONAI would drop logits, not features
+    network: nn.Module = net
+    return network
+
+
+def _swin_unetr(
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+) -> nn.Module:
+    if channels[0] % 12:
+        raise UserError(
+            f"network swin-unetr: {channels[0]} channels at the first level, expected a multiple of 12"
+        )
+    net: nn.Module = SwinUNETR(
+        in_channels,
+        num_classes,
+        feature_size=channels[0],
+        norm_name=_INSTANCE_NORM,
+        drop_rate=dropout,
+        spatial_dims=ndim,
+    )
+    return net
+
+
+NETWORKS: dict[str, Builder] = {
+    "unet": Builder(_unet, min_levels=2),
+    "unet++": Builder(_UNetPlusPlus, min_levels=5, max_levels=5),
+    "vnet": Builder(_VNet, halvings=4),
+    "dynunet": Builder(_dynunet, min_levels=3),
+    "swin-unetr": Builder(_swin_unetr, halvings=5),
+}
+"""The networks, and what each makes of `channels`:
+
+* ``unet``: residual U-Net (Kerfoot et al. 2018), one level per entry; its first convolution already halves,
+  which makes it the fastest.
+* ``unet++``: nested U-Net (Zhou et al. 2018), five levels; the MLB-Seg paper's has (64, 128, 256, 512, 1024).
+* ``vnet``: V-Net (Milletari et al. 2016), always five levels of 1, 2, 4, 8, 16 times the first entry (16 in
+  the original); the other entries are not used.
+* ``dynunet``: nnU-Net's plain U-Net (Isensee et al. 2021), one level per entry.
+* ``swin-unetr``: Swin UNETR (Hatamizadeh et al. 2022), always 1, 2, 4, 8, 16 times the first entry, a
+  multiple of 12; the other entries are not used.
+"""
