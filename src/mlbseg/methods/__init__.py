@@ -1,0 +1,26 @@
+"""The methods. To add one: write its file, add a line here; the contract tests cover it."""
+
+from mlbseg.errors import UserError, nearest
+from mlbseg.methods.base import Method
+from mlbseg.methods.mlb import MLB
+from mlbseg.methods.supervised import Supervised
+
+METHODS: dict[str, type[Method]] = {
+    "mlb": MLB,
+    "supervised": Supervised,
+}
+
+
+def find_method(name: str) -> type[Method]:
+    """Return the method of that name.
+
+    Raises:
+        UserError: naming the nearest ones.
+    """
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise UserError(f"unknown method {name!r}: {nearest(name, METHODS)}") from None
+
+
+__all__ = ["METHODS", "Method", "find_method"]

@@ -1,0 +1,33 @@
+"""The mean teacher: an exponential moving average of the student (Tarvainen & Valpola, NeurIPS 2017)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """Return a copy of the student that no gradient ever reaches."""
+    teacher = copy.deepcopy(student)
+    return teacher.requires_grad_(requires_grad=False)
+
+
+def decay_at(step: int, max_decay: float) -> float:
+    """Return the decay a = min(1 - 1/(step + 1), max_decay); `step` is the global step, counted from 0.
+
+    The public MLB-Seg code counts within the epoch, so that the teacher turns into the student at every
+    epoch's start; the global step is what the mean teacher's paper means.
+    """
+    return min(1 - 1 / (step + 1), max_decay)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, step: int, max_decay: float) -> None:
+    """Move the teacher towards the student in place: θ' ← a θ' + (1 - a) θ; buffers are copied."""
+    weight = 1 - decay_at(step, max_decay)
+    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        mine.lerp_(theirs, weight)
+    for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+        mine.copy_(theirs)

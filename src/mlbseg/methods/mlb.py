@@ -1,0 +1,214 @@
+"""MLB-Seg: bootstrap from few labels with per-pixel meta-weights (Wei et al., MICCAI 2023, arXiv 2307.11604)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlbseg.core.losses import (
+    cross_entropy_map,
+    pairwise_consistency,
+    prediction_distance,
+    residual_map,
+    supervised_loss,
+)
+from mlbseg.core.metaweights import (
+    Direction,
+    alignment,
+    directional_derivative,
+    gradient,
+    normalise,
+    virtual_step,
+)
+from mlbseg.core.teacher import make_teacher, update_teacher
+from mlbseg.core.views import ZOOM, Views, draw_views
+from mlbseg.methods.base import Method
+from mlbseg.types import Batch, Losses
+
+PAPER_VIEWS = ("zoom-in", "zoom-out", "zoom-out", "flip")
+
+
+class MLB(Method):
+    """Stage 2 of MLB-Seg; the student comes trained from stage 1.
+
+    Args:
+        student: The network, with the weights of stage 1.
+        mode: ``joint`` takes the clean gradient v where the model stands and uses it twice, as the direction of
+            the weights and as the clean part of one update. ``paper`` takes it after a virtual step on the
+            consistency terms and follows the weighted step by a step on the clean batch.
+        views: The kinds of the views after the identity (see `draw_views`).
+        flip_axes: Axes that a flip view may turn; None for all.
+        zoom: The range of the zoom views (see `draw_views`).
+        per_residual: Divide each alignment by its pixel's residual 1 - p(label), so that a pixel counts by
+            the direction in which it pushes and not by how far the prediction is from its label. Without it
+            (the paper) borders and wrong labels, which have the largest residuals, take most of the weight.
+        teacher_decay: a_max of the mean teacher.
+        teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
+        pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
+        consistency_weight: Factor of L_ple + L_mt.
+        chunk: Images per forward-mode pass; None for all at once.
+    """
+
+    uses_unlabelled = True
+    needs_initial_labels = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        mode: Literal["joint", "paper"] = "joint",
+        views: Sequence[str] = PAPER_VIEWS,
+        flip_axes: Sequence[int] | None = None,
+        zoom: tuple[float, float] = ZOOM,
+        per_residual: bool = False,
+        teacher_decay: float = 0.99,
+        teacher_noise: float = 0.1,
+        pseudo_weight: float = 1.0,
+        consistency_weight: float = 1.0,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(student)
+        self.teacher = make_teacher(student)
+        self.mode = mode
+        self.views = tuple(views)
+        self.flip_axes = flip_axes
+        self.zoom = zoom
+        self.per_residual = per_residual
+        self.teacher_decay = teacher_decay
+        self.teacher_noise = teacher_noise
+        self.pseudo_weight = pseudo_weight
+        self.consistency_weight = consistency_weight
+        self.chunk = chunk
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Yield one loss in joint mode, two (the weighted step, then the clean step) in paper mode."""
+        if batch.image is None or batch.initial_label is None:
+            raise ValueError("MLB needs unlabelled images and their initial labels in every batch")
+        generator = torch.Generator().manual_seed(batch.seed)
+        yield from (self._joint if self.mode == "joint" else self._paper)(
+            batch, batch.image, batch.initial_label, generator
+        )
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher, by the global step."""
+        update_teacher(self.teacher, self.student, step, self.teacher_decay)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return teacher and student; the teacher predicts unless told otherwise."""
+        return {"teacher": self.teacher, "student": self.student}
+
+    def _joint(
+        self, batch: Batch, image: Tensor, initial: Tensor, generator: torch.Generator
+    ) -> Iterator[Losses]:
+        clean = supervised_loss(self.student(batch.clean_image).float(), batch.clean_label)
+        v = gradient(clean, self.student)
+
+        views = self._draw(image, generator)
+        x = views.expand(image)
+        labels, weights = self._weigh(x, views, initial, v)
+        logits = self.student(x).float()
+        yield {
+            "clean": _linearised(clean, v, self.student),
+            **self._weighted(logits, labels, weights),
+            **self._consistency(logits, x, views, generator),
+        }
+
+    def _paper(
+        self, batch: Batch, image: Tensor, initial: Tensor, generator: torch.Generator
+    ) -> Iterator[Losses]:
+        if self.optimiser is None:
+            raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
+        views = self._draw(image, generator)
+        x = views.expand(image)
+        logits = self.student(x).float()
+        consistency = self._consistency(logits, x, views, generator)
+
+        # The virtual step at w = 0 follows the consistency terms alone; v is the clean gradient there.
+        ahead = virtual_step(
+            self.student,
+            gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True),
+            self.optimiser,
+        )
+        clean_views = self._draw(batch.clean_image, generator)
+        clean_x = clean_views.expand(batch.clean_image)
+        clean_label = clean_views.expand_label(batch.clean_label)
+        v = _gradient_at(ahead, self.student, clean_x, clean_label)
+        labels, weights = self._weigh(x, views, initial, v)
+        yield {**self._weighted(logits, labels, weights), **consistency}
+
+        logits = self.student(clean_x).float()
+        terms = self._consistency(logits, clean_x, clean_views, generator)
+        yield {
+            "clean": supervised_loss(logits, clean_label),
+            **{f"clean_{name}": term for name, term in terms.items()},
+        }
+
+    def _draw(self, image: Tensor, generator: torch.Generator) -> Views:
+        return draw_views(
+            len(image),
+            image.ndim - 2,
+            self.views,
+            generator=generator,
+            device=image.device,
+            flip_axes=self.flip_axes,
+            zoom=self.zoom,
+        )
+
+    def _weigh(
+        self, x: Tensor, views: Views, initial: Tensor, v: Direction
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return labels and weights of both sources, each (V * B, *S), by source name."""
+        logits, tangent = directional_derivative(self.student, v, x, chunk=self.chunk)
+        logits, tangent = logits.float(), tangent.float()
+        pseudo = views.pseudo_label(torch.softmax(logits, 1))
+        # What is padding in the scan has no pseudo label either.
+        pseudo = torch.where(initial < 0, initial, pseudo)
+        labels = {"initial": views.expand_label(initial), "pseudo": views.expand_label(pseudo)}
+        alignments = []
+        for label in labels.values():
+            g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, tangent)  # type: ignore[misc]
+            if self.per_residual:
+                g = g / residual_map(logits, label).clamp(min=1e-3)
+            alignments.append(g)
+        weights = dict(zip(labels, normalise(alignments), strict=True))
+        for name, label in labels.items():
+            known = (label >= 0).sum().clamp(min=1)
+            self.monitors[f"kept_{name}"] = (weights[name] > 0).sum() / known
+            self.monitors[f"mass_{name}"] = weights[name].sum()
+        return labels, weights
+
+    def _weighted(self, logits: Tensor, labels: dict[str, Tensor], weights: dict[str, Tensor]) -> Losses:
+        """Return Σ w c for each label source; the weights of both sources sum to 1."""
+        return {
+            name: self.pseudo_weight * (weights[name] * cross_entropy_map(logits, label)).sum()
+            for name, label in labels.items()
+        }
+
+    def _consistency(self, logits: Tensor, x: Tensor, views: Views, generator: torch.Generator) -> Losses:
+        """Return L_ple and L_mt."""
+        noise = torch.randn(x.shape, generator=generator).to(x) * self.teacher_noise
+        with torch.no_grad():
+            taught = self.teacher(x + noise).float()
+        terms = {"teacher": prediction_distance(logits, taught, views.valid(x.shape[2:]))}
+        if self.views:
+            terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)))
+        return {name: self.consistency_weight * term for name, term in terms.items()}
+
+
+def _linearised(loss: Tensor, v: Direction, model: nn.Module) -> Tensor:
+    """Return a scalar with the value of `loss` and the gradient v, whose backward pass costs nothing more."""
+    parameters = dict(model.named_parameters())
+    return loss.detach() + torch.stack([(p * v[n]).sum() - (p.detach() * v[n]).sum() for n, p in parameters.items() if n in v]).sum()
+
+
+def _gradient_at(ahead: dict[str, Tensor], model: nn.Module, x: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Return the supervised loss's gradient at the parameters `ahead`, leaving the model as it is."""
+    ahead = {name: p.detach().requires_grad_() for name, p in ahead.items()}
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    loss = supervised_loss(functional_call(model, {**ahead, **buffers}, (x,)).float(), label)
+    grads = torch.autograd.grad(loss, list(ahead.values()), materialize_grads=True)
+    return dict(zip(ahead, grads, strict=True))
