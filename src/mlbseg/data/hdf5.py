@@ -1,0 +1,49 @@
+"""HDF5 scans of the Left Atrium kind: data sets `image` and `label` with axes (x, y[, z])."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mlbseg.data.geometry import shown
+from mlbseg.data.headers import fail
+from mlbseg.types import Geometry
+
+
+@contextmanager
+def open_dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
+    """Open a data set of an HDF5 file of the Left Atrium kind; links into other files are not followed."""
+    try:
+        with h5py.File(path) as file:
+            link = file.get(name, getlink=True)
+            dataset = file.get(name) if isinstance(link, h5py.HardLink) else None
+            if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+                fail(
+                    path,
+                    f"no data set {name!r} (found: {', '.join(file) or 'nothing'})",
+                    f"{name!r}",
+                    kind="hdf5",
+                )
+            if dataset.dtype.kind not in "buif":
+                fail(path, f"data set {name!r} of type {dataset.dtype}", "real numbers", kind="hdf5")
+            yield dataset
+    except OSError as error:
+        reason = str(error).split("(")[-1].rstrip(")")[:100]
+        fail(path, f"cannot be read: {reason}", "a complete HDF5 file", "copy it again")
+
+
+def geometry(path: Path, dataset: h5py.Dataset) -> Geometry:
+    """Return the geometry of a data set: 1 mm unless an attribute `spacing` (x, y[, z]) says more."""
+    if dataset.ndim not in (2, 3):
+        fail(path, f"{dataset.ndim}D data set", "2D or 3D", "split it into channels or time points", "4d")
+    given = dataset.attrs.get("spacing", dataset.file.attrs.get("spacing"))
+    if given is None:
+        return Geometry.identity(dataset.shape)
+    spacing = tuple(float(v) for v in np.ravel(given))
+    if len(spacing) != dataset.ndim or not (np.isfinite(spacing).all() and min(spacing) > 0):
+        fail(path, f"spacing {shown(spacing)}", f"{dataset.ndim} finite numbers above 0", kind="spacing")
+    return Geometry.identity(dataset.shape, spacing)
