@@ -163,6 +163,13 @@ def _check_patch(name: str, ndim: int, patch_size: tuple[int, ...], multiple: in
         )
 
 
+class _GroupNorm(nn.GroupNorm):
+    """Group norm for any memory layout; torch 2.13's forward-mode rule takes contiguous tensors only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.contiguous())
+
+
 def _set_norm(network: nn.Module, norm: str, ndim: int) -> None:
     """Replace every instance and batch norm by `norm`; a transformer's layer norms stay."""
     for parent in list(network.modules()):
@@ -173,7 +180,7 @@ def _set_norm(network: nn.Module, norm: str, ndim: int) -> None:
 
 def _norm_layer(norm: str, width: int, ndim: int) -> nn.Module:
     if norm == "group":
-        return nn.GroupNorm(math.gcd(8, width), width)
+        return _GroupNorm(math.gcd(8, width), width)
     layer: nn.Module = Norm[norm, ndim](width, affine=True)
     return layer
 

@@ -1,0 +1,261 @@
+"""What every network of the factory must do, and what it must refuse."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import nn
+from torch.func import functional_call
+
+from mlbseg.errors import UserError
+from mlbseg.nets import NETWORKS, NORMS, make_network, required_multiple
+
+# The least that each accepts, so that the suite is quick.
+TINY = {
+    "unet": (4, 6, 8),
+    "unet++": (4, 4, 4, 4, 4),
+    "vnet": (3,),
+    "dynunet": (4, 5, 6),
+    "swin-unetr": (12,),
+}
+needs_einops = pytest.mark.skipif(
+    find_spec("einops") is None, reason="einops is missing: pip install -e .[dev]"
+)
+runnable = [pytest.param(n, marks=needs_einops if n == "swin-unetr" else ()) for n in NETWORKS]
+every_network = pytest.mark.parametrize("name", runnable)
+every_ndim = pytest.mark.parametrize("ndim", [2, 3])
+
+Tensors = dict[str, torch.Tensor]
+
+
+def build(name: str, ndim: int, seed: int = 0, **changes: object) -> nn.Module:
+    torch.manual_seed(seed)
+    arguments = {"in_channels": 3, "num_classes": 5, "channels": TINY[name], **changes}
+    return make_network(name, ndim=ndim, **arguments)  # type: ignore[arg-type]
+
+
+def scan(name: str, ndim: int, channels: int = 3) -> torch.Tensor:
+    """Images of the least size with more than one voxel at the lowest level."""
+    batch = 4 - ndim
+    multiple = required_multiple(name, TINY[name])
+    sides = (2 * multiple, multiple, multiple)[:ndim]
+    return torch.randn(batch, channels, *sides, generator=torch.Generator().manual_seed(1))
+
+
+def drawn_like(parameters: Tensors, seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in parameters.items()}
+
+
+def tangent_of(network: nn.Module, direction: Tensors, image: torch.Tensor) -> torch.Tensor:
+    parameters = {k: p.detach() for k, p in network.named_parameters()}
+    with torch.no_grad(), fwd.dual_level():
+        duals = {k: fwd.make_dual(p, direction[k]) for k, p in parameters.items()}
+        tangent = fwd.unpack_dual(functional_call(network, duals, (image,))).tangent
+    assert tangent is not None
+    return tangent
+
+
+def test_the_table_and_this_suite_know_the_same_networks() -> None:
+    assert set(TINY) == set(NETWORKS)
+
+
+@every_network
+@every_ndim
+@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 5)])
+def test_logits_have_the_size_of_the_image(name: str, ndim: int, channels: int, classes: int) -> None:
+    image = scan(name, ndim, channels)
+    network = build(name, ndim, in_channels=channels, num_classes=classes)
+    for training in (True, False):
+        logits = network.train(training)(image)
+        assert logits.shape == (len(image), classes, *image.shape[2:])
+        assert torch.isfinite(logits).all()
+        assert logits.std() > 0
+
+
+@every_network
+@every_ndim
+def test_gradient_reaches_every_parameter(name: str, ndim: int) -> None:
+    network = build(name, ndim)
+    network(scan(name, ndim)).pow(3).mean().backward()
+    assert [k for k, p in network.named_parameters() if p.grad is None] == []
+    # A norm undoes the bias before it, so only the weights must feel something.
+    weights = {k: p.grad for k, p in network.named_parameters() if p.ndim > 1}
+    assert weights
+    assert [k for k, grad in weights.items() if not grad.abs().sum() > 0] == []
+
+
+@every_network
+@pytest.mark.parametrize("norm", NORMS)
+def test_forward_mode_agrees_with_reverse_mode(name: str, norm: str) -> None:
+    network = build(name, 2, norm=norm).double()
+    image = scan(name, 2).double()
+    parameters = dict(network.named_parameters())
+    direction = drawn_like(parameters, seed=2)
+    tangent = tangent_of(network, direction, image)
+
+    logits = network(image)
+    cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    gradients = torch.autograd.grad(logits, list(parameters.values()), cotangent)
+    backward = sum((g * direction[k]).sum() for k, g in zip(parameters, gradients, strict=True))
+    forward = (cotangent * tangent).sum()
+    scale = cotangent.norm() * tangent.norm()
+    assert abs(forward - backward) < 1e-10 * scale
+
+
+@every_network
+@every_ndim
+def test_forward_mode_agrees_with_a_finite_difference(name: str, ndim: int) -> None:
+    # Batch norm in evaluation mode is linear: over so few voxels the others bend too much to be differenced.
+    network = build(name, ndim, norm="batch").double().eval()
+    image = scan(name, ndim).double()
+    parameters = {k: p.detach() for k, p in network.named_parameters()}
+    direction = drawn_like(parameters, seed=2)
+    step = 1e-9
+
+    def at(t: float) -> torch.Tensor:
+        moved = {k: p + t * direction[k] for k, p in parameters.items()}
+        with torch.no_grad():
+            return functional_call(network, moved, (image,))
+
+    difference = (at(step) - at(-step)) / (2 * step)
+    tangent = tangent_of(network, direction, image)
+    assert (difference - tangent).norm() < 1e-5 * tangent.norm()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "swin-unetr"])
+def test_forward_mode_does_not_mind_the_memory_layout(name: str, norm: str) -> None:
+    network = build(name, 3, norm=norm).double()
+    image = scan(name, 3).double()
+    direction = drawn_like(dict(network.named_parameters()), seed=2)
+    expected = tangent_of(network, direction, image)
+    network.to(memory_format=torch.channels_last_3d)
+    found = tangent_of(network, direction, image.to(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@every_ndim
+def test_nothing_works_in_place(name: str, ndim: int) -> None:
+    network = build(name, ndim, dropout=0.1)
+    assert [m for m in network.modules() if getattr(m, "inplace", False)] == []
+    assert any(hasattr(m, "inplace") for m in network.modules()) or name == "unet"
+
+
+@every_network
+def test_weights_survive_a_file_that_allows_no_aliases(name: str, tmp_path: Path) -> None:
+    saved, other = build(name, 2, seed=1), build(name, 2, seed=2)
+    image = scan(name, 2)
+    assert not torch.equal(saved(image), other(image))
+    safetensors.torch.save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(saved(image), other(image))
+    assert torch.equal(copy.deepcopy(saved)(image), saved(image))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_seed_decides_the_weights(name: str) -> None:
+    first, again, other = (list(build(name, 2, seed=s).state_dict().values()) for s in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("norm", "wanted"), [("instance", nn.InstanceNorm2d), ("group", nn.GroupNorm), ("batch", nn.BatchNorm2d)]
+)
+def test_every_norm_is_the_one_asked_for_and_learns(name: str, norm: str, wanted: type[nn.Module]) -> None:
+    kinds = (nn.InstanceNorm2d, nn.GroupNorm, nn.BatchNorm2d)
+    norms = [m for m in build(name, 2, norm=norm).modules() if isinstance(m, kinds)]
+    assert norms
+    assert all(isinstance(m, wanted) and m.weight is not None and m.bias is not None for m in norms)
+
+
+@every_network
+def test_dropout_acts_in_training_only_and_never_on_the_logits(name: str) -> None:
+    network = build(name, 2, dropout=0.5)
+    image = scan(name, 2)
+    torch.manual_seed(0)
+    assert not torch.equal(network(image), network(image))
+    assert (network(image) != 0).all()
+    network.eval()
+    assert torch.equal(network(image), network(image))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "multiple"),
+    [
+        ("unet", (8, 16), 2),
+        ("unet", (8, 16, 32, 64), 8),
+        ("unet++", (64, 128, 256, 512, 1024), 16),
+        ("vnet", (16,), 16),
+        ("dynunet", (32, 64, 128, 256), 8),
+        ("swin-unetr", (24, 48), 32),
+    ],
+)
+def test_required_multiple(name: str, channels: Sequence[int], multiple: int) -> None:
+    assert required_multiple(name, channels) == multiple
+
+
+def test_the_papers_network_can_be_built() -> None:
+    with torch.device("meta"):
+        network = make_network(
+            "unet++",
+            ndim=2,
+            in_channels=1,
+            num_classes=2,
+            channels=(64, 128, 256, 512, 1024),
+            patch_size=(144, 144),
+        )
+    widths = {m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)}
+    assert widths == {2, 64, 128, 256, 512, 1024}
+
+
+REFUSED = [
+    ("unett", {}, "unknown network 'unett': did you mean 'unet'"),
+    ("unet", {"norm": "batsh"}, "unknown norm 'batsh': did you mean 'batch'"),
+    ("unet", {"ndim": 4}, "4 spatial dimensions, expected 2 or 3"),
+    ("unet", {"num_classes": 0}, "0 classes, expected 1 or more"),
+    ("unet", {"in_channels": 0}, "0 image channels, 2 classes"),
+    ("unet", {"dropout": 1.0}, "dropout 1, expected a probability"),
+    ("unet", {"channels": (8,)}, "1 levels of channels, expected at least 2"),
+    ("unet", {"channels": (8, 0)}, r"channels \[8, 0\], expected positive"),
+    ("unet++", {"channels": (8, 16, 32)}, "3 levels of channels, expected 5"),
+    ("dynunet", {"channels": (8, 16)}, "2 levels of channels, expected at least 3"),
+    ("vnet", {"in_channels": 3, "channels": (16,)}, "16 channels .* image of 3 .* multiple of 3"),
+    ("swin-unetr", {"channels": (16,)}, "16 channels .* multiple of 12"),
+    ("unet", {"patch_size": (16, 16)}, "patch 16×16, expected 3 sides"),
+    ("unet", {"patch_size": (16, 18, 16)}, "patch 16×18×16, .* multiples of 4, such as 16×20×16"),
+    ("unet", {"patch_size": (0, 8, 8)}, "such as 4×8×8"),
+    ("swin-unetr", {"channels": (12,), "patch_size": (48, 48, 48)}, "multiples of 32, such as 64×64×64"),
+    ("unet", {"patch_size": (4, 4, 4)}, "one voxel at the lowest level, .* a side of 8 or more"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
+def test_the_impossible_is_refused_with_what_is_needed(
+    name: str, changes: dict[str, object], message: str
+) -> None:
+    arguments: dict[str, object] = {"ndim": 3, "in_channels": 1, "num_classes": 2, "channels": (4, 8, 8)}
+    with pytest.raises(UserError, match=message):
+        make_network(name, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_required_multiple_of_an_unknown_network_is_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown network 'v-net': did you mean 'vnet'"):
+        required_multiple("v-net", (16,))
+
+
+def test_one_voxel_at_the_lowest_level_is_no_fault_for_group_norm() -> None:
+    network = make_network(
+        "unet", ndim=2, in_channels=1, num_classes=2, channels=(16, 32), patch_size=(2, 2), norm="group"
+    )
+    assert network(torch.randn(1, 1, 2, 2)).shape == (1, 2, 2, 2)
