@@ -1,0 +1,192 @@
+"""The facts about a data set that a plan rests on. No test case is opened for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlbseg.data.lattice import array_shape, content_box, crop, reorient
+from mlbseg.data.readers import read_label, read_scan
+from mlbseg.errors import UserError
+from mlbseg.types import Case, Role
+
+SAMPLE = 200_000
+"""Voxels, evenly strided, from which a scan's percentiles are taken."""
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Intensities of one channel over one region of one scan.
+
+    Attributes:
+        low: 0.5th percentile.
+        median: 50th percentile.
+        high: 99.5th percentile.
+        mean: Mean.
+        std: Standard deviation.
+    """
+
+    low: float
+    median: float
+    high: float
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.float32]) -> Intensity | None:
+        """Describe `values` (n,); None if there are none."""
+        if not values.size:
+            return None
+        sample = values[:: max(1, values.size // SAMPLE)].astype(np.float64)
+        low, median, high = np.percentile(sample, [0.5, 50, 99.5])
+        return cls(float(low), float(median), float(high), float(sample.mean()), float(sample.std()))
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Facts about one case. Array order, 3D scans turned to LPS: z (to S), y (to P), x (to L).
+
+    Attributes:
+        id: The case.
+        role: Its role.
+        size: Voxels along each axis.
+        spacing: mm along each axis.
+        box_size: Size of the box of non-background voxels (with a margin).
+        channels: Number of channels.
+        minimum: Smallest value of each channel: its background.
+        integers: Whether each channel holds whole numbers only.
+        content: Intensities of each channel's voxels above its minimum; None for a constant channel.
+        foreground: Intensities of each channel under the label; empty unless the case is clean.
+        label_voxels: Voxels of each label value; empty unless the case is clean or noisy.
+    """
+
+    id: str
+    role: Role
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    box_size: tuple[int, ...]
+    channels: int
+    minimum: tuple[float, ...]
+    integers: tuple[bool, ...]
+    content: tuple[Intensity | None, ...]
+    foreground: tuple[Intensity | None, ...]
+    label_voxels: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training cases of a data set have in common."""
+
+    cases: tuple[CaseFacts, ...]
+
+    @property
+    def scan_ndim(self) -> int:
+        """2 or 3."""
+        return len(self.cases[0].size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every scan."""
+        return self.cases[0].channels
+
+    @property
+    def spacings(self) -> npt.NDArray[np.float64]:
+        """(cases, axes), mm, array order."""
+        return np.array([case.spacing for case in self.cases])
+
+    @property
+    def sizes(self) -> npt.NDArray[np.float64]:
+        """(cases, axes), voxels, array order."""
+        return np.array([case.size for case in self.cases], float)
+
+    @property
+    def box_sizes(self) -> npt.NDArray[np.float64]:
+        """(cases, axes), voxels of the non-background box, array order."""
+        return np.array([case.box_size for case in self.cases], float)
+
+    @property
+    def median_spacing(self) -> tuple[float, ...]:
+        """Median over cases, mm, array order."""
+        return tuple(float(v) for v in np.median(self.spacings, axis=0))
+
+    @property
+    def median_size(self) -> tuple[float, ...]:
+        """Median over cases, voxels, array order."""
+        return tuple(float(v) for v in np.median(self.sizes, axis=0))
+
+    def count(self, *roles: Role) -> int:
+        """Return the number of cases in any of `roles`."""
+        return sum(case.role in roles for case in self.cases)
+
+    def label_values(self) -> tuple[int, ...]:
+        """Return the values in the clean labels (in the noisy ones if no label is clean), sorted."""
+        for role in (Role.CLEAN, Role.NOISY):
+            values = {v for case in self.cases if case.role == role for v in case.label_voxels}
+            if values:
+                return tuple(sorted(values))
+        return ()
+
+
+def fingerprint(cases: Sequence[Case], *, progress: Callable[[int, int], None] | None = None) -> Fingerprint:
+    """Read the training cases, one at a time, and note what a plan needs to know.
+
+    Args:
+        cases: The data set. Test cases are not opened, and no label but those of clean and noisy cases.
+        progress: Called with (cases read, cases in all).
+
+    Raises:
+        UserError: No case is for training, or the scans differ in dimension or channels.
+        ReadError: A file cannot be read.
+    """
+    training = [case for case in cases if case.role != Role.TEST]
+    if not training:
+        raise UserError("no case to train on: found only test cases, expected clean or unlabelled ones")
+    facts = []
+    for done, case in enumerate(training, start=1):
+        facts.append(_case_facts(case))
+        first, last = facts[0], facts[-1]
+        if (len(last.size), last.channels) != (len(first.size), first.channels):
+            raise UserError(
+                f"{last.id}: {len(last.size)}D with {last.channels} channels, expected "
+                f"{len(first.size)}D with {first.channels} channels as {first.id} has (leave one kind out)"
+            )
+        if progress:
+            progress(done, len(training))
+    return Fingerprint(tuple(facts))
+
+
+def _case_facts(case: Case) -> CaseFacts:
+    scan = read_scan(case.images)
+    turned = reorient(scan.geometry, "LPS")
+    minimum = tuple(float(channel.min()) for channel in scan.array)
+    voxels: dict[int, int] = {}
+    foreground: tuple[Intensity | None, ...] = ()
+    if case.label is not None and case.role in (Role.CLEAN, Role.NOISY):
+        label, _ = read_label(case.label)
+        if label.shape != scan.array.shape[1:]:
+            raise UserError(
+                f"{case.id}: the label has {label.shape} voxels, expected the image's {scan.array.shape[1:]}"
+            )
+        values, counts = np.unique(label, return_counts=True)
+        voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+        if case.role == Role.CLEAN:
+            mask = label > 0
+            foreground = tuple(Intensity.of(channel[mask]) for channel in scan.array)
+    return CaseFacts(
+        id=case.id,
+        role=case.role,
+        size=array_shape(turned),
+        spacing=tuple(reversed(turned.spacing)),
+        box_size=array_shape(reorient(crop(scan.geometry, content_box(scan.array)), "LPS")),
+        channels=len(scan.array),
+        minimum=minimum,
+        integers=tuple(bool(np.array_equal(channel, np.rint(channel))) for channel in scan.array),
+        content=tuple(
+            Intensity.of(channel[channel > low]) for channel, low in zip(scan.array, minimum, strict=True)
+        ),
+        foreground=foreground,
+        label_voxels=voxels,
+    )

@@ -1,0 +1,240 @@
+"""Scans to what a network sees, and back. Pure functions, the same for training and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
+
+from mlbseg.data.lattice import (
+    array_shape,
+    at_spacing,
+    axis_map,
+    content_box,
+    crop,
+    reorient,
+    worth_cropping,
+)
+from mlbseg.data.plan import Plan
+from mlbseg.errors import UserError
+from mlbseg.types import Geometry, Scan
+
+Label = TypeVar("Label", bound=np.integer[Any])
+
+SMOOTH_ABOVE = 1.5
+"""Down-sampling by more than this factor would fold fine texture onto the grid: scans are smoothed first."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a prepared scan lies.
+
+    Attributes:
+        native: The lattice of the scan as it came.
+        grid: That of the prepared scan: oriented, cropped, at the plan's spacing.
+    """
+
+    native: Geometry
+    grid: Geometry
+
+
+def prepare_scan(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Frame]:
+    """Orient, crop, resample and normalise a scan.
+
+    Besides `scan` and the result at most two float32 copies of one channel are held at a time.
+
+    Args:
+        scan: (C, *S) on its native lattice.
+        plan: What to do.
+
+    Returns:
+        (C, *S') float32 on the frame's grid, and the frame.
+
+    Raises:
+        UserError: The scan is not of the plan's dimension and channels, or holds NaN or infinity.
+    """
+    channels, ndim = len(scan.array), scan.geometry.ndim
+    if (ndim, channels) != (plan.scan_ndim, plan.channels):
+        raise UserError(
+            f"the scan is {ndim}D with {channels} channel(s), "
+            f"expected {plan.scan_ndim}D with {plan.channels} as in training"
+        )
+    if not all(np.isfinite(channel.min()) and np.isfinite(channel.max()) for channel in scan.array):
+        raise UserError("the scan holds NaN or infinite values, expected numbers (replace them in the file)")
+    frame = Frame(scan.geometry, _grid(scan, plan))
+    prepared = np.empty((channels, *array_shape(frame.grid)), np.float32)
+    for index, channel in enumerate(scan.array):
+        resampled = _resample(channel, frame.native, frame.grid, smooth=True)
+        prepared[index] = _view(resampled)
+        del resampled
+        if plan.normalisation[index] == "ct":
+            window = plan.intensity[index]
+            np.clip(prepared[index], window["lower"], window["upper"], out=prepared[index])
+            offset, scale = window["mean"], window["std"]
+        else:
+            offset, scale = _content_statistics(channel)
+        prepared[index] -= np.float32(offset)
+        prepared[index] /= np.float32(scale)
+    return prepared, frame
+
+
+def prepare_label(
+    label: npt.NDArray[np.integer[Any]], native: Geometry, frame_grid: Geometry, plan: Plan
+) -> npt.NDArray[np.uint8]:
+    """Bring a label onto a prepared scan's grid.
+
+    Classes are interpolated one by one and the likeliest is taken: no value arises between two others.
+
+    Args:
+        label: (*S) values as in the file.
+        native: The label's lattice.
+        frame_grid: The grid of the scan that it belongs to.
+        plan: Says which value is which class.
+
+    Returns:
+        (*S') class indices.
+
+    Raises:
+        UserError: The label's size is not the lattice's, or it holds a value that the plan does not know.
+    """
+    if label.shape != array_shape(native):
+        raise UserError(f"the label has {label.shape} voxels, expected {array_shape(native)}")
+    unexpected = sorted(set(np.unique(label).tolist()) - set(plan.label_values))
+    if unexpected:
+        raise UserError(
+            f"label values {unexpected[:10]}, expected only {list(plan.label_values)} "
+            "(correct the label, or name every value in plan.label_values)"
+        )
+    return _likeliest(
+        ((label == value).astype(np.float32) for value in plan.label_values),
+        range(plan.num_classes),
+        native,
+        frame_grid,
+        np.uint8,
+    )
+
+
+def restore_label(probabilities: npt.NDArray[np.float32], frame: Frame, plan: Plan) -> npt.NDArray[np.int32]:
+    """Bring class probabilities back to the native lattice and take the likeliest class.
+
+    Args:
+        probabilities: (K, *S') on the frame's grid.
+        frame: From `prepare_scan`.
+        plan: Says which class has which value.
+
+    Returns:
+        (*S) label values as in the files. Voxels outside the grid are background.
+    """
+    return _likeliest(probabilities, plan.label_values, frame.grid, frame.native, np.int32)
+
+
+def restore_probability(probability: npt.NDArray[np.float32], frame: Frame) -> npt.NDArray[np.float32]:
+    """Bring one class's probability (*S') back to the native lattice (*S); 0 outside the grid."""
+    return sitk.GetArrayFromImage(_resample(probability, frame.grid, frame.native))
+
+
+def _grid(scan: Scan, plan: Plan) -> Geometry:
+    geometry = scan.geometry
+    if plan.crop:
+        box = content_box(scan.array)
+        if worth_cropping(box, scan.array.shape[1:]):
+            geometry = crop(geometry, box)
+    return at_spacing(reorient(geometry, plan.orientation), plan.spacing)
+
+
+def _content_statistics(channel: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Return mean and SD of the voxels above the smallest value; (value, 1) of a constant channel.
+
+    Slab by slab in float64: exact, and without a second copy of the scan.
+    """
+    lowest = channel.min()
+    count, total, squares = 0, 0.0, 0.0
+    for slab in channel:
+        values = slab[slab > lowest].astype(np.float64) - float(lowest)
+        count += values.size
+        total += float(values.sum())
+        squares += float(np.square(values).sum())
+    if not count:
+        return float(lowest), 1.0
+    mean = total / count
+    return mean + float(lowest), max(squares / count - mean**2, 0.0) ** 0.5 or 1.0
+
+
+def _likeliest(
+    shares: Iterable[npt.NDArray[np.float32]],
+    values: Sequence[int],
+    source: Geometry,
+    target: Geometry,
+    dtype: type[Label],
+) -> npt.NDArray[Label]:
+    """Resample class by class with a running maximum, so that memory does not grow with the classes.
+
+    Args:
+        shares: One (*S) array per class, the background first; drawn one at a time.
+        values: What stands for each class in the result.
+        source: The lattice of `shares`.
+        target: The lattice of the result. Outside the source it is background.
+        dtype: Of the result.
+    """
+    best = np.full(array_shape(target), -np.inf, np.float32)
+    result = np.zeros(best.shape, dtype)
+    for index, (share, value) in enumerate(zip(shares, values, strict=True)):
+        _take_better(best, result, _resample(share, source, target, outside=float(index == 0)), value)
+    return result
+
+
+def _take_better(
+    best: npt.NDArray[np.float32], result: npt.NDArray[Label], candidate: sitk.Image, value: int
+) -> None:
+    current = _view(candidate)
+    better = current > best
+    result[better] = value
+    np.copyto(best, current, where=better)
+
+
+def _resample(
+    array: npt.NDArray[np.float32],
+    source: Geometry,
+    target: Geometry,
+    *,
+    smooth: bool = False,
+    outside: float = 0.0,
+) -> sitk.Image:
+    """Resample (*S) from one lattice onto another; axes may be permuted and flipped between them.
+
+    Between lattices of equal spacing voxels are copied, not interpolated.
+    """
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(source.spacing)
+    image.SetOrigin(source.origin)
+    image.SetDirection(source.direction)
+    steps = [target.spacing[axis] for axis in axis_map(source, target)]
+    if smooth:
+        for axis, (own, wanted) in enumerate(zip(source.spacing, steps, strict=True)):
+            # The recursive filter needs four voxels; so short an axis has no fine texture to fold.
+            if wanted > SMOOTH_ABOVE * own and source.size[axis] >= 4:
+                image = sitk.RecursiveGaussian(
+                    image, (wanted - own) / 2, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis
+                )
+    copy = np.allclose(steps, source.spacing, rtol=1e-6, atol=0)
+    return sitk.Resample(
+        image,
+        target.size,
+        sitk.Transform(source.ndim, sitk.sitkIdentity),
+        sitk.sitkNearestNeighbor if copy else sitk.sitkLinear,
+        target.origin,
+        target.spacing,
+        target.direction,
+        outside,
+        sitk.sitkFloat32,
+    )
+
+
+def _view(image: sitk.Image) -> npt.NDArray[np.float32]:
+    """Return the image's own memory: the caller must hold `image` for as long as it uses the view."""
+    view: npt.NDArray[np.float32] = sitk.GetArrayViewFromImage(image)
+    return view

@@ -1,0 +1,70 @@
+"""Small JSON records (plan, split): checked when read, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from mlbseg.errors import UserError
+
+T = TypeVar("T")
+
+
+def write_record(path: Path, record: Mapping[str, object]) -> None:
+    """Write `record` as JSON to a temporary name beside `path`, then rename it.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def read_record(path: Path, what: str) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: The file is missing, unreadable or not a JSON object; `what` names what it should be.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}, expected {what}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON, expected {what}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds a {type(record).__name__}, expected {what}")
+    return record
+
+
+def validate(adapter: TypeAdapter[T], value: object, where: str) -> T:
+    """Return `value` as the adapter's type.
+
+    Raises:
+        UserError: It is not; one line per field says what was found and what was expected.
+    """
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors(include_url=False):
+            name = ".".join([where, *(str(part) for part in fault["loc"])])
+            found = "" if fault["type"] == "missing" else f" (found {str(fault['input'])[:80]!r})"
+            lines.append(f"{name}: {fault['msg']}{found}")
+        raise UserError("\n".join(lines)) from error
