@@ -58,7 +58,10 @@ def series(folder: Path) -> tuple[list[Path], Geometry, int]:
         ReadError: For no or several series, slices of different size or orientation, a slice twice, a missing
             slice, a sideways shift of the slices (gantry tilt), or an unreadable file.
     """
-    files = slice_files(folder)
+    try:
+        files = slice_files(folder)
+    except OSError as error:
+        fail(folder, f"cannot be opened ({error.strerror})")
     if not files:
         fail(folder, "a folder without DICOM files", "the slices of one series", kind="dicom")
     slices = [_read_header(file) for file in files]

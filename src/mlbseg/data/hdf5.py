@@ -47,3 +47,12 @@ def geometry(path: Path, dataset: h5py.Dataset) -> Geometry:
     if len(spacing) != dataset.ndim or not (np.isfinite(spacing).all() and min(spacing) > 0):
         fail(path, f"spacing {shown(spacing)}", f"{dataset.ndim} finite numbers above 0", kind="spacing")
     return Geometry.identity(dataset.shape, spacing)
+
+
+def has_label(path: Path) -> bool:
+    """Say whether the file holds a data set `label`; False if it cannot be opened (reading says why)."""
+    try:
+        with h5py.File(path) as file:
+            return "label" in file
+    except OSError:
+        return False

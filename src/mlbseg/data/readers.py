@@ -78,7 +78,7 @@ def read_geometry(path: Path) -> tuple[Geometry, int]:
     if path.is_dir():
         _, geometry, components = dicom.series(path)
         return geometry, components
-    if _is_hdf5(path):
+    if is_hdf5(path):
         with hdf5.open_dataset(path, "image") as dataset:
             return hdf5.geometry(path, dataset), 1
     _, geometry, components = _header(path, content=False)
@@ -123,7 +123,7 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
     """
     if path.is_dir():
         fail(path, "a folder", "a label file", "save the label as .nii.gz", "label")
-    if _is_hdf5(path):
+    if is_hdf5(path):
         with hdf5.open_dataset(path, "label") as dataset:
             geometry, array = hdf5.geometry(path, dataset), np.ascontiguousarray(dataset[()].T)
     else:
@@ -167,7 +167,7 @@ def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
             # Each slice's rescale slope and intercept are applied by GDCM while reading.
             image = sitk.ReadImage([str(f) for f in files], _pixel_type(components), imageIO="GDCMImageIO")
             return _channels(image), geometry
-    if _is_hdf5(path):
+    if is_hdf5(path):
         with hdf5.open_dataset(path, "image") as dataset:
             geometry = hdf5.geometry(path, dataset)
             return np.ascontiguousarray(dataset[()].T, dtype=np.float32)[None], geometry
@@ -252,7 +252,8 @@ def _itk_errors(path: Path) -> Iterator[None]:
         fail(path, f"cannot be read: {reason}", f"a complete {kind}", "copy or export it again")
 
 
-def _is_hdf5(path: Path) -> bool:
+def is_hdf5(path: Path) -> bool:
+    """Say whether the name is an HDF5 file's, which may hold image and label."""
     return SUFFIXES.get(suffix(path)) == "HDF5"
 
 

@@ -1,0 +1,131 @@
+"""From a folder of scans (or a datalist) to cases with roles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlbseg.data import dicom, layouts
+from mlbseg.data.datalist import read_datalist
+from mlbseg.data.layouts import Found
+from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
+from mlbseg.errors import Fault, FaultsError, UserError
+from mlbseg.types import Case, Role
+
+_LAYOUTS = """recognised are:
+  images/NAME.nii.gz + labels/NAME.nii.gz        no label means unlabelled; also labels_noisy/, images_test/
+  imagesTr/ + labelsTr/ (+ imagesTs/)            Medical Segmentation Decathlon, nnU-Net v2 (NAME_0000.nii.gz)
+  NAME.mhd + NAME_segmentation.mhd               PROMISE12
+  NAME/mri_norm2.h5                              Left Atrium HDF5
+  images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case
+  cases.csv or cases.json                        a datalist with id, image, label, role, patient"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases that were found.
+
+    Attributes:
+        root: The folder that the paths lie in (a datalist's own folder).
+        layout: The name of the layout that was recognised.
+        cases: Sorted by id.
+        class_names: Label value -> name, where the data says so; else empty.
+        order: Case ids as `train.list` has them; empty where there is none.
+        faults: What is wrong with names and lists, to be reported by `check` with all else.
+        warnings: What was ignored.
+    """
+
+    root: Path
+    layout: str
+    cases: tuple[Case, ...]
+    class_names: dict[int, str]
+    order: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+
+
+def find_cases(root: Path) -> Dataset:
+    """Find the cases in a folder of any known layout, or in a CSV or JSON datalist.
+
+    `test.list` gives cases the role test; `train.list` the order in which labels are kept.
+
+    Raises:
+        UserError: If nothing is at `root`, or nothing recognised. Faults of single cases are in the result.
+    """
+    _require_exists(root)
+    if root.is_file():
+        if root.suffix.lower() not in (".csv", ".json"):
+            raise UserError(
+                f"{root}: a file that is no datalist; expected a folder, or a .csv or .json datalist"
+            )
+        found, folder = read_datalist(root), root.parent
+    else:
+        recognised = layouts.recognise(root)
+        if recognised is None:
+            raise UserError(f"{root}: no known layout (found: {_contents(root)})\n{_LAYOUTS}")
+        found, folder = recognised, root
+    order = layouts.read_list(folder / "train.list") if folder == root else ()
+    tests = layouts.read_list(folder / "test.list") if folder == root else ()
+    cases = [case.with_role(Role.TEST) if case.id in tests else case for case in found.cases]
+    faults = [*found.faults, *_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
+    cases.sort(key=lambda case: case.id)
+    return Dataset(
+        folder, found.layout, tuple(cases), found.class_names, order, tuple(faults), tuple(found.warnings)
+    )
+
+
+def find_scans(path: Path) -> tuple[Case, ...]:
+    """Find the scans to predict: a folder of a known layout, a bare folder of scans, a file, a DICOM folder.
+
+    Labels are ignored; every image is taken, those of imagesTs too.
+
+    Raises:
+        UserError: If there is no scan, or two scans would get the same name.
+    """
+    _require_exists(path)
+    if path.is_file() and path.suffix.lower() not in (".csv", ".json"):
+        if not is_scan_file(path):
+            raise UserError(
+                f"{path}: not a scan; expected a name ending in {' '.join(SUFFIXES)}, or a folder"
+            )
+        return (Case(stem(path), (path,)),)
+    if path.is_file():
+        return _images_only(read_datalist(path), path)
+    try:
+        is_series = bool(dicom.slice_files(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error.strerror})") from None
+    if is_series:
+        return (Case(path.resolve().name, (path,)),)
+    return _images_only(layouts.recognise(path) or layouts.bare(path), path)
+
+
+def _images_only(found: Found, path: Path) -> tuple[Case, ...]:
+    if faults := [fault for fault in found.faults if fault.kind != "orphan"]:
+        raise FaultsError(faults, str(path))
+    if not found.cases:
+        raise UserError(f"{path}: no scans in it (found: {_contents(path)}); expected {' '.join(SUFFIXES)}")
+    cases = (replace(case, label=None, role=Role.UNLABELLED) for case in found.cases)
+    return tuple(sorted(cases, key=lambda case: case.id))
+
+
+def _require_exists(path: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a folder of scans") from None
+
+
+def _contents(folder: Path) -> str:
+    names = [path.name + "/" * path.is_dir() for path in layouts.entries(folder)]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
+
+
+def _unknown(cases: Sequence[Case], listed: Sequence[str], where: str) -> list[Fault]:
+    known = {case.id for case in cases}
+    return [
+        Fault(where, f"names {name!r}", "the id of a case", "correct the list", name, "list")
+        for name in listed
+        if name not in known
+    ]

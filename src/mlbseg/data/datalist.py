@@ -1,0 +1,122 @@
+"""A datalist: a CSV or JSON file that names each case's files, for data in no known layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os.path
+import re
+from pathlib import Path
+from typing import Any
+
+from mlbseg.data.layouts import Found, class_names
+from mlbseg.data.readers import stem
+from mlbseg.errors import Fault, UserError, nearest
+from mlbseg.types import Case, Role
+
+_COLUMNS = ("id", "image", "label", "role", "patient")
+_IMAGE = re.compile(r"image(_\d+)?")
+_EXPECTED = "columns id, image (or image_0, image_1, ...), label, role, patient, of which image is needed"
+
+
+def read_datalist(path: Path) -> Found:
+    """Read a CSV with a header line, or a JSON list of objects (or ``{"cases": [...], "labels": {...}}``).
+
+    Relative paths start at the list's folder and must stay inside it, so that a list that came from elsewhere
+    reads nothing else by accident; an absolute path is taken as it is, since it was written on purpose.
+
+    Raises:
+        UserError: If the list as a whole cannot be used. What is wrong with one case is in `Found.faults`.
+    """
+    found = Found("datalist")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _json_rows(path, text, found) if path.suffix.lower() == ".json" else _csv_rows(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not a valid datalist ({error}); expected {_EXPECTED}") from None
+    if not rows:
+        raise UserError(f"{path}: no cases in it; expected {_EXPECTED}")
+    known = {key for _, row in rows for key in row}
+    if not any(_IMAGE.fullmatch(key) for key in known):
+        raise UserError(f"{path}: found columns {', '.join(sorted(known))}; expected {_EXPECTED}")
+    for key in sorted(known):
+        if key not in _COLUMNS and not _IMAGE.fullmatch(key):
+            found.warnings.append(
+                Fault(path.name, f"column {key!r} is ignored", nearest(key, _COLUMNS), kind="ignored")
+            )
+    for where, row in rows:
+        _add(found, path.parent, f"{path.name}, {where}", row)
+    return found
+
+
+def _csv_rows(text: str) -> list[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True, strict=True)
+    rows = []
+    for row in reader:
+        if None in row:
+            raise ValueError(f"line {reader.line_num} has more cells than the header")
+        rows.append(
+            (f"line {reader.line_num}", {k.strip(): v.strip() for k, v in row.items() if v and v.strip()})
+        )
+    return rows
+
+
+def _json_rows(path: Path, text: str, found: Found) -> list[tuple[str, dict[str, Any]]]:
+    data = json.loads(text)
+    if isinstance(data, dict):
+        labels = data.get("labels", {})
+        if not isinstance(labels, dict):
+            raise ValueError("labels is not an object")
+        found.class_names = class_names(labels)
+        data = data.get("cases")
+    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+        raise ValueError("it holds no list of objects")
+    return [(f"entry {n}", row) for n, row in enumerate(data, 1)]
+
+
+def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
+    values = _images(row)
+    label = row.get("label")
+    fault: Fault | None = None
+    if not values or not all(isinstance(v, str) for v in [*values, label or ""]):
+        found.faults.append(
+            Fault(where, "no image", "the path of an image", case_id=str(row.get("id", where)))
+        )
+        return
+    name = str(row.get("id") or stem(Path(values[0])))
+    paths = []
+    for value in [*values, *([label] if label else [])]:
+        resolved = folder / value
+        if not Path(value).is_absolute() and Path(os.path.normpath(value)).parts[:1] == ("..",):
+            expected, remedy = (
+                "a path inside the list's folder",
+                "move the list up, or write an absolute path",
+            )
+            fault = Fault(where, f"{value!r} leaves the folder", expected, remedy, name, "path")
+        elif not resolved.exists():
+            fault = Fault(
+                where, f"no file {value!r}", "an existing file", "correct the path", name, "missing"
+            )
+        paths.append(resolved)
+    role = str(row.get("role") or (Role.CLEAN if label else Role.UNLABELLED)).lower()
+    if role not in set(Role):
+        fault = Fault(where, f"role {role!r}", nearest(role, set(Role)), case_id=name, kind="role")
+    elif not label and role in (Role.CLEAN, Role.NOISY):
+        fault = Fault(
+            where, f"role {role} without a label", "a label", "add it, or say unlabelled", name, "role"
+        )
+    if fault:
+        found.faults.append(fault)
+        return
+    label_path = paths.pop() if label else None
+    found.add(Case(name, tuple(paths), label_path, Role(role), str(row.get("patient") or "")))
+
+
+def _images(row: dict[str, Any]) -> list[Any]:
+    """Return the channels' paths: `image` (a string or a list), or `image_0`, `image_1`, ... in order."""
+    if image := row.get("image"):
+        return image if isinstance(image, list) else [image]
+    keys = [key for key in row if _IMAGE.fullmatch(key) and key != "image" and row[key]]
+    return [row[key] for key in sorted(keys, key=lambda key: int(key.removeprefix("image_")))]
