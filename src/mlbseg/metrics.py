@@ -3,7 +3,8 @@
 The definitions are MedPy's (`medpy.metric.binary` 0.5: `dc`, `jc`, `hd95`, `assd`), which published tables
 rest on. A mask's surface is what an erosion by the face-connected cross removes, voxels on the image's edge
 included. Distances run from each surface voxel to the nearest surface voxel of the other mask, and both
-directions are pooled: 95HD is the pool's 95th percentile, ASSD its mean.
+directions are pooled: 95HD is the pool's 95th percentile, ASSD its mean (MedPy 0.4 and older averaged the two
+directions' means instead).
 
 Rule for empty masks. Both empty: Dice and Jaccard are 1, distances are 0. One empty: Dice and Jaccard are 0
 and the distances are missing (None), which a summary counts and never replaces by a number.

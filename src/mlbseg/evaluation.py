@@ -1,0 +1,316 @@
+"""A folder of predicted masks against a folder of reference labels: every case's scores and their summary.
+
+Files belong together by name (`case_07.nii.gz` with `case_07.mha`). A case that cannot be scored is a fault
+that is listed; it does not stop the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.markup import escape
+from rich.table import Table
+
+from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.readers import is_scan_file, read_label, stem
+from mlbseg.errors import Fault, FaultsError, ReadError, UserError
+from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
+
+LabelMap = npt.NDArray[np.int32]
+
+ABSENT = Scores(
+    1.0, 1.0, 0.0, 0.0, 0.0, 0.0
+)  # a class that neither mask has: both empty, by the rule of `metrics`
+HEADINGS = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hd95_mm": "95HD mm",
+    "assd_mm": "ASSD mm",
+    "hd95_voxels": "95HD voxels",
+    "assd_voxels": "ASSD voxels",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one class of one case.
+
+    Attributes:
+        case: The case's name.
+        value: The class's label value.
+        name: The class's name.
+        scores: What was measured.
+    """
+
+    case: str
+    value: int
+    name: str
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        classes: Label value to name, in the order of the rows.
+        rows: One per case and class, cases sorted by name.
+        summary: For each class, and for all under None, mean and SD of each score by name; see
+            `metrics.summarise`.
+        faults: Cases that were not scored, and label values that no class covers.
+        not_predicted: References without a prediction.
+    """
+
+    classes: dict[int, str]
+    rows: tuple[Row, ...]
+    summary: dict[int | None, dict[str, Summary]]
+    faults: tuple[Fault, ...]
+    not_predicted: tuple[str, ...]
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The names of the cases that were scored."""
+        return tuple(dict.fromkeys(row.case for row in self.rows))
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over cases of the mean Dice over classes."""
+        mean = self.summary[None]["dice"].mean
+        assert mean is not None  # noqa: S101 (an Evaluation has a row, and Dice is never missing)
+        return mean
+
+    def write_csv(self, path: Path) -> None:
+        """Write one line per case and class; a missing distance is an empty cell.
+
+        The file appears whole or not at all. Text that a spreadsheet would run as a formula gets a leading
+        apostrophe.
+
+        Raises:
+            UserError: If `path` cannot be written.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", "class", "name", *SCORE_NAMES])
+        for row in self.rows:
+            cells = ["" if v is None else f"{v:.6g}" for v in row.scores.as_dict().values()]
+            writer.writerow([_harmless(row.case), row.value, _harmless(row.name), *cells])
+        _write_whole(path, text.getvalue())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as lists, strings and finite numbers, for JSON."""
+        return {
+            "mean_dice": self.mean_dice,
+            "cases": [
+                {"case": row.case, "class": row.value, "name": row.name, **row.scores.as_dict()}
+                for row in self.rows
+            ],
+            "summary": [
+                {"class": value, "name": self._name(value), **{n: asdict(s) for n, s in scores.items()}}
+                for value, scores in self.summary.items()
+            ],
+            "faults": [fault.as_dict() for fault in self.faults],
+            "not_predicted": list(self.not_predicted),
+        }
+
+    def table(self) -> Table:
+        """Return mean ± SD per class and over classes, with the number of cases and of missing distances."""
+        table = Table("structure", *HEADINGS.values(), "cases", "no distance", title="mean ± SD over cases")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for value, scores in self.summary.items():
+            if value is None:
+                if len(self.classes) == 1:
+                    continue  # it would repeat the only class
+                table.add_section()
+            cells = [_cell(scores[name], 1 if "_" in name else 3) for name in HEADINGS]
+            cases = scores["dice"].count
+            table.add_row(escape(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
+        return table
+
+    def _name(self, value: int | None) -> str:
+        return "all classes" if value is None else self.classes[value]
+
+
+def evaluate(
+    predictions: Path,
+    references: Path,
+    *,
+    classes: Mapping[int, str] | None = None,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score every predicted mask that has a reference label.
+
+    Args:
+        predictions: Folder of masks, one file per case.
+        references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
+            `CASE/mri_norm2.h5` (LA) count as `CASE`. References without a prediction are listed, not scored.
+        classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
+            references of the scored cases, named by its number.
+        out: CSV file to write.
+        progress: Called after each case with the number done and the number in all.
+
+    Returns:
+        The scores, with faults for cases that could not be scored, and for values in a prediction that
+        neither `classes` nor any reference has: such voxels are scored as background.
+
+    Raises:
+        FaultsError: If not one case could be scored.
+        UserError: If a folder is missing or holds no masks, no class can be found, or `out` cannot be
+            written.
+    """
+    predicted, faults = _masks(predictions, "predicted masks")
+    known, doubles = _masks(references, "reference labels")
+    faults += doubles
+    paired = sorted(predicted.keys() & known.keys())
+    for case in sorted(predicted.keys() - known.keys()):
+        faults.append(
+            Fault(
+                predicted[case].name,
+                f"no reference label named {case} in {references}",
+                remedy="add the label or remove the mask",
+                case_id=case,
+                kind="no-reference",
+            )
+        )
+    scored: dict[str, dict[int, Scores]] = {}
+    stray: dict[str, set[int]] = {}
+    in_references: set[int] = set()
+    for done, case in enumerate(paired, start=1):
+        try:
+            prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
+        except ReadError as error:
+            faults += error.faults
+        else:
+            values = _values(reference)
+            in_references |= values
+            stray[case] = _values(prediction)
+            # A class that both masks lack needs no look; it is filled in when all cases' classes are known.
+            chosen = values | stray[case] if classes is None else set(classes)
+            scored[case] = score_classes(prediction, reference, spacing, sorted(chosen))
+        if progress is not None:
+            progress(done, len(paired))
+    if not scored:
+        raise FaultsError(faults, f"{predictions}: no case could be scored")
+    names = dict(classes) if classes else {v: str(v) for v in sorted(in_references)}
+    if not names:
+        raise UserError(
+            f"{references}: every label is empty, expected values above 0 (name the classes to score)"
+        )
+    for case, values in stray.items():
+        if unknown := values - names.keys() - in_references:
+            faults.append(_stray_fault(case, unknown, names))
+    table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in scored.items()}
+    result = Evaluation(
+        classes=names,
+        rows=tuple(
+            Row(case, c, names[c], s) for case, by_class in table.items() for c, s in by_class.items()
+        ),
+        summary=summarise(table.values()),
+        faults=tuple(faults),
+        not_predicted=tuple(sorted(known.keys() - predicted.keys())),
+    )
+    if out is not None:
+        result.write_csv(out)
+    return result
+
+
+def _masks(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
+    """Return the mask files of a folder by case name, and a fault for each name that two files claim."""
+    try:
+        files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        files += sorted(p for p in folder.glob("*/mri_norm2.h5") if not p.parent.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}, expected a folder of {what}") from error
+    found: dict[str, Path] = {}
+    faults: list[Fault] = []
+    for path, case in _named(p for p in files if is_scan_file(p)):
+        if case in found:
+            text = f"{found[case].name} and {path.name} are both {case}"
+            faults.append(Fault(case, text, "one file", "remove one of them", case, "duplicate"))
+        else:
+            found[case] = path
+    if not found:
+        raise UserError(
+            f"{folder}: no scan files, expected {what} such as case_01.nii.gz (name their own folder)"
+        )
+    return {case: path for case, path in found.items() if case not in {f.case_id for f in faults}}, faults
+
+
+def _named(files: Iterable[Path]) -> list[tuple[Path, str]]:
+    """Return each mask file with its case's name."""
+    names = {path: path.parent.name if path.name == "mri_norm2.h5" else stem(path) for path in files}
+    labelled = {
+        name.removesuffix("_segmentation") for name in names.values() if name.endswith("_segmentation")
+    }
+    # PROMISE12 keeps the image CaseNN.mhd beside its label: the image is no mask.
+    return [(p, n.removesuffix("_segmentation")) for p, n in names.items() if n not in labelled]
+
+
+def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
+    """Return both label maps (*S) and the reference's spacing in array order, mm.
+
+    Raises:
+        ReadError: If one cannot be read or they do not lie on one another.
+    """
+    predicted, geometry = read_label(prediction)
+    expected, reference_geometry = read_label(reference)
+    if difference := geometry_difference(geometry, reference_geometry):
+        found, wanted = difference
+        remedy = "predict on the scan that the label was drawn on"
+        raise ReadError(
+            Fault(prediction.name, found, f"{wanted} as in its reference", remedy, case, "geometry")
+        )
+    return predicted, expected, reference_geometry.spacing[::-1]
+
+
+def _values(label: LabelMap) -> set[int]:
+    """Return the label values but background, 0."""
+    return {int(v) for v in np.unique(label)} - {0}
+
+
+def _stray_fault(case: str, unknown: set[int], names: Mapping[int, str]) -> Fault:
+    return Fault(
+        case,
+        f"label values {sorted(unknown)} in the prediction, scored as background",
+        f"only {sorted(names)}",
+        "name every class, or predict again with the right model",
+        case,
+        "labels",
+    )
+
+
+def _cell(summary: Summary, digits: int) -> str:
+    if summary.mean is None:
+        return "–"
+    spread = "" if summary.sd is None else f" ± {summary.sd:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{spread}"
+
+
+def _harmless(text: str) -> str:
+    """Return `text` so that no spreadsheet takes it for a formula (OWASP, CSV injection)."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write `text` under a temporary name beside `path`, then rename it: nobody reads half a file."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error} (name another file)"
+        ) from error
