@@ -1,0 +1,157 @@
+"""Imports only point down: the floors of the house, kept by reading every module's syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "mlbseg"
+
+# A room is a top-level module or package of mlbseg. `__init__` is the public face: `import mlbseg`.
+FLOORS = {
+    "types": 0,
+    "errors": 0,
+    "core": 1,
+    "nets": 1,
+    "metrics": 1,
+    "config": 1,
+    "data": 2,
+    "methods": 2,
+    "run": 3,
+    "training": 3,
+    "inference": 3,
+    "evaluation": 3,
+    "pictures": 3,
+    "demo": 3,
+    "cli": 4,
+    "__init__": 4,
+    "__main__": 4,
+}
+OPEN_FLOORS = {3, 4}  # whose rooms may use each other; lower rooms never do
+CORE_MAY_USE = {"numpy", "torch"} | set(sys.stdlib_module_names)
+
+
+def imported_names(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, absolute dotted name) of all that is imported, wherever in the module it stands.
+
+    Args:
+        tree: The module.
+        package: The package that its relative imports start from, such as ``mlbseg.data``.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*start, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
+
+
+def room_of(name: str) -> str:
+    """Return the room that an absolute name under mlbseg belongs to."""
+    first = [*name.split("."), ""][1]
+    is_room = first in FLOORS or (first and (SOURCE / first).is_dir()) or (SOURCE / f"{first}.py").exists()
+    return first if is_room else "__init__"
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Return what is wrong with the imports of one module.
+
+    Args:
+        path: The module's path inside the package, such as ``data/check.py``.
+        source: Its text.
+    """
+    parts = Path(path).with_suffix("").parts
+    room = parts[0]
+    if room not in FLOORS:
+        return [f"{path}: unknown room {room!r}: add it to FLOORS, on the lowest floor it can have"]
+    package = ".".join(["mlbseg", *parts[:-1]])
+    found = []
+    for line, name in imported_names(ast.parse(source), package):
+        top = name.partition(".")[0]
+        if top != "mlbseg":
+            if room == "core" and top not in CORE_MAY_USE:
+                found.append(f"{path}:{line}: core imports {top}, but may use numpy and torch only")
+            continue
+        target = room_of(name)
+        if target not in FLOORS or target == room:
+            continue  # an unknown room is reported where it stands
+        here, there = FLOORS[room], FLOORS[target]
+        if there > here:
+            found.append(
+                f"{path}:{line}: {room} (floor {here}) imports {target} (floor {there}), which is upward"
+            )
+        elif there == here and here not in OPEN_FLOORS:
+            found.append(f"{path}:{line}: {room} imports {target}, its neighbour on floor {here}")
+        elif target == "config" and here < 3:
+            found.append(
+                f"{path}:{line}: {room} imports config; below floor 3 settings are plain keyword arguments"
+            )
+    return found
+
+
+def test_every_import_points_down() -> None:
+    modules = sorted(SOURCE.rglob("*.py"))
+    assert modules
+    found = [
+        v for m in modules for v in violations(str(m.relative_to(SOURCE)), m.read_text(encoding="utf-8"))
+    ]
+    assert found == [], "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        (
+            "core/views.py",
+            "from mlbseg.nets import make_network",
+            "core/views.py:1: core imports nets, its neighbour",
+        ),
+        ("nets.py", "import mlbseg.training", "nets.py:1: nets (floor 1) imports training (floor 3)"),
+        ("data/check.py", "x = 1\nfrom mlbseg import methods", "data/check.py:2: data imports methods"),
+        ("data/check.py", "from ..methods.mlb import MLB", "data imports methods, its neighbour on floor 2"),
+        ("data/readers/nifti.py", "from ... import cli", "data (floor 2) imports cli (floor 4)"),
+        ("methods/mlb.py", "from mlbseg.config import Config", "methods imports config"),
+        (
+            "types.py",
+            "def f():\n    from .errors import Fault",
+            "types imports errors, its neighbour on floor 0",
+        ),
+        ("training.py", "import mlbseg", "training (floor 3) imports __init__ (floor 4)"),
+        ("inference.py", "from mlbseg import __version__", "inference (floor 3) imports __init__ (floor 4)"),
+        ("core/losses.py", "import lightning.pytorch as pl", "core imports lightning"),
+        ("core/losses.py", "from monai.losses import DiceLoss", "core imports monai"),
+        ("utils.py", "", "unknown room 'utils'"),
+        (
+            "errors.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mlbseg.cli import main",
+            "errors.py:3: errors (floor 0) imports cli (floor 4)",
+        ),
+    ],
+)
+def test_the_walker_sees_a_wrong_import(path: str, source: str, complaint: str) -> None:
+    found = violations(path, source)
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cli.py", "from mlbseg import __version__, training\nimport mlbseg.data.check"),
+        ("__init__.py", "from mlbseg.training import train\nfrom .inference import predict"),
+        ("demo.py", "from mlbseg.training import fit\nfrom mlbseg.config import Config"),
+        ("data/check.py", "from .cases import find\nfrom ..types import Case\nimport SimpleITK as sitk"),
+        ("data/__init__.py", "from .cases import find\nfrom . import check"),
+        (
+            "core/teacher.py",
+            "import math\nimport torch.nn.functional as F\nfrom mlbseg.core.views import View",
+        ),
+    ],
+)
+def test_the_walker_lets_a_right_import_pass(path: str, source: str) -> None:
+    assert violations(path, source) == []
