@@ -2,8 +2,8 @@
 
 An entry is a Zarr (version 3) store named by the content of the case's files and the decisions that shape it.
 Images and labels are separate entries: using an image never opens a label. An entry is built under a
-temporary name and renamed when it is complete, so two processes may build the same one, and a half-written one
-is never used.
+temporary name and renamed when it is complete, so two processes may build the same one, and a half-written
+one is never used.
 """
 
 from __future__ import annotations

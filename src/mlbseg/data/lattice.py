@@ -2,7 +2,8 @@
 
 A prepared scan lies on a *grid*: the native lattice with its axes turned to an anatomical orientation
 (permuted and flipped, never rotated, so that nothing is interpolated for it), cropped, and given another
-spacing. Boxes and spacings are in array order ([z,] y, x); `Geometry` itself is in SimpleITK's order (x, y[, z]).
+spacing. Boxes and spacings are in array order ([z,] y, x); `Geometry` itself is in SimpleITK's order
+(x, y[, z]).
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ CROP_MARGIN = 4
 SAME_SPACING = 0.01
 """Spacings that differ by less than this share count as equal: resampling would blur and move nothing."""
 
+AXIS_PAIRS = ("SI", "PA", "LR")
+"""The two ways in which each array axis of a scan in LPS orientation can run."""
+
 _OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
+
+
+def is_orientation(code: str) -> bool:
+    """Say whether `code` has one letter of each of `AXIS_PAIRS`."""
+    return len(code) == 3 and all(sum(letter in pair for letter in code) == 1 for pair in AXIS_PAIRS)
 
 
 def orientation(geometry: Geometry) -> str:

@@ -18,39 +18,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
-import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
+from mlbseg.data import rules
 from mlbseg.data.fingerprint import CaseFacts, Fingerprint, Intensity, fingerprint
+from mlbseg.data.lattice import is_orientation
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError, nearest
 from mlbseg.nets import required_multiple
-from mlbseg.types import Role
 
 __all__ = ["CaseFacts", "Fingerprint", "Intensity", "Plan", "fingerprint", "make_plan"]
+
+T = TypeVar("T")
+
+
+def _axis_code(code: str) -> str:
+    if not is_orientation(code):
+        raise ValueError("expected one letter of each of L/R, P/A, S/I, such as LPS")
+    return code
+
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Spacing = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-THICK_SLICES = 3.5
-FEW_SLICES = 8
-COARSE_AXIS = 3.0
-VOXEL_CAP = {("cpu", 2): 256 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 512, ("gpu", 3): 128**3}
-BASE_FEATURES = {"cpu": 16, "gpu": 32}
-MAX_LEVELS = {"cpu": 4, "gpu": 5}
-BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
-FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "swin-unetr": 5}
-"""Levels of the networks that have no choice."""
-VIEWS = 5
-"""Copies of each unlabelled patch that a bootstrapping step looks at."""
-ACTIVATIONS = 12
-"""Feature maps kept per level and feature for the backward pass. Rough: two residual units down, one up."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class Plan:
     steps: PositiveInt
     flip_axes: tuple[Annotated[int, Field(ge=0)], ...]
     reasons: dict[str, str] = field(default_factory=dict)
-    orientation: str = "LPS"
+    orientation: Annotated[str, AfterValidator(_axis_code)] = "LPS"
 
     @property
     def num_classes(self) -> int:
@@ -155,41 +150,31 @@ def make_plan(
         UserError: An override is no field, not of its type or at odds with another; or nothing is labelled.
     """
     kind = "cpu" if device == "cpu" else "gpu"
-    desk = _Desk(facts, overrides or {})
-    desk.take("ndim", *_ndim(facts))
-    if desk["ndim"] > facts.scan_ndim:
-        raise UserError(f"plan.ndim: found 3, expected 2: the scans have {facts.scan_ndim} dimensions")
-    desk.take("orientation", *_orientation(facts, desk["ndim"]))
-    if "label_values" not in desk.overrides:
-        desk.take("label_values", *_label_values(facts, class_names or {}))
-    else:
-        desk.take("label_values", (), "")
-    names = {0: "background", **(class_names or {})}
-    desk.take(
-        "class_names",
-        tuple(names.get(v, f"label {v}") for v in desk["label_values"]),
-        "As the data names them." if class_names else "The data names no classes: called by their value.",
-    )
-    axes = _axes(facts.scan_ndim, desk["orientation"])
-    desk.take("spacing", *_spacing(facts.spacings[:, axes], desk["ndim"]))
-    desk.take("crop", *_crop(facts))
-    desk.take("normalisation", *_normalisation(facts))
-    desk.take("intensity", *_intensity(facts, desk["normalisation"]))
-    sizes = (facts.box_sizes if desk["crop"] else facts.sizes)[:, axes]
-    median = _prepared_size(sizes, facts.spacings[:, axes], desk["spacing"])[-desk["ndim"] :]
-    desk.take("network", "unet", "A residual U-Net: the fastest of the networks, and good on few labels.")
-    desk.take("network_channels", *_network_channels(kind, desk["network"], median))
-    multiple = required_multiple(desk["network"], desk["network_channels"])
     budget = memory_bytes // 2
-    pool = facts.count(Role.UNLABELLED, Role.NOISY)
-    desk.take("patch_size", *_patch_size(kind, median, multiple, desk["network_channels"], budget))
-    desk.take("batch_size", *_batch_size(kind, desk["patch_size"], desk["network_channels"], budget))
-    if pool:
-        desk.take("unlabelled_batch_size", desk["batch_size"], "As many as clean ones.")
-    else:
-        desk.take("unlabelled_batch_size", 0, "There is no unlabelled or noisy case.")
-    desk.take("steps", *_steps(kind, len(facts.cases)))
-    desk.take("flip_axes", *_flip_axes(facts))
+    desk = _Desk(facts, overrides or {})
+    decide = desk.decide
+    ndim = decide("ndim", rules.decide_ndim, facts)
+    if ndim > facts.scan_ndim:
+        raise UserError(f"plan.ndim: found 3, expected 2 as the scans have {facts.scan_ndim} dimensions")
+    axes = rules.array_axes(decide("orientation", rules.decide_orientation, facts, ndim), facts.scan_ndim)
+    values = decide("label_values", rules.decide_label_values, facts, class_names or {})
+    decide("class_names", rules.decide_class_names, values, class_names or {})
+
+    spacings = facts.spacings[:, axes]
+    spacing = decide("spacing", rules.decide_spacing, spacings, ndim)
+    sizes = facts.box_sizes if decide("crop", rules.decide_crop, facts) else facts.sizes
+    median = rules.prepared_size(sizes[:, axes], spacings, spacing)[-ndim:]
+    decide(
+        "intensity", rules.decide_intensity, facts, decide("normalisation", rules.decide_normalisation, facts)
+    )
+
+    network = decide("network", rules.decide_network)
+    channels = decide("network_channels", rules.decide_network_channels, kind, network, median)
+    patch = decide("patch_size", rules.decide_patch_size, kind, median, network, channels, budget)
+    batch = decide("batch_size", rules.decide_batch_size, kind, network, patch, channels, budget)
+    decide("unlabelled_batch_size", rules.decide_unlabelled_batch_size, facts, batch)
+    decide("steps", rules.decide_steps, kind, len(facts.cases))
+    decide("flip_axes", rules.decide_flip_axes, facts)
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
     return plan
@@ -212,16 +197,16 @@ class _Desk:
             if name not in decided:
                 raise UserError(f"plan.{name}: no such field, {nearest(name, decided)}")
 
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def take(self, name: str, value: object, reason: str) -> None:
-        """Note the rule's `value` for a field, or the user's if there is one."""
+    def decide(self, name: str, rule: Callable[..., tuple[T, str]], *facts: object) -> T:
+        """Note and return a field's value: the user's if there is one, else the rule's."""
         if name in self.overrides:
             kind = TypeAdapter(get_type_hints(Plan, include_extras=True)[name])
-            value = validate(kind, self._broadcast(name, self.overrides[name]), f"plan.{name}")
+            value: T = validate(kind, self._broadcast(name, self.overrides[name]), f"plan.{name}")
             reason = "Set by the user."
+        else:
+            value, reason = rule(*facts)
         self.values[name], self.reasons[name] = value, reason
+        return value
 
     def _broadcast(self, name: str, value: object) -> object:
         lengths = {
@@ -238,193 +223,13 @@ class _Desk:
         return value
 
 
-def _ndim(facts: Fingerprint) -> tuple[int, str]:
-    if facts.scan_ndim == 2:
-        return 2, "The scans are 2D."
-    spacing, size = facts.median_spacing, facts.median_size
-    ratio = sorted(spacing)[-1] / sorted(spacing)[-2]
-    if ratio > THICK_SLICES:
-        return 2, f"Slices lie {ratio:.1f} times as far apart as their pixels (more than {THICK_SLICES})."
-    if min(size) < FEW_SLICES:
-        return 2, f"The median scan has only {min(size):g} slices (fewer than {FEW_SLICES})."
-    return 3, f"The coarsest axis has {ratio:.1f} times the spacing of the next (at most {THICK_SLICES})."
-
-
-def _orientation(facts: Fingerprint, ndim: int) -> tuple[str, str]:
-    if facts.scan_ndim == 2:
-        return "LPS", "2D scans are left as they lie."
-    spacing, size = facts.median_spacing, facts.median_size
-    ratio = sorted(spacing)[-1] / sorted(spacing)[-2]
-    across = int(np.argmax(spacing)) if ratio > THICK_SLICES else int(np.argmin(size))
-    thick = ratio > THICK_SLICES or min(size) < FEW_SLICES
-    if ndim == 3 or not thick or across == 0:
-        return "LPS", "Axes run to the patient's left, posterior and superior."
-    return {1: "LSP", 2: "PSL"}[across], "The array's first axis runs across the slices, for a 2D network."
-
-
-def _axes(ndim: int, orientation: str) -> list[int]:
-    """Return which of the LPS array axes (z, y, x) each axis of the prepared array is."""
-    if ndim == 2:
-        return [0, 1]
-    order = {"S": 0, "I": 0, "P": 1, "A": 1, "L": 2, "R": 2}
-    return [order.get(letter, 0) for letter in reversed(orientation)]
-
-
-def _label_values(facts: Fingerprint, class_names: Mapping[int, str]) -> tuple[tuple[int, ...], str]:
-    if class_names:
-        return tuple(sorted({0, *class_names})), "Background and the values that the data declares."
-    found = facts.label_values()
-    if not set(found) - {0}:
-        raise UserError(
-            "no case has a label with anything in it, expected at least one clean case (add labels)"
-        )
-    return tuple(sorted({0, *found})), "Background and the values in the labels."
-
-
-def _spacing(spacings: np.ndarray, ndim: int) -> tuple[tuple[float, ...], str]:
-    """Decide from (cases, axes) in the prepared order."""
-    target = np.median(spacings, axis=0)
-    reason = f"Median of {len(spacings)} cases"
-    if spacings.shape[1] == 3 and ndim == 2:
-        target[0] = 0.0
-        reason += "; 0: across slices each scan keeps its own"
-    elif spacings.shape[1] == 3 and np.sort(target)[-1] > COARSE_AXIS * np.sort(target)[-2]:
-        axis = int(target.argmax())
-        target[axis] = np.percentile(spacings[:, axis], 10)
-        reason += f"; the 10th percentile along axis {axis}, more than {COARSE_AXIS:g} times coarser"
-    return tuple(round(float(v), 6) for v in target), reason + "."
-
-
-def _crop(facts: Fingerprint) -> tuple[bool, str]:
-    saved = 1 - float(np.median(np.prod(facts.box_sizes / facts.sizes, axis=1)))
-    return saved > 0.1, f"The non-background box saves {saved:.0%} of the median scan."
-
-
-def _normalisation(facts: Fingerprint) -> tuple[tuple[str, ...], str]:
-    kinds = []
-    for channel in range(facts.channels):
-        lowest = float(np.median([case.minimum[channel] for case in facts.cases]))
-        whole = all(case.integers[channel] for case in facts.cases)
-        kinds.append("ct" if whole and -3100 <= lowest <= -500 else "zscore")
-    if "ct" in kinds:
-        return tuple(
-            kinds
-        ), "Whole numbers that reach down to air: Hounsfield units, comparable between scans."
-    return tuple(kinds), "Intensities are in no common unit: each scan is brought to mean 0 and SD 1."
-
-
-def _intensity(
-    facts: Fingerprint, normalisation: tuple[str, ...]
-) -> tuple[tuple[dict[str, float], ...], str]:
-    if "ct" not in normalisation:
-        return (), "z-scores need none."
-    result: list[dict[str, float]] = []
-    for channel, kind in enumerate(normalisation):
-        if kind != "ct":
-            result.append({})
-            continue
-        known = [case.foreground[channel] for case in facts.cases if case.foreground]
-        known = known or [case.content[channel] for case in facts.cases]
-        parts = [part for part in known if part is not None]
-        if not parts:
-            raise UserError(
-                f"plan.normalisation: channel {channel} is constant in every scan, expected an image"
-            )
-        mean = float(np.mean([part.mean for part in parts]))
-        # Within and between scans: the variance of all voxels, each scan counting the same.
-        variance = np.mean([part.std**2 + (part.mean - mean) ** 2 for part in parts])
-        result.append(
-            {
-                "lower": float(np.median([part.low for part in parts])),
-                "upper": float(np.median([part.high for part in parts])),
-                "mean": mean,
-                "std": float(max(math.sqrt(variance), 1e-6)),
-            }
-        )
-    return tuple(result), "Percentiles 0.5 and 99.5, mean and SD under the clean labels."
-
-
-def _prepared_size(sizes: np.ndarray, spacings: np.ndarray, target: tuple[float, ...]) -> tuple[int, ...]:
-    wanted = np.where(np.asarray(target) == 0, spacings, target)
-    return tuple(max(1, math.ceil(v)) for v in np.median(sizes * spacings / wanted, axis=0) - 1e-6)
-
-
-def _network_channels(kind: str, network: str, median: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
-    base = 24 if network == "swin-unetr" else BASE_FEATURES[kind]
-    if network in FIXED_CHANNELS:
-        levels, why = FIXED_CHANNELS[network], f"{network} always has {FIXED_CHANNELS[network]} levels"
-    else:
-        halvings = int(math.log2(max(1, min(median)) / 4)) if min(median) >= 8 else 0
-        levels = min(MAX_LEVELS[kind], max(3, halvings + 1))
-        why = f"{levels} levels suit the median scan's smallest side of {min(median)} voxels"
-    return tuple(base * 2**level for level in range(levels)), f"{why}; {base} features at the first."
-
-
-def step_bytes(patch: tuple[int, ...], channels: tuple[int, ...], batch: int) -> int:
-    """Estimate the memory of one training step, bytes. Rough: right within a factor of two.
-
-    Args:
-        patch: Voxels along each axis.
-        channels: Features per level, each level half as fine as the one before.
-        batch: Clean patches, and as many unlabelled ones in `VIEWS` views.
-    """
-    features = sum(width / 2 ** (len(patch) * level) for level, width in enumerate(channels))
-    return int(math.prod(patch) * features * ACTIVATIONS * 4 * batch * (1 + VIEWS))
-
-
-def _patch_size(
-    kind: str, median: tuple[int, ...], multiple: int, channels: tuple[int, ...], budget: int
-) -> tuple[tuple[int, ...], str]:
-    patch = [multiple * math.ceil(side / multiple) for side in median]
-    if max(patch) == multiple:  # a single voxel at the lowest level cannot be normalised
-        patch[-1] = 2 * multiple
-    whole = math.prod(patch)
-    cap = VOXEL_CAP[kind, len(patch)]
-    reason = f"The median prepared scan ({'×'.join(map(str, median))}) in multiples of {multiple}"
-    while max(patch) > 2 * multiple:
-        if math.prod(patch) > cap:
-            limit = f"at most {cap} voxels on a {kind.upper()}"
-        elif step_bytes(tuple(patch), channels, 2) > budget:
-            limit = f"a step within {budget / 2**30:.1f} GiB"
-        else:
-            break
-        patch[int(np.argmax(patch))] -= multiple
-    if math.prod(patch) < whole:
-        reason += f", its longest side shortened for {limit}"
-    return tuple(patch), reason + "."
-
-
-def _batch_size(kind: str, patch: tuple[int, ...], channels: tuple[int, ...], budget: int) -> tuple[int, str]:
-    if step_bytes(patch, channels, 2) > budget:
-        return 1, f"2 patches would not fit in {budget / 2**30:.1f} GiB."
-    if math.prod(patch) <= VOXEL_CAP[kind, 3] // 4 and step_bytes(patch, channels, 4) <= budget:
-        return 4, "4 of such small patches fit easily."
-    return 2, "2, as is common with patches of this size."
-
-
-def _steps(kind: str, cases: int) -> tuple[int, str]:
-    factor = min(1.5, max(0.75, (cases / 50) ** 0.25))
-    steps = round(BASE_STEPS[kind] * factor, -2)
-    return int(
-        steps
-    ), f"{BASE_STEPS[kind]} on a {kind.upper()} times {factor:.2f} for {cases} training cases."
-
-
-def _flip_axes(facts: Fingerprint) -> tuple[tuple[int, ...], str]:
-    if facts.scan_ndim == 2:
-        return (0, 1), "2D images carry no left or right; set [] if yours have a fixed pose."
-    return (), "A flip would exchange left and right organs; set axes if yours are symmetric."
-
-
 def _check(plan: Plan, where: str) -> None:
     """Raise UserError if the fields of a plan contradict each other."""
     try:
         multiple = required_multiple(plan.network, plan.network_channels)
     except UserError as error:
         raise UserError(f"{where}.network: {error}") from error
-    pairs = {frozenset("LR"), frozenset("PA"), frozenset("SI")}
-    letters = [next((p for p in pairs if c in p), None) for c in plan.orientation]
-    rules: list[tuple[bool, str, object, str]] = [
+    demands: list[tuple[bool, str, object, str]] = [
         (plan.ndim <= plan.scan_ndim, "ndim", plan.ndim, f"at most {plan.scan_ndim}"),
         (len(plan.spacing) == plan.scan_ndim, "spacing", plan.spacing, f"{plan.scan_ndim} numbers"),
         (len(plan.patch_size) == plan.ndim, "patch_size", plan.patch_size, f"{plan.ndim} numbers"),
@@ -479,13 +284,7 @@ def _check(plan: Plan, where: str) -> None:
             plan.class_names,
             f"{len(plan.label_values)} names, one for each of the label values",
         ),
-        (
-            len(letters) == 3 and set(letters) == pairs,
-            "orientation",
-            plan.orientation,
-            "one letter of each of L/R, P/A, S/I, such as LPS",
-        ),
     ]
-    for holds, name, found, expected in rules:
+    for holds, name, found, expected in demands:
         if not holds:
             raise UserError(f"{where}.{name}: found {found}, expected {expected}")

@@ -89,8 +89,8 @@ def make_split(
         cases: All cases, each id once.
         order: The data's own order of case ids; names of cases that are not there are passed over. Cases that
             it does not name come after it, shuffled.
-        labelled: How many (the first of the order) or which clean cases keep their label, validation included;
-            all other careful labels are hidden. None: all. Noisy cases stay noisy.
+        labelled: How many (the first of the order) or which clean cases keep their label, validation
+            included; all other careful labels are hidden. None: all. Noisy cases stay noisy.
         test: How many (the last of the order that carry a careful label) or which cases are set apart,
             besides those whose role is test already.
         validation: How many (the last of the clean ones) or which clean cases choose a checkpoint instead.
@@ -134,8 +134,8 @@ def apply_split(cases: Sequence[Case], split: Split) -> tuple[Case, ...]:
     """Return the cases of the split in their roles, in the order of `cases`.
 
     Hidden and test labels are gone from what is returned, so nothing downstream can read them. Validation
-    cases are clean, with their label: training must leave them out by `split.validation`. Cases that the split
-    does not name are left out.
+    cases are clean, with their label: training must leave them out by `split.validation`. Cases that the
+    split does not name are left out.
 
     Raises:
         UserError: The split names a case that is not there, or a clean or noisy one that has no label.

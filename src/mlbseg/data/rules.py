@@ -1,0 +1,248 @@
+"""The rules by which a plan is decided: from facts to a value and the reason for it, in a sentence.
+
+The table in `mlbseg.data.plan` states them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mlbseg.data.fingerprint import Fingerprint
+from mlbseg.data.geometry import shown
+from mlbseg.data.lattice import AXIS_PAIRS, CROP_GAIN
+from mlbseg.errors import UserError
+from mlbseg.nets import required_multiple
+from mlbseg.types import Role
+
+T = TypeVar("T")
+
+THICK_SLICES = 3.5
+FEW_SLICES = 8
+COARSE_AXIS = 3.0
+VOXEL_CAP = {("cpu", 2): 256 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 512, ("gpu", 3): 128**3}
+BASE_FEATURES = {"cpu": 16, "gpu": 32}
+MAX_LEVELS = {"cpu": 4, "gpu": 5}
+BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
+FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "swin-unetr": 5}
+"""Levels of the networks that have no choice."""
+VIEWS = 5
+"""Copies of each unlabelled patch that a bootstrapping step looks at."""
+SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "dynunet": 14, "swin-unetr": 48}
+"""Feature maps that each network saves for its backward pass, per feature of each level. Measured with
+autograd's saved-tensor hooks; assumed for swin-unetr."""
+
+Reasoned = tuple[T, str]
+"""A value, and why."""
+
+
+def decide_ndim(facts: Fingerprint) -> Reasoned[int]:
+    """2 for 2D scans, thick slices and few slices; else 3."""
+    if facts.scan_ndim == 2:
+        return 2, "The scans are 2D."
+    spacing, size = facts.median_spacing, facts.median_size
+    ratio = sorted(spacing)[-1] / sorted(spacing)[-2]
+    if ratio > THICK_SLICES:
+        return 2, f"Slices lie {ratio:.1f} times as far apart as their pixels (more than {THICK_SLICES})."
+    if min(size) < FEW_SLICES:
+        return 2, f"The median scan has only {min(size):g} slices (fewer than {FEW_SLICES})."
+    return 3, f"The coarsest axis has {ratio:.1f} times the spacing of the next (at most {THICK_SLICES})."
+
+
+def decide_orientation(facts: Fingerprint, ndim: int) -> Reasoned[str]:
+    """LPS, or slices first for a 2D network."""
+    if facts.scan_ndim == 2:
+        return "LPS", "2D scans are left as they lie."
+    spacing, size = facts.median_spacing, facts.median_size
+    ratio = sorted(spacing)[-1] / sorted(spacing)[-2]
+    across = int(np.argmax(spacing)) if ratio > THICK_SLICES else int(np.argmin(size))
+    thick = ratio > THICK_SLICES or min(size) < FEW_SLICES
+    if ndim == 3 or not thick or across == 0:
+        return "LPS", "Axes run to the patient's left, posterior and superior."
+    return {1: "LSP", 2: "PSL"}[across], "The array's first axis runs across the slices, for a 2D network."
+
+
+def array_axes(orientation: str, ndim: int) -> list[int]:
+    """Return which of the LPS array axes (z, y, x) each axis of the prepared array is."""
+    if ndim == 2:
+        return [0, 1]
+    return [
+        next(i for i, pair in enumerate(AXIS_PAIRS) if letter in pair) for letter in reversed(orientation)
+    ]
+
+
+def decide_label_values(facts: Fingerprint, class_names: Mapping[int, str]) -> Reasoned[tuple[int, ...]]:
+    """Take the values that the data declares, else those in the labels."""
+    if class_names:
+        return tuple(sorted({0, *class_names})), "Background and the values that the data declares."
+    found = facts.label_values()
+    if not set(found) - {0}:
+        raise UserError(
+            "no case has a label with anything in it, expected at least one clean case (add labels)"
+        )
+    return tuple(sorted({0, *found})), "Background and the values in the labels."
+
+
+def decide_class_names(values: tuple[int, ...], class_names: Mapping[int, str]) -> Reasoned[tuple[str, ...]]:
+    """As the data has it, else by value."""
+    names = {0: "background", **class_names}
+    reason = "As the data names them." if class_names else "The data names no classes: called by their value."
+    return tuple(names.get(value, f"label {value}") for value in values), reason
+
+
+def decide_spacing(spacings: npt.NDArray[np.float64], ndim: int) -> Reasoned[tuple[float, ...]]:
+    """Take the median over (cases, axes), axes in the prepared order."""
+    target = np.median(spacings, axis=0)
+    reason = f"Median of {len(spacings)} cases"
+    if spacings.shape[1] == 3 and ndim == 2:
+        target[0] = 0.0
+        reason += "; 0: across slices each scan keeps its own"
+    elif spacings.shape[1] == 3 and np.sort(target)[-1] > COARSE_AXIS * np.sort(target)[-2]:
+        axis = int(target.argmax())
+        target[axis] = np.percentile(spacings[:, axis], 10)
+        reason += f"; the 10th percentile along axis {axis}, more than {COARSE_AXIS:g} times coarser"
+    return tuple(round(float(v), 6) for v in target), reason + "."
+
+
+def decide_crop(facts: Fingerprint) -> Reasoned[bool]:
+    """Crop where that saves more than `CROP_GAIN` in the median case."""
+    saved = 1 - float(np.median(np.prod(facts.box_sizes / facts.sizes, axis=1)))
+    return saved > CROP_GAIN, f"The non-background box saves {saved:.0%} of the median scan."
+
+
+def decide_normalisation(facts: Fingerprint) -> Reasoned[tuple[str, ...]]:
+    """``ct`` for channels in Hounsfield units, else ``zscore``."""
+    kinds = []
+    for channel in range(facts.channels):
+        lowest = float(np.median([case.minimum[channel] for case in facts.cases]))
+        whole = all(case.integers[channel] for case in facts.cases)
+        kinds.append("ct" if whole and -3100 <= lowest <= -500 else "zscore")
+    if "ct" in kinds:
+        return tuple(kinds), "Whole numbers that reach down to air: Hounsfield units, alike in all scans."
+    return tuple(kinds), "Intensities are in no common unit: each scan is brought to mean 0 and SD 1."
+
+
+def decide_intensity(
+    facts: Fingerprint, normalisation: tuple[str, ...]
+) -> Reasoned[tuple[dict[str, float], ...]]:
+    """Window, mean and SD of the ``ct`` channels, from clean labels where there are any."""
+    if "ct" not in normalisation:
+        return (), "z-scores need none."
+    result: list[dict[str, float]] = []
+    for channel, kind in enumerate(normalisation):
+        if kind != "ct":
+            result.append({})
+            continue
+        parts = [part for case in facts.cases if case.foreground and (part := case.foreground[channel])]
+        parts = parts or [part for case in facts.cases if (part := case.content[channel])]
+        if not parts:
+            raise UserError(
+                f"plan.normalisation: channel {channel} is constant in every scan, expected an image"
+            )
+        mean = float(np.mean([part.mean for part in parts]))
+        # Within and between scans: the variance of all voxels, each scan counting the same.
+        variance = np.mean([part.std**2 + (part.mean - mean) ** 2 for part in parts])
+        result.append(
+            {
+                "lower": float(np.median([part.low for part in parts])),
+                "upper": float(np.median([part.high for part in parts])),
+                "mean": mean,
+                "std": float(max(math.sqrt(variance), 1e-6)),
+            }
+        )
+    return tuple(result), "Percentiles 0.5 and 99.5, mean and SD under the clean labels."
+
+
+def prepared_size(
+    sizes: npt.NDArray[np.float64], spacings: npt.NDArray[np.float64], target: tuple[float, ...]
+) -> tuple[int, ...]:
+    """Return the median size of the scans at the spacing `target`, voxels; (cases, axes) arguments."""
+    wanted = np.where(np.asarray(target) == 0, spacings, target)
+    return tuple(max(1, math.ceil(v)) for v in np.median(sizes * spacings / wanted, axis=0) - 1e-6)
+
+
+def decide_network() -> Reasoned[str]:
+    """Always unet."""
+    return "unet", "A residual U-Net: the fastest of the networks, and good on few labels."
+
+
+def decide_network_channels(kind: str, network: str, median: tuple[int, ...]) -> Reasoned[tuple[int, ...]]:
+    """As many levels as the median scan's smallest side allows, features doubling."""
+    base = 24 if network == "swin-unetr" else BASE_FEATURES[kind]
+    if network in FIXED_CHANNELS:
+        levels, why = FIXED_CHANNELS[network], f"{network} always has {FIXED_CHANNELS[network]} levels"
+    else:
+        halvings = int(math.log2(max(4, min(median)) / 4))
+        levels = min(MAX_LEVELS[kind], max(3, halvings + 1))
+        why = f"{levels} levels suit the median scan's smallest side of {min(median)} voxels"
+    return tuple(base * 2**level for level in range(levels)), f"{why}; {base} features at the first."
+
+
+def step_bytes(network: str, patch: tuple[int, ...], channels: tuple[int, ...], batch: int) -> int:
+    """Estimate the memory of one bootstrapping step, bytes: saved maps and as much for gradients. Rough.
+
+    Args:
+        network: Its name.
+        patch: Voxels along each axis.
+        channels: Features per level, each level half as fine as the one before.
+        batch: Clean patches, and as many unlabelled ones in `VIEWS` views.
+    """
+    features = sum(width / 2 ** (len(patch) * level) for level, width in enumerate(channels))
+    return int(2 * 4 * math.prod(patch) * features * SAVED_MAPS.get(network, 48) * batch * (1 + VIEWS))
+
+
+def decide_patch_size(
+    kind: str, median: tuple[int, ...], network: str, channels: tuple[int, ...], budget: int
+) -> Reasoned[tuple[int, ...]]:
+    """Start from the median prepared scan; shorten the longest side until a step fits the budget (bytes)."""
+    multiple = required_multiple(network, channels)
+    patch = [multiple * math.ceil(side / multiple) for side in median]
+    if max(patch) == multiple:  # a single voxel at the lowest level cannot be normalised
+        patch[-1] = 2 * multiple
+    cap = VOXEL_CAP[kind, len(patch)]
+    limit = ""
+    while max(patch) > 2 * multiple:
+        if math.prod(patch) > cap:
+            limit = f", its longest side shortened for at most {cap} voxels on a {kind.upper()}"
+        elif step_bytes(network, tuple(patch), channels, 2) > budget:
+            limit = f", its longest side shortened for a step within {budget / 2**30:.1f} GiB"
+        else:
+            break
+        patch[int(np.argmax(patch))] -= multiple
+    return tuple(patch), f"The median prepared scan ({shown(median)}) in multiples of {multiple}{limit}."
+
+
+def decide_batch_size(
+    kind: str, network: str, patch: tuple[int, ...], channels: tuple[int, ...], budget: int
+) -> Reasoned[int]:
+    """2, unless the patch is tiny or the budget (bytes) is."""
+    if step_bytes(network, patch, channels, 2) > budget:
+        return 1, f"2 patches would not fit in {budget / 2**30:.1f} GiB."
+    if math.prod(patch) <= VOXEL_CAP[kind, 3] // 4 and step_bytes(network, patch, channels, 4) <= budget:
+        return 4, "4 of such small patches fit easily."
+    return 2, "2, as is common with patches of this size."
+
+
+def decide_unlabelled_batch_size(facts: Fingerprint, batch: int) -> Reasoned[int]:
+    """As many as clean ones, if there are any to draw from."""
+    if not facts.count(Role.UNLABELLED, Role.NOISY):
+        return 0, "There is no unlabelled or noisy case."
+    return batch, "As many as clean ones."
+
+
+def decide_steps(kind: str, cases: int) -> Reasoned[int]:
+    """More for more cases, within bounds."""
+    factor = min(1.5, max(0.75, (cases / 50) ** 0.25))
+    steps = 100 * round(BASE_STEPS[kind] * factor / 100)
+    return steps, f"{BASE_STEPS[kind]} on a {kind.upper()} times {factor:.2f} for {cases} training cases."
+
+
+def decide_flip_axes(facts: Fingerprint) -> Reasoned[tuple[int, ...]]:
+    """None in 3D, all in 2D."""
+    if facts.scan_ndim == 2:
+        return (0, 1), "2D images carry no left or right; set [] if yours have a fixed pose."
+    return (), "A flip would exchange left and right organs; set axes if yours are symmetric."
