@@ -83,6 +83,7 @@ class Cache:
         self.plan = plan
         self._images: dict[Case, CachedImage] = {}
         self._labels: dict[Case, zarr.Group] = {}
+        self._foregrounds: dict[Case, npt.NDArray[np.int32]] = {}
         _sweep(self.root)
 
     def image(self, case: Case) -> CachedImage:
@@ -105,13 +106,15 @@ class Cache:
         """Return where the foreground of a clean or noisy case is.
 
         Returns:
-            (n, 1 + dimensions): class index, then the voxel's position on the grid in array order; up to
+            (n, dimensions + 1): a voxel's position on the grid in array order, then its class index; up to
             `FOREGROUND_VOXELS` of each class, drawn by a seed that depends on the content alone.
 
         Raises:
             ValueError: As `label`.
         """
-        return np.asarray(self._label_group(case)["foreground"][:], np.int32)
+        if case not in self._foregrounds:
+            self._foregrounds[case] = np.asarray(self._label_group(case)["foreground"][:], np.int32)
+        return self._foregrounds[case]
 
     def _label_group(self, case: Case) -> zarr.Group:
         if case.role not in (Role.CLEAN, Role.NOISY) or case.label is None:
@@ -268,13 +271,13 @@ def _chunks(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
 
 def _foreground(label: npt.NDArray[np.uint8], num_classes: int, seed: int) -> npt.NDArray[np.int32]:
     random = np.random.default_rng(seed)
-    rows = [np.empty((0, 1 + label.ndim), np.int32)]
+    rows = [np.empty((0, label.ndim + 1), np.int32)]
     for index in range(1, num_classes):
         voxels = np.flatnonzero(label == index)
         if len(voxels) > FOREGROUND_VOXELS:
             voxels = np.sort(random.choice(voxels, FOREGROUND_VOXELS, replace=False))
         positions = np.unravel_index(voxels, label.shape)
-        rows.append(np.stack([np.full(len(voxels), index), *positions], axis=1).astype(np.int32))
+        rows.append(np.stack([*positions, np.full(len(voxels), index)], axis=1).astype(np.int32))
     return np.concatenate(rows)
 
 
