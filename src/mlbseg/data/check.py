@@ -144,7 +144,7 @@ def _check_label(one: _Seen) -> Iterable[Fault]:
         found, expected = difference
         yield Fault(name, found, f"{expected} as its image", "resample it onto the image", kind="geometry")
     if set(one.labels) == {0}:
-        # A slice or a test scan may well lack the structure; a whole scan that was labelled with care should not.
+        # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
         may_be = one.case.role is Role.TEST or geometry.ndim == 2
         remedy = "" if may_be else "draw it, or remove the file: then the case counts as unlabelled"
         yield Fault(

@@ -44,7 +44,7 @@ def read_datalist(path: Path) -> Found:
     for key in sorted(known):
         if key not in _COLUMNS and not _IMAGE.fullmatch(key):
             found.warnings.append(
-                Fault(path.name, f"column {key!r} is ignored", nearest(key, _COLUMNS), kind="ignored")
+                Fault(path.name, f"column {key!r} is ignored", "", nearest(key, _COLUMNS), kind="ignored")
             )
     for where, row in rows:
         _add(found, path.parent, f"{path.name}, {where}", row)
@@ -102,7 +102,9 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
         paths.append(resolved)
     role = str(row.get("role") or (Role.CLEAN if label else Role.UNLABELLED)).lower()
     if role not in set(Role):
-        fault = Fault(where, f"role {role!r}", nearest(role, set(Role)), case_id=name, kind="role")
+        fault = Fault(
+            where, f"unknown role {role!r}", "", nearest(role, [r.value for r in Role]), name, "role"
+        )
     elif not label and role in (Role.CLEAN, Role.NOISY):
         fault = Fault(
             where, f"role {role} without a label", "a label", "add it, or say unlabelled", name, "role"

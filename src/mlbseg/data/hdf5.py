@@ -19,12 +19,13 @@ def open_dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
     """Open a data set of an HDF5 file of the Left Atrium kind; links into other files are not followed."""
     try:
         with h5py.File(path) as file:
-            link = file.get(name, getlink=True)
-            dataset = file.get(name) if isinstance(link, h5py.HardLink) else None
-            if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+            dataset = file.get(name) if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+            if isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual):
+                dataset = None
+            if not isinstance(dataset, h5py.Dataset):
                 fail(
                     path,
-                    f"no data set {name!r} (found: {', '.join(file) or 'nothing'})",
+                    f"no data set {name!r} of its own (found: {', '.join(file) or 'nothing'})",
                     f"{name!r}",
                     kind="hdf5",
                 )

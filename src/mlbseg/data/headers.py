@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn
 
@@ -51,6 +52,7 @@ _NIFTI2 = np.dtype(
         "itemsize": 540,
     }
 )
+_NIFTI_FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype("f4"), 64: np.dtype("f8")}
 _MET_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -93,19 +95,32 @@ def _verify_nifti(path: Path, *, content: bool) -> None:
         with gzip.open(path) if compressed else path.open("rb") as file:
             header = _parse_nifti(path, file.read(_NIFTI2.itemsize))
             _verify_nifti_header(path, header)
-            if not content:
-                return
-            available = path.stat().st_size
-            if compressed:  # read to the end: its checksum lies there
-                while file.read(_CHUNK):
-                    pass
-                available = file.tell()
+            if content:
+                _verify_nifti_content(path, file, header)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fail(path, "truncated or damaged gzip data", "a complete .nii.gz file", f"copy it again; {error}")
+
+
+def _verify_nifti_content(path: Path, file: BufferedIOBase, header: Any) -> None:
+    """Read to the end, where gzip's checksum lies; ITK's NIfTI library turns NaN into 0: look here."""
     voxels = math.prod(int(n) for n in header["dim"][1 : 1 + header["dim"][0]])
-    needed = int(header["vox_offset"]) + voxels * int(header["bitpix"]) // 8
-    if available < needed:
-        fail(path, f"holds {available} bytes", f"the {needed} bytes its header announces", "copy it again")
+    needed = voxels * int(header["bitpix"]) // 8
+    number = _NIFTI_FLOATS.get(int(header["datatype"]))
+    held = bad = 0
+    file.seek(max(int(header["vox_offset"]), header.dtype.itemsize))
+    while chunk := file.read(_CHUNK):
+        if number and held < needed:
+            values = np.frombuffer(
+                chunk[: needed - held], number.newbyteorder(header.dtype["dim"].base.byteorder)
+            )
+            bad += values.size - int(np.isfinite(values).sum())
+        held += len(chunk)
+    if held < needed:
+        fail(
+            path, f"holds {held} bytes of voxels", f"the {needed} that its header announces", "copy it again"
+        )
+    if bad:
+        fail(path, f"{bad} values are NaN or infinite", "finite values", "export it again", "nan")
 
 
 def _parse_nifti(path: Path, raw: bytes) -> Any:
@@ -126,6 +141,10 @@ def _verify_nifti_header(path: Path, header: Any) -> None:
         fail(path, f"size {size}", "at least one voxel along each of 1 to 7 axes", "write the file again")
     if header["bitpix"] < 1 or header["datatype"] < 1 or header["datatype"] > 2304:
         fail(path, f"voxel type {header['datatype']}", "one that NIfTI defines", "write the file again")
+    if not (math.isfinite(header["vox_offset"]) and header["vox_offset"] >= 0):
+        fail(
+            path, f"voxels at byte {header['vox_offset']}", "a place after the header", "write the file again"
+        )
     ndim = min(ndim, 3)
     spacing = header["pixdim"][1 : 1 + ndim].astype(float)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
@@ -155,6 +174,9 @@ def _verify_nifti_affine(path: Path, header: Any, spacing: npt.NDArray[np.float6
             fail(path, f"qform and sform lie {apart:.3g} mm apart", "one place", remedy, "geometry")
     elif header["sform"] > 0 and header["qform"] <= 0:
         scale = np.linalg.norm(srow[:, :3], axis=0)
+        cosines = srow[:, :3] / np.maximum(scale, np.finfo(float).tiny)
+        if not np.allclose(cosines.T @ cosines, np.eye(3), atol=1e-3):
+            fail(path, "sheared or missing axes in sform", "axes at right angles", remedy, "geometry")
         if not np.allclose(scale, spacing, rtol=0.01):
             shown = " × ".join(f"{s:g}" for s in scale)
             fail(
