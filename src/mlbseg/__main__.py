@@ -1,0 +1,5 @@
+"""`python -m mlbseg`."""
+
+from mlbseg.cli import main
+
+main()

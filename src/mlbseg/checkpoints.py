@@ -1,0 +1,62 @@
+"""Checkpoints: written whole or not at all, the newest found again, the last two kept."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlbseg.errors import UserError
+from mlbseg.run import dump_tensors, write_atomic
+
+_NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
+KEEP = 2
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """A checkpoint file: the state after `step` steps of `stage`."""
+
+    stage: int
+    step: int
+    path: Path
+
+    def load(self, device: torch.device) -> dict[str, Any]:
+        """Return what was saved.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
+        try:
+            content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{self.path}: damaged checkpoint ({error}); delete it to resume from the one before") from None
+        return content
+
+
+def find(folder: Path) -> list[Checkpoint]:
+    """Return the checkpoints of a folder, oldest first."""
+    found = []
+    for path in folder.glob("stage*.pt"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found.append(Checkpoint(int(match[1]), int(match[2]), path))
+    return sorted(found)
+
+
+def save(folder: Path, stage: int, step: int, content: dict[str, Any], *, final: bool = False) -> Path:
+    """Write a checkpoint and drop this stage's older ones but one; a stage's final one drops the rest.
+
+    Raises:
+        UserError: if it cannot be written; the checkpoints before it are intact.
+    """
+    path = folder / f"stage{stage}-{step:08d}.pt"
+    write_atomic(path, dump_tensors({**content, "stage": stage, "step": step}))
+    mine = [c for c in find(folder) if c.stage == stage]
+    for old in mine[: -1 if final else -KEEP]:
+        old.path.unlink(missing_ok=True)
+    return path

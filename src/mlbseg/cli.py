@@ -1,0 +1,304 @@
+"""The command line: thin, every command a function of the package with the same names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import mlbseg
+from mlbseg.errors import UserError
+
+# Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
+
+app = typer.Typer(
+    name="mlbseg",
+    help="Segment many medical scans from few labels.\n\n"
+    "A folder of scans, of which a few are labelled, becomes a trained model (train), masks for new scans "
+    "(predict) and figures you can trust (evaluate). Start with: mlbseg check SCANS",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+
+
+def main() -> None:
+    """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
+    try:
+        app()
+    except UserError as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": str(error), "faults": [f.as_dict() for f in error.faults]}))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlbseg {mlbseg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")],
+    labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read every scan and label once and report all faults together."""
+    from mlbseg.data.cases import find_cases
+    from mlbseg.data.check import check as run_check
+    from mlbseg.errors import FaultsError
+    from mlbseg.progress import StepProgress
+
+    dataset = find_cases(data)
+    console = _console(quiet or as_json)
+    with StepProgress(console, "reading", len(dataset.cases)) as progress:
+        result = run_check(
+            dataset, labels=_integers(labels), progress=lambda done, _: progress.update(done)
+        )
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "faults": [f.as_dict() for f in result.faults],
+                    "warnings": [f.as_dict() for f in result.warnings],
+                    "summary": result.summary,
+                }
+            )
+        )
+        if result.faults:
+            raise typer.Exit(2)
+        return
+    _print_summary(result.summary, str(data))
+    for fault in result.warnings:
+        _plain(f"note: {fault}")
+    if result.faults:
+        raise FaultsError(
+            result.faults, str(data), "fix them, or pass --skip-bad to train without these cases"
+        )
+    _plain("no faults")
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
+    method: Annotated[str | None, typer.Option(help="mlb (default) or supervised.")] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(help="For experiments: keep K labels, or those of a file (one case id a line) or id,id,..."),
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Set N cases (or a file, or id,id,...) apart; training never sees them.")
+    ] = None,
+    validation: Annotated[
+        str, typer.Option(help="Take N clean cases (or a file, or id,id,...) to choose the checkpoint by.")
+    ] = "0",
+    labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper: the settings of the public MLB-Seg code.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("-o", "--override", help="key=value, such as -o plan.spacing=1.25")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model from scans of which some are labelled."""
+    from mlbseg.training import train as run_train
+
+    _set_threads(threads)
+    result = run_train(
+        data, out, resume=resume, method=method, labelled=_cases(labelled), test=_cases(test),
+        validation=_cases(validation) or 0, labels=_integers(labels), seed=seed, preset=preset, config=config,
+        overrides=override or (), skip_bad=skip_bad, device=device, cache=cache,
+        console=_console(quiet or as_json),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"run": str(result.run), "steps": result.steps,
+                          "validation_dice": result.validation_dice, "selection": result.selection}))  # fmt: skip
+    else:
+        score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
+        _plain(f"trained {result.steps} steps; kept {result.selection}{score}")
+        _plain(f"next: mlbseg predict {result.run} NEW_SCANS --out MASKS")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder of `mlbseg train`.")],
+    scans: Annotated[list[Path], typer.Argument(help="Folders of scans, scan files, DICOM folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    network: Annotated[str | None, typer.Option(help="student or teacher (default: the method's choice).")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Part of the run's split (test, unlabelled ...), or a file of ids, or id,id,...")
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Average over flips (slower).")] = False,
+    largest: Annotated[bool, typer.Option("--largest", help="Keep each class's largest component.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities too.")] = False,
+    overlap: Annotated[float, typer.Option(help="Of windows, share of the side.", min=0, max=0.9)] = 0.5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are there.")] = False,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a mask for each scan, in the scan's own geometry and format."""
+    from mlbseg.errors import FaultsError
+    from mlbseg.inference import PARTS
+    from mlbseg.inference import predict as run_predict
+    from mlbseg.progress import StepProgress
+
+    _set_threads(threads)
+    chosen = only if only in PARTS else _cases(only)
+    with StepProgress(_console(quiet or as_json), "predicting", 0) as progress:
+        result = run_predict(
+            run, scans, out, network=network, only=chosen, flips=flips, largest=largest,
+            probabilities=probabilities, overlap=overlap, overwrite=overwrite, device=device,
+            progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps({"masks": {k: str(v) for k, v in result.masks.items()},
+                          "faults": [f.as_dict() for f in result.faults]}))  # fmt: skip
+        if result.faults:
+            raise typer.Exit(2)
+        return
+    _plain(f"wrote {len(result.masks)} masks to {out}")
+    if result.faults:
+        raise FaultsError(result.faults, "the scans", "the other scans were segmented")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of masks.")],
+    references: Annotated[Path, typer.Argument(help="Folder of reference labels, matched by name.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file to write, a line per case and class.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score masks against reference labels: Dice, Jaccard, 95HD and ASSD in mm and voxels."""
+    from mlbseg.errors import FaultsError
+    from mlbseg.evaluation import evaluate as run_evaluate
+    from mlbseg.progress import StepProgress
+
+    with StepProgress(_console(quiet or as_json), "scoring", 0) as progress:
+        result = run_evaluate(
+            predictions, references, out=out,
+            progress=lambda done, total: progress.update(done, total=total),
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        if result.faults:
+            raise typer.Exit(2)
+        return
+    Console().print(result.table())
+    if result.faults:
+        raise FaultsError(result.faults, str(predictions), "the other cases were scored")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of the phantoms and of training.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Training steps (default: the demo's own).", min=2)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make phantom scans, train on few labels, on few labels with MLB and on all, and compare."""
+    from mlbseg.demo import demo as run_demo
+
+    result = run_demo(out, seed=seed, steps=steps, console=_console(quiet or as_json))
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    Console().print(result.table())
+    _plain(f"picture: {result.picture}")
+
+
+def _console(quiet: bool) -> Console | None:
+    """Return where progress goes: stderr, so that stdout holds results only."""
+    return None if quiet else Console(stderr=True)
+
+
+def _plain(text: str) -> None:
+    from mlbseg.errors import printable
+
+    print(printable(text))
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _integers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--labels {text!r}: expected whole numbers, such as 0,1,2") from None
+
+
+def _cases(text: str | None) -> int | list[str] | None:
+    """Return a number, or the case ids of a file or of a comma-separated list."""
+    if text is None:
+        return None
+    if text.isdecimal():
+        return int(text)
+    path = Path(text)
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{path}: cannot be read as a list of case ids, one a line") from None
+        return [line.strip() for line in lines if line.strip()]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _print_summary(summary: dict[str, Any], title: str) -> None:
+    table = Table("", "", title=title, show_header=False, title_justify="left")
+    for key, value in summary.items():
+        if key != "cases":
+            table.add_row(key.replace("_", " "), _short(value))
+    Console().print(table)
+
+
+def _short(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, dict):
+        return escape(", ".join(f"{k}: {v}" for k, v in value.items()))
+    if isinstance(value, list):
+        return escape(", ".join(str(v) for v in value[:8]) + (" ..." if len(value) > 8 else ""))
+    return escape(str(value))
+
+

@@ -1,0 +1,211 @@
+"""What a user can set, in one model: YAML in and out, `-o key=value` on the command line.
+
+Only `cli` and the floor below it (training, inference) read this object; everything further down takes plain
+keyword arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlbseg.errors import UserError, nearest
+
+Share = Field(ge=0, le=1)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class PlanSettings(_Section):
+    """Overrides of the plan; what is left empty is decided from the data (see plan.json for the reasons)."""
+
+    ndim: Literal[2, 3] | None = None
+    spacing: float | list[float] | None = None
+    patch_size: int | list[int] | None = None
+    normalisation: str | list[str] | None = None
+    crop: bool | None = None
+    network: str | None = None
+    network_channels: list[int] | None = None
+    batch_size: int | None = Field(None, ge=1)
+    unlabelled_batch_size: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    flip_axes: list[int] | None = None
+
+
+class TrainSettings(_Section):
+    """How training goes."""
+
+    lr: float = Field(0.05, gt=0, description="learning rate of stage 1 (and of supervised training)")
+    lr_bootstrap: float = Field(0.02, gt=0, description="learning rate of stage 2")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest L2 norm of the gradient")
+    schedule: Literal["poly", "paper", "constant"] = "poly"
+    stage1_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that stage 1 takes")
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    norm: Literal["instance", "group", "batch"] = "instance"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    validate_every: int = Field(200, ge=1, description="steps between validations, if cases are set apart")
+    foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
+
+
+class AugmentSettings(_Section):
+    """Random changes of the training patches; each probability is per patch."""
+
+    rotate: float = Field(15.0, ge=0, le=180, description="largest rotation, degrees")
+    scale: float = Field(0.15, ge=0, lt=1, description="largest change of size")
+    affine: float = Field(0.5, description="probability of rotation and scaling", ge=0, le=1)
+    elastic: float = Field(0.0, ge=0, le=1, description="probability of an elastic deformation")
+    intensity: float = Field(0.5, ge=0, le=1, description="probability of a change of brightness and contrast")
+    gamma: float = Field(0.3, ge=0, le=1, description="probability of a change of gamma")
+    noise: float = Field(0.2, ge=0, le=1, description="probability of Gaussian noise")
+
+
+class MLBSettings(_Section):
+    """The bootstrap stage; see `mlbseg.methods.mlb.MLB`."""
+
+    mode: Literal["joint", "paper"] = "joint"
+    views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-in", "zoom-out"]
+    per_residual: bool = False
+    teacher_decay: float = Field(0.99, ge=0, lt=1)
+    teacher_noise: float = Field(0.1, ge=0)
+    pseudo_weight: float = Field(1.0, ge=0)
+    consistency_weight: float = Field(1.0, ge=0)
+    chunk: int | None = Field(None, ge=1)
+
+
+class Config(_Section):
+    """Everything that a run was asked for."""
+
+    method: str = "mlb"
+    seed: int = Field(0, ge=0, lt=2**31)
+    plan: PlanSettings = PlanSettings()
+    train: TrainSettings = TrainSettings()
+    augment: AugmentSettings = AugmentSettings()
+    mlb: MLBSettings = MLBSettings()
+
+    def write(self, path: Path) -> None:
+        """Write the configuration as YAML."""
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The public code's settings (2D); the network is the paper's UNet++.
+    "paper": {
+        "plan": {"network": "unet++", "network_channels": [64, 128, 256, 512, 1024], "batch_size": 2,
+                 "unlabelled_batch_size": 1},
+        "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
+        "augment": {"rotate": 10.0, "scale": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0},
+        "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "teacher_noise": 0.02},
+    },
+}  # fmt: skip
+
+
+def load_config(
+    path: Path | None = None, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any
+) -> Config:
+    """Return the configuration: defaults, then the preset, the file, the overrides, and `values`.
+
+    Args:
+        path: A YAML file, such as the `config.yaml` of an earlier run.
+        preset: A name in `PRESETS`.
+        overrides: ``key=value`` strings; the value is read as YAML, the key is dotted (``train.lr``) or, where
+            only one section has it, bare (``lr``).
+        values: Top-level fields that are not None, such as ``method`` and ``seed``.
+
+    Raises:
+        UserError: for an unknown key (naming the nearest), a bad value, or a file that is not such YAML.
+    """
+    data: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UserError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
+        _merge(data, PRESETS[preset])
+    if path is not None:
+        _merge(data, _read_yaml(path))
+    for item in overrides:
+        key, value = parse_override(item)
+        _merge(data, _nested(key, value))
+    _merge(data, {k: v for k, v in values.items() if v is not None})
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def parse_override(item: str) -> tuple[str, Any]:
+    """Return the full key and the value of a ``key=value`` string.
+
+    Raises:
+        UserError: if there is no ``=``, the key is unknown or stands in several sections, or the value is not YAML.
+    """
+    key, separator, text = item.partition("=")
+    key = key.strip()
+    if not separator:
+        raise UserError(f"override {item!r}: expected key=value, such as train.lr=0.01")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+    if isinstance(value, str) and "," in value:
+        # A shell-friendly list: spacing=1.25,1.25,1.25
+        value = [yaml.safe_load(part) for part in value.split(",")]
+    keys = list(_keys())
+    if key in keys:
+        return key, value
+    matches = [k for k in keys if k.rpartition(".")[2] == key]
+    if len(matches) == 1:
+        return matches[0], value
+    if matches:
+        raise UserError(f"override key {key!r} stands in several sections: say {' or '.join(matches)}")
+    raise UserError(f"unknown override key {key!r}: {nearest(key, keys)}")
+
+
+def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a YAML file") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: found {type(data).__name__}, expected a mapping of settings")
+    return data
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}: {nearest(key, _keys())}"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"setting {key}: found {error['input']!r}, {message}"

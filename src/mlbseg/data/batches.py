@@ -1,0 +1,154 @@
+"""What training step t sees. It depends only on (seed, t, index in the batch), so any step can be drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from mlbseg.data.augment import Augment
+from mlbseg.data.cache import Cache
+from mlbseg.types import Batch, Case, Role
+
+IGNORE = -1
+_CLEAN, _UNLABELLED = 0, 1  # streams of random numbers
+
+
+class StepDataset(Dataset[Batch]):
+    """Item t is the batch of training step t.
+
+    Every case is drawn once before any is drawn a second time.
+
+    Args:
+        cache: Preprocessed scans and labels.
+        clean: Cases with a careful label.
+        others: Unlabelled and noisy cases; may be empty.
+        initial_labels: A `.npy` file of class indices on the prepared grid for each unlabelled case of `others`.
+            A noisy case brings its own label.
+        patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
+        batch_size: Clean patches per step.
+        unlabelled_batch_size: Patches of `others` per step.
+        steps: Length.
+        seed: Of the run.
+        stage: Stages of one run draw different numbers.
+        foreground: Share of the clean patches that are centred on a labelled voxel.
+        augment: Applied to every patch.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        clean: Sequence[Case],
+        others: Sequence[Case] = (),
+        *,
+        initial_labels: Mapping[str, Path] | None = None,
+        patch_size: Sequence[int],
+        batch_size: int,
+        unlabelled_batch_size: int,
+        steps: int,
+        seed: int,
+        stage: int,
+        foreground: float,
+        augment: Augment,
+    ) -> None:
+        self.cache = cache
+        self.clean = list(clean)
+        self.others = list(others)
+        self.initial_labels = dict(initial_labels or {})
+        self.patch_size = tuple(patch_size)
+        self.batch_size = batch_size
+        self.unlabelled_batch_size = unlabelled_batch_size
+        self.steps = steps
+        self.key = (seed, stage)
+        self.foreground = foreground
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        """Draw the batch of a step; see `Batch` for the shapes."""
+        clean = [self._patch(self.clean, _CLEAN, step, i, self.batch_size) for i in range(self.batch_size)]
+        images, labels, ids = zip(*clean, strict=True)
+        batch = Batch(torch.stack(images), torch.stack(labels), case_ids=ids, seed=self._seed(2, step, 0))
+        if self.others:
+            count = self.unlabelled_batch_size
+            others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in range(count)]
+            images, labels, more = zip(*others, strict=True)
+            batch.image, batch.initial_label = torch.stack(images), torch.stack(labels)
+            batch.case_ids += more
+        return batch
+
+    def _seed(self, *parts: int) -> int:
+        return int(np.random.SeedSequence([*self.key, *parts]).generate_state(1)[0])
+
+    def _patch(
+        self, cases: Sequence[Case], stream: int, step: int, index: int, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, str]:
+        position = step * count + index
+        turn, place = divmod(position, len(cases))
+        order = np.random.default_rng([*self.key, stream, turn]).permutation(len(cases))
+        case = cases[order[place]]
+        rng = np.random.default_rng([*self.key, stream, step, index, 1])
+
+        scan = self.cache.image(case).array
+        shape = scan.shape[1:]
+        centre = self._foreground_voxel(case, rng) if stream == _CLEAN else None
+        # A 2D patch of a 3D scan is a patch one slice thick.
+        size = (1,) * (len(shape) - len(self.patch_size)) + self.patch_size
+        start = [
+            _start(n, p, rng, None if centre is None else centre[a])
+            for a, (n, p) in enumerate(zip(shape, size, strict=True))
+        ]
+        image = _cut(scan, start, size, leading=1)
+        label = self._label(case, start, size)
+        image = image.reshape(image.shape[0], *self.patch_size).astype(np.float32)
+        label = label.reshape(self.patch_size).astype(np.int64)
+        changed = self.augment(image, label, self._seed(stream, step, index))
+        return *changed, case.id
+
+    def _label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
+        if case.role is Role.UNLABELLED:
+            source = np.load(self.initial_labels[case.id], mmap_mode="r", allow_pickle=False)
+        else:
+            source = self.cache.label(case)
+        return _cut(source, start, size, leading=0)
+
+    def _foreground_voxel(self, case: Case, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
+        if rng.random() >= self.foreground:
+            return None
+        voxels = self.cache.foreground(case)
+        if not len(voxels):
+            return None
+        chosen = rng.choice(np.unique(voxels[:, -1]))  # every class alike, however small
+        candidates = voxels[voxels[:, -1] == chosen]
+        return candidates[rng.integers(len(candidates)), :-1]
+
+
+def _start(length: int, patch: int, rng: np.random.Generator, centre: int | None) -> int:
+    """Return where a patch starts on an axis; negative where the scan is smaller than the patch."""
+    if length <= patch:
+        return -int(rng.integers(patch - length + 1))
+    if centre is None:
+        return int(rng.integers(length - patch + 1))
+    jitter = int(rng.integers(-patch // 4, patch // 4 + 1))
+    return int(np.clip(centre + jitter - patch // 2, 0, length - patch))
+
+
+def _cut(source: object, start: Sequence[int], size: Sequence[int], *, leading: int) -> npt.NDArray:
+    """Cut a patch; an image (leading = 1) is continued by its edge, a label (leading = 0) by IGNORE."""
+    shape = source.shape[leading:]  # type: ignore[attr-defined]
+    low = [max(s, 0) for s in start]
+    high = [min(s + p, n) for s, p, n in zip(start, size, shape, strict=True)]
+    inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    patch = np.asarray(source[(slice(None),) * leading + inner])  # type: ignore[index]
+    pad = [(a - s, s + p - b) for a, b, s, p in zip(low, high, start, size, strict=True)]
+    if not any(before or after for before, after in pad):
+        return patch
+    if leading:
+        return np.pad(patch, [(0, 0), *pad], mode="edge")
+    return np.pad(patch.astype(np.int64), pad, constant_values=IGNORE)

@@ -1,0 +1,258 @@
+"""From a run and scans to masks in the scans' own geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.inferers.utils import sliding_window_inference
+from scipy import ndimage
+from torch import Tensor, nn
+
+from mlbseg.data.cases import find_scans
+from mlbseg.data.plan import Plan
+from mlbseg.data.preprocess import prepare_scan, restore_label, restore_probability
+from mlbseg.data.readers import mask_suffix, read_scan, write_image, write_label
+from mlbseg.errors import Fault, UserError, nearest
+from mlbseg.run import Run, autocast, pick_device
+from mlbseg.types import Case, Geometry
+
+PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
+"""The parts of a run's split that `only` may name."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Predictions:
+    """What `predict` did.
+
+    Attributes:
+        masks: The file written for each case id.
+        faults: Scans that could not be segmented; the others were.
+    """
+
+    masks: dict[str, Path] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def predict(
+    run: str | Path,
+    scans: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    network: str | None = None,
+    only: str | Sequence[str] | None = None,
+    flips: bool = False,
+    largest: bool = False,
+    probabilities: bool = False,
+    overlap: float = 0.5,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Segment scans with a trained run and write a mask for each.
+
+    Args:
+        run: The run folder.
+        scans: A folder in any layout that training reads (labels are not looked at), a scan file, a DICOM
+            folder, or several of these.
+        out: The folder for the masks, named after the cases. NIfTI, NRRD, MHA and PNG stay what they are;
+            DICOM and HDF5 scans get NIfTI.
+        network: ``student`` or ``teacher``; the method's preferred one when None.
+        only: Case ids, or the name of a part of the run's split (``test``, ``validation``, ``unlabelled``, ...).
+        flips: Average over flips of the axes that the plan allows to be flipped (all axes if it allows none).
+        largest: Keep only the largest connected component of each class.
+        probabilities: Also write every class's probability, as ``ID_CLASS_probability``.
+        overlap: Of neighbouring windows, share of the side.
+        overwrite: Replace masks that are there already; without it they are a fault.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        precision: ``auto``, ``32`` or ``bf16``; as in training when None.
+        progress: Called with (done, all, case id).
+
+    Returns:
+        The masks, and the scans that failed.
+
+    Raises:
+        UserError: if nothing can be predicted at all.
+    """
+    opened = Run.open(Path(run))
+    target = pick_device(device)
+    model = opened.network(network).to(target)
+    paths = [scans] if isinstance(scans, str | Path) else list(scans)
+    cases = _select([case for path in paths for case in find_scans(Path(path))], only, opened)
+    out = Path(out)
+    _make_folder(out)
+    result = Predictions()
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(number, len(cases), case.id)
+        mask = out / f"{case.id}{mask_suffix(case.images)}"
+        try:
+            if mask.exists() and not overwrite:
+                raise UserError(f"{mask} exists already (pass --overwrite, or another --out)")
+            with autocast(precision or opened.config.train.precision, target):
+                _predict_case(
+                    case, mask, model, opened.plan, target, flips, largest, probabilities, overlap
+                )
+            result.masks[case.id] = mask
+        except (UserError, MemoryError, OSError) as error:
+            # One bad scan does not stop the others; it is named at the end.
+            result.faults.append(Fault(case.id, _reason(error), case_id=case.id, kind="predict"))
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    return result
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory for this scan"
+    return str(error)
+
+
+def predict_grid(
+    network: nn.Module,
+    image: npt.NDArray[np.float32],
+    *,
+    patch_size: Sequence[int],
+    device: torch.device,
+    flip_axes: Sequence[int] = (),
+    overlap: float = 0.5,
+) -> npt.NDArray[np.float32]:
+    """Return class probabilities of a prepared scan by sliding windows with Gaussian weights.
+
+    A 2D network sees a 3D scan slice by slice along its first axis.
+
+    Args:
+        network: In evaluation mode, on `device`.
+        image: (C, *S).
+        patch_size: Of a window; array order.
+        device: Where windows are computed; scan and result stay in the host's memory.
+        flip_axes: Axes of a window; the mean is taken over all combinations of their flips.
+        overlap: Of neighbouring windows, share of the side.
+
+    Returns:
+        (K, *S) float32.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(image))
+    sliced = len(patch_size) < x.ndim - 1
+    # (Z, C, Y, X) for slices, (1, C, *S) otherwise
+    x = x.movedim(1, 0) if sliced else x.unsqueeze(0)
+    subsets = [s for n in range(len(flip_axes) + 1) for s in combinations(flip_axes, n)]
+
+    def probability(window: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for subset in subsets:
+            axes = [a + 2 for a in subset]
+            flipped = window.flip(axes) if axes else window
+            p = torch.softmax(network(flipped).float(), 1)
+            p = p.flip(axes) if axes else p
+            total = p if total is None else total + p
+        assert total is not None  # noqa: S101 - the empty subset is always there
+        return total / len(subsets)
+
+    parts = x.split(8) if sliced else (x,)
+    with torch.inference_mode():
+        results = [
+            sliding_window_inference(
+                part,
+                roi_size=tuple(patch_size),
+                sw_batch_size=1 if device.type == "cpu" else 4,
+                predictor=probability,
+                overlap=overlap,
+                mode="gaussian",
+                padding_mode="replicate",
+                sw_device=device,
+                device=torch.device("cpu"),
+            )
+            for part in parts
+        ]
+    whole: Tensor = torch.cat(results).movedim(0, 1) if sliced else results[0][0]
+    return np.ascontiguousarray(whole.numpy())
+
+
+def largest_components(mask: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the mask with only the largest connected component (full connectivity) of each class kept."""
+    kept = np.zeros_like(mask)
+    structure = np.ones((3,) * mask.ndim)
+    for value in np.unique(mask[mask > 0]):
+        components, count = ndimage.label(mask == value, structure=structure)
+        if count:
+            sizes = np.bincount(components.ravel())
+            sizes[0] = 0
+            kept[components == sizes.argmax()] = value
+    return kept
+
+
+def _predict_case(
+    case: Case,
+    mask: Path,
+    network: nn.Module,
+    plan: Plan,
+    device: torch.device,
+    flips: bool,
+    largest: bool,
+    probabilities: bool,
+    overlap: float,
+) -> None:
+    scan = read_scan(case.images)
+    image, frame = prepare_scan(scan, plan)
+    del scan  # only its geometry is needed to go back
+    axes = (plan.flip_axes or tuple(range(plan.ndim))) if flips else ()
+    probability = predict_grid(
+        network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap
+    )
+    del image
+    label = restore_label(probability, frame, plan)
+    if largest:
+        label = largest_components(label)
+    if probabilities:
+        _write_probabilities(case, mask, probability, frame.native, plan, lambda p: restore_probability(p, frame))
+    write_label(mask, label, frame.native)
+
+
+def _write_probabilities(
+    case: Case,
+    mask: Path,
+    probability: npt.NDArray[np.float32],
+    geometry: Geometry,
+    plan: Plan,
+    restore: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+) -> None:
+    suffix = mask.name.removeprefix(case.id)
+    suffix = ".tiff" if suffix == ".png" else suffix  # PNG holds no floating point
+    for k in range(1, plan.num_classes):
+        name = f"{case.id}_{plan.label_values[k]}_probability{suffix}"
+        write_image(mask.with_name(name), restore(probability[k]), geometry)
+
+
+def _select(cases: list[Case], only: str | Sequence[str] | None, run: Run) -> list[Case]:
+    seen: set[str] = set()
+    for case in cases:
+        if case.id in seen:
+            raise UserError(f"two scans are called {case.id!r}: their masks would overwrite each other")
+        seen.add(case.id)
+    if only is None:
+        return cases
+    if isinstance(only, str):
+        if only not in PARTS:
+            raise UserError(f"the run's split has no part {only!r}: {nearest(only, PARTS)}")
+        only = run.split.as_dict()[only]
+    missing = sorted(set(only) - seen)
+    if missing:
+        raise UserError(f"no scan found for {len(missing)} cases, such as {', '.join(missing[:3])}")
+    wanted = set(only)
+    return [case for case in cases if case.id in wanted]
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder: {error.strerror}") from None

@@ -1,0 +1,220 @@
+"""The run folder: what training leaves behind, and all that prediction needs besides scans."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import mlbseg
+from mlbseg.config import Config, load_config
+from mlbseg.data.plan import Plan
+from mlbseg.data.splits import Split
+from mlbseg.errors import UserError, nearest
+from mlbseg.nets import make_network
+
+WEIGHTS = "model.safetensors"
+_PACKAGES = ("torch", "monai", "lightning", "numpy", "scipy", "SimpleITK", "zarr", "h5py", "safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that can predict.
+
+    Attributes:
+        root: The folder.
+        config: What was asked for.
+        plan: How scans are prepared, and the network.
+        split: Which case played which part.
+    """
+
+    root: Path
+    config: Config
+    plan: Plan
+    split: Split
+
+    @classmethod
+    def open(cls, root: Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            UserError: if it is not one, or a file in it is damaged.
+        """
+        if not (root / "config.yaml").is_file():
+            raise UserError(f"{root}: not a run folder, expected one that `mlbseg train --out` made")
+        return cls(
+            root,
+            load_config(root / "config.yaml"),
+            Plan.read(root / "plan.json"),
+            Split.read(root / "split.json"),
+        )
+
+    def network(self, which: str | None = None) -> nn.Module:
+        """Return a trained network in evaluation mode.
+
+        Args:
+            which: ``student`` or ``teacher``; the one that the method prefers when None.
+
+        Raises:
+            UserError: if training has not finished, the file is damaged, or the method has no such network.
+        """
+        path = self.root / WEIGHTS
+        if not path.is_file():
+            raise UserError(
+                f"{self.root}: training has not finished ({WEIGHTS} is missing); "
+                f"continue it with `mlbseg train --resume {self.root}`"
+            )
+        try:
+            weights = safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged ({error})") from None
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in weights.items():
+            network, _, key = name.partition(".")
+            groups.setdefault(network, {})[key] = tensor
+        chosen = which or ("teacher" if "teacher" in groups else "student")
+        if chosen not in groups:
+            raise UserError(f"{path} has no {chosen!r} network: {nearest(chosen, groups)}")
+        network = make_student(self.plan, self.config)
+        try:
+            network.load_state_dict(groups[chosen])
+        except RuntimeError:
+            raise UserError(f"{path}: does not fit plan.json's network ({self.plan.network})") from None
+        return network.eval()
+
+
+def make_student(plan: Plan, config: Config) -> nn.Module:
+    """Return an untrained network as the plan wants it, drawn from the configuration's seed."""
+    torch.manual_seed(config.seed)
+    return make_network(
+        plan.network,
+        ndim=plan.ndim,
+        in_channels=plan.channels,
+        num_classes=plan.num_classes,
+        channels=plan.network_channels,
+        patch_size=plan.patch_size,
+        norm=config.train.norm,
+        dropout=config.train.dropout,
+    )
+
+
+def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:
+    """Write the networks' weights to `WEIGHTS`."""
+    tensors = {
+        f"{which}.{key}": tensor.detach().cpu().contiguous().clone()
+        for which, network in networks.items()
+        for key, tensor in network.state_dict().items()
+    }
+    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no half-written file is ever found.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; what was there before is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror} (free some space or fix the rights)") from None
+
+
+def dump_tensors(content: Mapping[str, Any]) -> bytes:
+    """Return what `torch.save` would write, so that a full disk is met by `write_atomic` and not by torch."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: versions, machine, threads, command."""
+    versions = {"mlbseg": mlbseg.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "versions": versions,
+        "machine": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_atomic(path, json.dumps(value, indent=2).encode())
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether the device computes in bfloat16 by itself; emulation would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; the first GPU, else the CPU, for ``auto``.
+
+    Raises:
+        UserError: if it does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device {name!r}: not on this machine (use auto, cpu or cuda)") from None
+    return device
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether to compute in bfloat16: asked for, or ``auto`` and the device has it."""
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
+
+
+@contextlib.contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in bfloat16 where asked for or, with ``auto``, where the device has it."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
+        yield
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the memory that is free on the device, bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: fall through to the installed memory
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return int(pages * size) // 2
