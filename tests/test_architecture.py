@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "mlbseg"
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = REPOSITORY / "src" / "mlbseg"
 
 # A room is a top-level module or package of mlbseg. `__init__` is the public face: `import mlbseg`.
 FLOORS = {
@@ -22,6 +26,8 @@ FLOORS = {
     "data": 2,
     "methods": 2,
     "run": 3,
+    "checkpoints": 3,
+    "progress": 3,
     "training": 3,
     "inference": 3,
     "evaluation": 3,
@@ -155,3 +161,57 @@ def test_the_walker_sees_a_wrong_import(path: str, source: str, complaint: str) 
 )
 def test_the_walker_lets_a_right_import_pass(path: str, source: str) -> None:
     assert violations(path, source) == []
+
+
+def canonical(requirement: str) -> str:
+    """Return the normalised name of a distribution, of ``Foo_Bar>=1`` as of ``foo-bar`` (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
+
+
+def declared_dependencies() -> set[str]:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {canonical(requirement) for requirement in project["dependencies"]}
+
+
+def undeclared(path: str, source: str, declared: set[str]) -> list[str]:
+    """Return the imports of one module that only work because something else happens to install them."""
+    distributions = packages_distributions()
+    found = []
+    for line, name in imported_names(ast.parse(source), "mlbseg"):
+        top = name.partition(".")[0]
+        if top == "mlbseg" or top in sys.stdlib_module_names:
+            continue
+        if not declared & {canonical(d) for d in distributions.get(top, [top])}:
+            found.append(f"{path}:{line}: imports {top}, which pyproject.toml does not declare")
+    return found
+
+
+def test_what_is_imported_is_declared() -> None:
+    declared = declared_dependencies()
+    found = [
+        complaint
+        for module in sorted(SOURCE.rglob("*.py"))
+        for complaint in undeclared(
+            str(module.relative_to(SOURCE)), module.read_text(encoding="utf-8"), declared
+        )
+    ]
+    assert found == [], "\n".join(found)
+
+
+def test_an_undeclared_import_is_seen() -> None:
+    assert undeclared("a.py", "import os\nimport yaml\nfrom mlbseg import nets", {"pyyaml"}) == []
+    assert undeclared("a.py", "import os\nimport yaml", {"torch"}) == [
+        "a.py:2: imports yaml, which pyproject.toml does not declare"
+    ]
+    assert len(undeclared("a.py", "from nowhere_installed import x", {"torch"})) == 1
+
+
+def test_every_dependency_is_explained_and_pinned() -> None:
+    explained = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    rows = {canonical(row) for row in re.findall(r"^\| (\S+) \|", explained, flags=re.MULTILINE)} - {
+        "package"
+    }
+    assert rows == declared_dependencies()
+    constraints = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonical(line) for line in constraints if re.fullmatch(r"[\w.-]+==\S+", line)}
+    assert declared_dependencies() <= pinned
