@@ -73,6 +73,7 @@ def dicom_series(folder: Path, count: int = 6, **changes: Any) -> Path:
     pixels = rng.integers(0, 1000, (count, 12, 14)).astype(np.int16)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    writer.SetImageIO("GDCMImageIO")
     for i in range(count):
         if i in skip:
             continue

@@ -22,34 +22,13 @@ _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 
-# Offsets: nifti1.h and nifti2.h of the NIfTI data format working group.
-_FIELDS = (
-    "dim",
-    "datatype",
-    "bitpix",
-    "pixdim",
-    "vox_offset",
-    "qform",
-    "sform",
-    "quatern",
-    "qoffset",
-    "srow",
-    "magic",
-)
-_NIFTI1 = np.dtype(
+# Offsets: nifti1.h of the NIfTI data format working group. ITK reads no NIfTI-2.
+_NIFTI = np.dtype(
     {
-        "names": _FIELDS,
+        "names": "dim datatype bitpix pixdim vox_offset qform sform quatern qoffset srow magic".split(),
         "formats": ["(8,)i2", "i2", "i2", "(8,)f4", "f4", "i2", "i2", "(3,)f4", "(3,)f4", "(3,4)f4", "S4"],
         "offsets": [40, 70, 72, 76, 108, 252, 254, 256, 268, 280, 344],
         "itemsize": 348,
-    }
-)
-_NIFTI2 = np.dtype(
-    {
-        "names": _FIELDS,
-        "formats": ["(8,)i8", "i2", "i2", "(8,)f8", "i8", "i4", "i4", "(3,)f8", "(3,)f8", "(3,4)f8", "S4"],
-        "offsets": [16, 12, 14, 104, 168, 344, 348, 352, 376, 400, 4],
-        "itemsize": 540,
     }
 )
 _NIFTI_FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype("f4"), 64: np.dtype("f8")}
@@ -93,7 +72,7 @@ def _verify_nifti(path: Path, *, content: bool) -> None:
         fail(path, "gzip data under a .nii name", remedy="rename it to .nii.gz")
     try:
         with gzip.open(path) if compressed else path.open("rb") as file:
-            header = _parse_nifti(path, file.read(_NIFTI2.itemsize))
+            header = _parse_nifti(path, file.read(_NIFTI.itemsize))
             _verify_nifti_header(path, header)
             if content:
                 _verify_nifti_content(path, file, header)
@@ -124,13 +103,14 @@ def _verify_nifti_content(path: Path, file: BufferedIOBase, header: Any) -> None
 
 
 def _parse_nifti(path: Path, raw: bytes) -> Any:
-    for layout in (_NIFTI1, _NIFTI2):
-        for order in _ORDERS:
-            size = int.from_bytes(raw[:4], "little" if order == "<" else "big")
-            if size == layout.itemsize and len(raw) >= size:
-                header = np.frombuffer(raw, layout.newbyteorder(order), count=1)[0]
-                if header["magic"][:3] in (b"n+1", b"n+2"):
-                    return header
+    for order in _ORDERS:
+        size = int.from_bytes(raw[:4], "little" if order == "<" else "big")
+        if size == 540:
+            fail(path, "a NIfTI-2 file", "NIfTI-1", "convert it")
+        if size == len(raw) == _NIFTI.itemsize:
+            header = np.frombuffer(raw, _NIFTI.newbyteorder(order))[0]
+            if header["magic"][:3] == b"n+1":
+                return header
     return fail(path, "not a NIfTI file", "a NIfTI header", "replace it, or give it the suffix of its format")
 
 
@@ -211,6 +191,9 @@ def _verify_meta(path: Path, *, content: bool) -> None:
         fail(path, "not a MetaImage file", "a header that names ElementDataFile", "replace it")
     pairs = (line.split("=", 1) for line in head[:end].decode("latin-1").splitlines() if "=" in line)
     fields = {key.strip(): value.strip() for key, value in pairs}
+    for key in ("ElementSpacing", "Offset", "Position", "Origin", "TransformMatrix"):
+        if not all(_is_finite(word) for word in fields.get(key, "").split()):
+            fail(path, f"{key} = {fields[key]}", "finite numbers", "correct the header", "geometry")
     data, start = path, end
     if fields["ElementDataFile"] != "LOCAL":
         data, start = _beside(path, fields["ElementDataFile"]), 0
@@ -229,6 +212,13 @@ def _verify_meta(path: Path, *, content: bool) -> None:
     available = data.stat().st_size - max(start, 0)
     if available < needed:
         fail(path, f"{data.name} holds {available} bytes of pixels", f"{needed}", "copy it again")
+
+
+def _is_finite(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def _verify_nrrd(path: Path) -> None:
