@@ -23,9 +23,11 @@ _CHUNK = 1 << 20
 _ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 
 # Offsets: nifti1.h of the NIfTI data format working group. ITK reads no NIfTI-2.
+_VOXELS = ["dim", "datatype", "bitpix", "pixdim", "vox_offset"]
+_PLACE = ["qform", "sform", "quatern", "qoffset", "srow", "magic"]
 _NIFTI = np.dtype(
     {
-        "names": "dim datatype bitpix pixdim vox_offset qform sform quatern qoffset srow magic".split(),
+        "names": [*_VOXELS, *_PLACE],
         "formats": ["(8,)i2", "i2", "i2", "(8,)f4", "f4", "i2", "i2", "(3,)f4", "(3,)f4", "(3,4)f4", "S4"],
         "offsets": [40, 70, 72, 76, 108, 252, 254, 256, 268, 280, 344],
         "itemsize": 348,
