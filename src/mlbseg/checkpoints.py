@@ -34,7 +34,9 @@ class Checkpoint:
         try:
             content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{self.path}: damaged checkpoint ({error}); delete it to resume from the one before") from None
+            raise UserError(
+                f"{self.path}: damaged checkpoint ({error}); delete it to resume from the one before"
+            ) from None
         return content
 
 

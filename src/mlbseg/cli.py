@@ -75,9 +75,7 @@ def check(
     dataset = find_cases(data)
     console = _console(quiet or as_json)
     with StepProgress(console, "reading", len(dataset.cases)) as progress:
-        result = run_check(
-            dataset, labels=_integers(labels), progress=lambda done, _: progress.update(done)
-        )
+        result = run_check(dataset, labels=_integers(labels), progress=lambda done, _: progress.update(done))
     if as_json:
         print(
             json.dumps(
@@ -108,17 +106,22 @@ def train(
     method: Annotated[str | None, typer.Option(help="mlb (default) or supervised.")] = None,
     labelled: Annotated[
         str | None,
-        typer.Option(help="For experiments: keep K labels, or those of a file (one case id a line) or id,id,..."),
+        typer.Option(
+            help="For experiments: keep K labels, or those of a file (one case id a line) or id,id,..."
+        ),
     ] = None,
     test: Annotated[
-        str | None, typer.Option(help="Set N cases (or a file, or id,id,...) apart; training never sees them.")
+        str | None,
+        typer.Option(help="Set N cases (or a file, or id,id,...) apart; training never sees them."),
     ] = None,
     validation: Annotated[
         str, typer.Option(help="Take N clean cases (or a file, or id,id,...) to choose the checkpoint by.")
     ] = "0",
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    preset: Annotated[str | None, typer.Option(help="paper: the settings of the public MLB-Seg code.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: the settings of the public MLB-Seg code.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("-o", "--override", help="key=value, such as -o plan.spacing=1.25")
@@ -155,9 +158,12 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run folder of `mlbseg train`.")],
     scans: Annotated[list[Path], typer.Argument(help="Folders of scans, scan files, DICOM folders.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
-    network: Annotated[str | None, typer.Option(help="student or teacher (default: the method's choice).")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="student or teacher (default: the method's choice).")
+    ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Part of the run's split (test, unlabelled ...), or a file of ids, or id,id,...")
+        str | None,
+        typer.Option(help="Part of the run's split (test, unlabelled ...), or a file of ids, or id,id,..."),
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over flips (slower).")] = False,
     largest: Annotated[bool, typer.Option("--largest", help="Keep each class's largest component.")] = False,
@@ -176,7 +182,7 @@ def predict(
     from mlbseg.progress import StepProgress
 
     _set_threads(threads)
-    chosen = only if only in PARTS else _cases(only)
+    chosen = only if only is None or only in PARTS else _ids(only)
     with StepProgress(_console(quiet or as_json), "predicting", 0) as progress:
         result = run_predict(
             run, scans, out, network=network, only=chosen, flips=flips, largest=largest,
@@ -226,7 +232,9 @@ def evaluate(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of the phantoms and of training.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Training steps (default: the demo's own).", min=2)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps (default: the demo's own).", min=2)
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -272,8 +280,11 @@ def _cases(text: str | None) -> int | list[str] | None:
     """Return a number, or the case ids of a file or of a comma-separated list."""
     if text is None:
         return None
-    if text.isdecimal():
-        return int(text)
+    return int(text) if text.isdecimal() else _ids(text)
+
+
+def _ids(text: str) -> list[str]:
+    """Return the case ids of a file (one a line) or of a comma-separated list."""
     path = Path(text)
     if path.is_file():
         try:
@@ -300,5 +311,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return escape(", ".join(str(v) for v in value[:8]) + (" ..." if len(value) > 8 else ""))
     return escape(str(value))
-
-

@@ -63,7 +63,9 @@ class AugmentSettings(_Section):
     scale: float = Field(0.15, ge=0, lt=1, description="largest change of size")
     affine: float = Field(0.5, description="probability of rotation and scaling", ge=0, le=1)
     elastic: float = Field(0.0, ge=0, le=1, description="probability of an elastic deformation")
-    intensity: float = Field(0.5, ge=0, le=1, description="probability of a change of brightness and contrast")
+    intensity: float = Field(
+        0.5, ge=0, le=1, description="probability of a change of brightness and contrast"
+    )
     gamma: float = Field(0.3, ge=0, le=1, description="probability of a change of gamma")
     noise: float = Field(0.2, ge=0, le=1, description="probability of Gaussian noise")
 

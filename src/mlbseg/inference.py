@@ -98,9 +98,7 @@ def predict(
             if mask.exists() and not overwrite:
                 raise UserError(f"{mask} exists already (pass --overwrite, or another --out)")
             with autocast(precision or opened.config.train.precision, target):
-                _predict_case(
-                    case, mask, model, opened.plan, target, flips, largest, probabilities, overlap
-                )
+                _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
             result.masks[case.id] = mask
         except (UserError, MemoryError, OSError) as error:
             # One bad scan does not stop the others; it is named at the end.
@@ -213,7 +211,9 @@ def _predict_case(
     if largest:
         label = largest_components(label)
     if probabilities:
-        _write_probabilities(case, mask, probability, frame.native, plan, lambda p: restore_probability(p, frame))
+        _write_probabilities(
+            case, mask, probability, frame.native, plan, lambda p: restore_probability(p, frame)
+        )
     write_label(mask, label, frame.native)
 
 

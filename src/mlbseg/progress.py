@@ -78,4 +78,6 @@ class StepProgress:
         self.said = now
         rate = (now - self.began) / max(done - self.start, 1)
         eta = time.strftime("%H:%M:%S", time.gmtime(rate * (self.total - done)))
-        self.console.print(f"{self.title}: {done}/{self.total}, eta {eta}  {text}", highlight=False, markup=False)
+        self.console.print(
+            f"{self.title}: {done}/{self.total}, eta {eta}  {text}", highlight=False, markup=False
+        )

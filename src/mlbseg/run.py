@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-import mlbseg
 from mlbseg.config import Config, load_config
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
@@ -28,7 +27,18 @@ from mlbseg.errors import UserError, nearest
 from mlbseg.nets import make_network
 
 WEIGHTS = "model.safetensors"
-_PACKAGES = ("torch", "monai", "lightning", "numpy", "scipy", "SimpleITK", "zarr", "h5py", "safetensors")
+_PACKAGES = (
+    "mlbseg",
+    "torch",
+    "monai",
+    "lightning",
+    "numpy",
+    "scipy",
+    "SimpleITK",
+    "zarr",
+    "h5py",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror} (free some space or fix the rights)") from None
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror} (free some space or fix the rights)"
+        ) from None
 
 
 def dump_tensors(content: Mapping[str, Any]) -> bytes:
@@ -151,7 +163,7 @@ def dump_tensors(content: Mapping[str, Any]) -> bytes:
 
 def environment() -> dict[str, Any]:
     """Return what a reader needs to repeat the run: versions, machine, threads, command."""
-    versions = {"mlbseg": mlbseg.__version__, "python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)

@@ -136,7 +136,11 @@ def train(
     else:
         root = Path(out)
         settings = load_config(
-            None if config is None else Path(config), preset=preset, overrides=overrides, method=method, seed=seed
+            None if config is None else Path(config),
+            preset=preset,
+            overrides=overrides,
+            method=method,
+            seed=seed,
         )
         _prepare(
             Path(data), root, settings, labelled=labelled, test=test, validation=validation, labels=labels,
@@ -168,9 +172,7 @@ def _prepare(
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
     if result.faults and not skip_bad:
-        raise FaultsError(
-            result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out"
-        )
+        raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
     dataset = without_bad(result)
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     if console is not None:
@@ -179,7 +181,12 @@ def _prepare(
         if skipped:
             console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
     split = make_split(
-        dataset.cases, order=dataset.order, labelled=labelled, test=test, validation=validation, seed=config.seed
+        dataset.cases,
+        order=dataset.order,
+        labelled=labelled,
+        test=test,
+        validation=validation,
+        seed=config.seed,
     )
     cases = {c.id: c for c in apply_split(dataset.cases, split)}
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
@@ -204,7 +211,10 @@ def _prepare(
         raise UserError(f"{root}: cannot be made a folder: {error.strerror}") from None
     split.write(root / "split.json")
     plan.write(root / "plan.json")
-    write_json(root / "env.json", {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)})
+    write_json(
+        root / "env.json",
+        {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)},
+    )
     write_json(
         root / "data.json",
         {
@@ -477,7 +487,7 @@ class _Loop(pl.LightningModule):
             self.sgd.zero_grad(set_to_none=True)
             self.manual_backward(total)
             torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
-            self.optimizers().step()  # type: ignore[union-attr]
+            self.optimizers().step()
             values |= {name: float(term.detach()) for name, term in losses.items()}
         method.after_step(step)
         self.step += 1
@@ -560,7 +570,11 @@ def _append_row(path: Path, row: Mapping[str, float]) -> None:
 def _explain(error: RuntimeError, loop: _Loop) -> Exception:
     """Return a UserError if the machine ran out of memory, else the error itself."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
+    if (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    ):
         return UserError(
             f"not enough memory for a training step; the last checkpoint is step {loop.saved} "
             "(start anew with a smaller plan.patch_size, plan.batch_size or mlb.chunk)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +18,6 @@ from mlbseg.core.metaweights import (
     virtual_step,
 )
 from mlbseg.nets import make_network
-
 from oracles.double_backward import finite_difference, normalised, unrolled_alignments
 
 
@@ -30,7 +28,9 @@ def conv_net(ndim: int, classes: int, norm: str) -> nn.Module:
         "instance": lambda c: (nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d)(c, affine=True),
         "group": lambda c: nn.GroupNorm(2, c),
     }
-    return nn.Sequential(conv(2, 6, 3, padding=1), norms[norm](6), nn.SiLU(), conv(6, classes, 3, padding=1)).double()
+    return nn.Sequential(
+        conv(2, 6, 3, padding=1), norms[norm](6), nn.SiLU(), conv(6, classes, 3, padding=1)
+    ).double()
 
 
 def data(ndim: int, classes: int, batch: int = 2, side: int = 8) -> tuple[torch.Tensor, ...]:
@@ -76,9 +76,7 @@ def test_paper_weights_equal_double_backward_through_the_virtual_step(momentum: 
     supervised_loss(model(clean), clean_label).backward()
     optimiser.step()
     optimiser.zero_grad()
-    velocity = {
-        n: optimiser.state[p].get("momentum_buffer") for n, p in model.named_parameters()
-    }
+    velocity = {n: optimiser.state[p].get("momentum_buffer") for n, p in model.named_parameters()}
 
     def regulariser(z: torch.Tensor) -> torch.Tensor:
         return torch.softmax(z, 1).square().mean()

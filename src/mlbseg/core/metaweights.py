@@ -60,7 +60,9 @@ def directional_derivative(
         buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         with torch.no_grad(), forward_ad.dual_level():
             duals = {
-                name: forward_ad.make_dual(p, direction[name].detach().to(p.dtype)) if name in direction else p
+                name: forward_ad.make_dual(p, direction[name].detach().to(p.dtype))
+                if name in direction
+                else p
                 for name, p in parameters.items()
             }
             dual = forward_ad.unpack_dual(functional_call(model, {**duals, **buffers}, (part,)))
@@ -84,7 +86,7 @@ def alignment(cost: Callable[[Tensor], Tensor], logits: Tensor, tangent: Tensor)
     Raises:
         ValueError: if the cost is not one number per pixel.
     """
-    value, derivative = jvp(cost, (logits,), (tangent,))
+    value, derivative = jvp(cost, (logits,), (tangent,))[:2]
     expected = (logits.shape[0], *logits.shape[2:])
     if value.shape != expected:
         raise ValueError(

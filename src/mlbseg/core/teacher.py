@@ -29,5 +29,5 @@ def update_teacher(teacher: nn.Module, student: nn.Module, step: int, max_decay:
     weight = 1 - decay_at(step, max_decay)
     for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         mine.lerp_(theirs, weight)
-    for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-        mine.copy_(theirs)
+    for buffer, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        buffer.copy_(source)

@@ -202,7 +202,12 @@ class MLB(Method):
 def _linearised(loss: Tensor, v: Direction, model: nn.Module) -> Tensor:
     """Return a scalar with the value of `loss` and the gradient v, whose backward pass costs nothing more."""
     parameters = dict(model.named_parameters())
-    return loss.detach() + torch.stack([(p * v[n]).sum() - (p.detach() * v[n]).sum() for n, p in parameters.items() if n in v]).sum()
+    return (
+        loss.detach()
+        + torch.stack(
+            [(p * v[n]).sum() - (p.detach() * v[n]).sum() for n, p in parameters.items() if n in v]
+        ).sum()
+    )
 
 
 def _gradient_at(ahead: dict[str, Tensor], model: nn.Module, x: Tensor, label: Tensor) -> dict[str, Tensor]:
