@@ -97,9 +97,7 @@ def test_an_empty_label_has_no_foreground(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.UNLABELLED, Role.TEST])
-def test_labels_of_other_roles_are_never_read(
-    tmp_path: Path, role: Role, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_of_other_roles_are_never_read(tmp_path: Path, role: Role) -> None:
     case = make_case(tmp_path, role=role)
     case.label.unlink()  # nothing may need it
     cached = Cache(tmp_path / "cache", PLAN)

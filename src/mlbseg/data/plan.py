@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
@@ -86,7 +86,7 @@ class Plan:
     intensity: tuple[dict[Literal["lower", "upper", "mean", "std"], Finite], ...]
     crop: bool
     network: str
-    network_channels: tuple[PositiveInt, ...]
+    network_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     batch_size: PositiveInt
     unlabelled_batch_size: Annotated[int, Field(ge=0)]
     steps: PositiveInt
@@ -180,6 +180,15 @@ def make_plan(
     return plan
 
 
+_ONE_FOR_EACH = {
+    "spacing": "scan_ndim",
+    "patch_size": "ndim",
+    "normalisation": "channels",
+    "intensity": "channels",
+}
+"""Fields with one value for each axis or channel, by the field that says how many."""
+
+
 class _Desk:
     """Collects decisions; a field that the user set is taken as set."""
 
@@ -209,17 +218,16 @@ class _Desk:
         return value
 
     def _broadcast(self, name: str, value: object) -> object:
-        lengths = {
-            "spacing": "scan_ndim",
-            "patch_size": "ndim",
-            "normalisation": "channels",
-            "intensity": "channels",
-        }
+        """Repeat a scalar for every axis or channel; refuse a sequence of another length."""
+        if name == "flip_axes" and isinstance(value, int | str):
+            return (value,)
+        if name not in _ONE_FOR_EACH:
+            return value
+        count = self.values[_ONE_FOR_EACH[name]]
         if isinstance(value, int | float | str | Mapping):
-            if name in lengths:
-                return (value,) * self.values[lengths[name]]
-            if name == "flip_axes":
-                return (value,)
+            return (value,) * count
+        if isinstance(value, Sequence) and len(value) != count:
+            raise UserError(f"plan.{name}: found {len(value)} values, expected one or {count}")
         return value
 
 
