@@ -154,7 +154,7 @@ def _anatomy(
         tissues.paint(
             filled(_ellipsoid(position, centre, rng.uniform(3.5, 7, 3))), texture(tissues.parenchyma)
         )
-    aorta = np.hypot(y - half_y + 24 + rng.normal(0, 1.5), x - rng.normal(0, 3)) - rng.uniform(2.8, 4.2)
+    aorta = np.hypot(y - half_y + 24 + rng.normal(0, 1.5), x - rng.normal(4, 2)) - rng.uniform(2.8, 4.2)
     tissues.paint(filled(aorta), tissues.blood)
 
     label = np.zeros(position.shape[1:], np.uint8)
@@ -222,13 +222,12 @@ def _vessel(rng: np.random.Generator, position: Field, organ: Distance, centre: 
     """Return the signed distance (*S) to a tube that winds along the organ's surface, from below to above."""
     radius = rng.uniform(2.6, 3.3)
     along = np.linspace(-80, 80, 161)
-    # It starts towards the body's midline (+x or -x as the organ lies) and wanders round the organ.
-    wander = (
+    # On the organ's +x side (the near organ's inner, the far organ's outer one), from where it wanders round it.
+    angle = (
         rng.normal(0, 0.35)
         + rng.normal(0, 0.01) * along
         + rng.uniform(0.1, 0.4) * np.sin(along / rng.uniform(7, 14) + rng.uniform(0, 2 * np.pi))
     )
-    angle = (np.pi if centre[2] > 0 else 0) + wander
     reach = np.linspace(0, 30, 61)
     rays = np.stack(
         [
