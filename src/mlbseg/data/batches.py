@@ -135,7 +135,8 @@ def _start(length: int, patch: int, rng: np.random.Generator, centre: int | None
         return -int(rng.integers(patch - length + 1))
     if centre is None:
         return int(rng.integers(length - patch + 1))
-    jitter = int(rng.integers(-patch // 4, patch // 4 + 1))
+    reach = patch // 4  # 0 for a patch one slice thick: it must hold the very slice
+    jitter = int(rng.integers(-reach, reach + 1))
     return int(np.clip(centre + jitter - patch // 2, 0, length - patch))
 
 

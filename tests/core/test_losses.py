@@ -1,0 +1,159 @@
+"""Losses against torch's own, naive loops, and the sum over pairs written out."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlbseg.core.losses import (
+    IGNORE,
+    cross_entropy_map,
+    pairwise_consistency,
+    prediction_distance,
+    residual_map,
+    soft_dice_loss,
+    supervised_loss,
+)
+
+SHAPES = [(5, 4), (3, 4, 2)]
+both_shapes = pytest.mark.parametrize("shape", SHAPES)
+
+
+def random_pair(shape: tuple[int, ...], classes: int = 3) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(len(shape))
+    logits = (3 * torch.randn(2, classes, *shape, dtype=torch.float64)).requires_grad_()
+    return logits, torch.randint(-1, classes, (2, *shape))
+
+
+@both_shapes
+@pytest.mark.parametrize("classes", [2, 4])
+def test_cross_entropy_is_that_of_torch(shape: tuple[int, ...], classes: int) -> None:
+    logits, label = random_pair(shape, classes)
+    found = cross_entropy_map(logits, label)
+    expected = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert (found[label < 0] == 0).all()
+    weights = torch.rand_like(found)
+    grads = [torch.autograd.grad((weights * cost).sum(), logits)[0] for cost in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+    assert (grads[0].movedim(1, -1)[label < 0] == 0).all()
+
+
+def test_labels_of_any_integer_type_cost_the_same() -> None:
+    logits, label = random_pair((5, 4))
+    for kind in (torch.int8, torch.int32):
+        assert torch.equal(cross_entropy_map(logits, label.to(kind)), cross_entropy_map(logits, label))
+        assert torch.equal(soft_dice_loss(logits, label.to(kind)), soft_dice_loss(logits, label))
+
+
+@both_shapes
+def test_the_residual_is_what_the_label_lacks(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    residual = residual_map(logits, label).detach()
+    probability = torch.softmax(logits, 1).detach()
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in label.shape)).tolist():
+        b, *pixel = index
+        k = int(label[tuple(index)])
+        expected = 0.0 if k < 0 else 1 - float(probability[(b, k, *pixel)])
+        assert float(residual[tuple(index)]) == pytest.approx(expected, abs=1e-12)
+
+
+@both_shapes
+def test_soft_dice_equals_a_loop_over_classes_and_pixels(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape, 4)
+    label[label == 3] = 0  # a class that the batch's label lacks counts as well
+    probability = torch.softmax(logits.detach(), 1).movedim(1, -1).reshape(-1, 4).tolist()
+    scores = []
+    for k in (1, 2, 3):
+        overlap = total = 0.0
+        for p, y in zip(probability, label.flatten().tolist(), strict=True):
+            if y >= 0:
+                overlap += p[k] * (y == k)
+                total += p[k] + (y == k)
+        scores.append((2 * overlap + 1e-5) / (total + 1e-5))
+    assert float(soft_dice_loss(logits.detach(), label)) == pytest.approx(1 - sum(scores) / 3, abs=1e-12)
+
+
+def test_soft_dice_of_the_truth_is_zero_and_of_its_opposite_one() -> None:
+    label = torch.tensor([[[0, 1], [1, 2]]])
+    certain = 50 * F.one_hot(label, 3).movedim(-1, 1).double()
+    assert float(soft_dice_loss(certain, label)) == pytest.approx(0, abs=1e-9)
+    assert float(soft_dice_loss(certain.roll(1, 1), label)) == pytest.approx(1, abs=1e-4)
+
+
+@both_shapes
+def test_the_supervised_loss_is_mean_cross_entropy_plus_dice(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    expected = F.cross_entropy(logits, label, ignore_index=IGNORE) + soft_dice_loss(logits, label)
+    torch.testing.assert_close(supervised_loss(logits, label), expected, rtol=1e-12, atol=0)
+
+
+@both_shapes
+def test_where_nothing_is_known_the_cost_is_zero_and_finite(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    nothing = torch.full_like(label, IGNORE)
+    cost = supervised_loss(logits, nothing)
+    cost.backward()
+    assert cost.item() == 0
+    assert cross_entropy_map(logits, nothing).sum().item() == 0
+    assert residual_map(logits, nothing).sum().item() == 0
+    assert (logits.grad == 0).all()
+
+
+def test_what_lies_under_an_unknown_label_changes_nothing() -> None:
+    logits, label = random_pair((5, 4))
+    other = torch.where((label < 0).unsqueeze(1), 100.0 * torch.randn_like(logits), logits)
+    torch.testing.assert_close(
+        supervised_loss(other, label), supervised_loss(logits, label), rtol=1e-12, atol=0
+    )
+
+
+def over_pairs(aligned: Tensor, seen: Tensor) -> Tensor:
+    """Return the mean squared difference over pairs of views, pixels that both saw, and classes: O(V²)."""
+    total, count = torch.zeros((), dtype=aligned.dtype), torch.zeros((), dtype=aligned.dtype)
+    for i, j in combinations(range(len(aligned)), 2):
+        both = seen[i] * seen[j]
+        total = total + (both * (aligned[i] - aligned[j]).square()).sum()
+        count = count + both.sum() * aligned.shape[2]
+    return total / count
+
+
+@both_shapes
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_consistency_equals_the_sum_over_pairs(shape: tuple[int, ...], views: int) -> None:
+    torch.manual_seed(views)
+    logits = torch.randn(views, 2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    seen = (torch.rand(views, 2, 1, *shape) < 0.7).double()
+    found, slow = (f(torch.softmax(logits, 2), seen) for f in (pairwise_consistency, over_pairs))
+    torch.testing.assert_close(found, slow, rtol=1e-12, atol=1e-14)
+    grads = [torch.autograd.grad(value, logits)[0] for value in (found, slow)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+    assert (grads[0].flatten(1).abs().sum(1) > 0).all()  # into every view
+    assert (grads[0].movedim(2, -1)[seen.squeeze(2) == 0] == 0).all()  # never from what was not seen
+
+
+def test_consistency_of_one_view_or_of_views_that_share_nothing_is_zero() -> None:
+    aligned = torch.rand(2, 1, 2, 4, 4, dtype=torch.float64)
+    seen = torch.zeros(2, 1, 1, 4, 4, dtype=torch.float64)
+    seen[0, ..., :2], seen[1, ..., 2:] = 1, 1
+    assert float(pairwise_consistency(aligned, seen)) == 0
+    assert float(pairwise_consistency(aligned[:1], torch.ones(1, 1, 1, 4, 4))) == 0
+
+
+@both_shapes
+def test_prediction_distance_is_the_mean_square_where_valid(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    mine, theirs = (torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    valid = (torch.rand(2, 1, *shape) < 0.6).double()
+    found = prediction_distance(mine, theirs, valid)
+    chosen = valid.squeeze(1) > 0
+    p, q = (torch.softmax(z, 1).movedim(1, -1)[chosen] for z in (mine, theirs))
+    torch.testing.assert_close(found, F.mse_loss(p, q), rtol=1e-12, atol=0)
+    grads = torch.autograd.grad(found, [mine, theirs])
+    assert all((g.movedim(1, -1)[~chosen] == 0).all() and (g != 0).any() for g in grads)
+    assert prediction_distance(mine, theirs, torch.zeros_like(valid)).item() == 0
+    assert prediction_distance(mine, mine, valid).item() == 0
