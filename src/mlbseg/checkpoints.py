@@ -15,6 +15,8 @@ from mlbseg.run import dump_tensors, write_atomic
 
 _NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
 KEEP = 2
+# What torch.load raises on bytes that are no checkpoint, depending on where they go wrong.
+_UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True, order=True)
@@ -33,9 +35,10 @@ class Checkpoint:
         """
         try:
             content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        except _UNREADABLE:
             raise UserError(
-                f"{self.path}: damaged checkpoint ({error}); delete it to resume from the one before"
+                f"{self.path}: damaged checkpoint (delete it to resume from the one before, "
+                "or from the start of its stage if there is none)"
             ) from None
         return content
 

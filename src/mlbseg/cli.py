@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import mlbseg
-from mlbseg.errors import UserError
+from mlbseg.errors import Fault, UserError
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
 
@@ -35,13 +39,45 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
+        _fail(str(error), error.exit_code, error.faults)
+    except _UsageError as error:
         if "--json" in sys.argv:
-            print(json.dumps({"error": str(error), "faults": [f.as_dict() for f in error.faults]}))
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+            _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+    except MemoryError:
+        _fail("not enough memory", 2)
+    except OSError as error:
+        # The machine's limits, met where no function expected them; any other is a fault of ours.
+        if error.errno not in _MACHINE:
+            raise
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}", 2)
+    sys.exit(code)
+
+
+# Typer's name for it differs between its versions.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EMFILE,
+    errno.ENOMEM,
+    errno.EIO,
+)
+
+
+def _fail(message: str, code: int, faults: Sequence[Fault] = ()) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "faults": [f.as_dict() for f in faults]}))
+    else:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -150,7 +186,7 @@ def train(
     else:
         score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
         _plain(f"trained {result.steps} steps; kept {result.selection}{score}")
-        _plain(f"next: mlbseg predict {result.run} NEW_SCANS --out MASKS")
+        _plain(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
 
 
 @app.command()
@@ -167,7 +203,9 @@ def predict(
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over flips (slower).")] = False,
     largest: Annotated[bool, typer.Option("--largest", help="Keep each class's largest component.")] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities too.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write each class's probability too.")
+    ] = False,
     overlap: Annotated[float, typer.Option(help="Of windows, share of the side.", min=0, max=0.9)] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are there.")] = False,
     device: Device = "auto",
@@ -195,7 +233,7 @@ def predict(
         if result.faults:
             raise typer.Exit(2)
         return
-    _plain(f"wrote {len(result.masks)} masks to {out}")
+    _plain(f"wrote {len(result.masks)} {'mask' if len(result.masks) == 1 else 'masks'} to {out}")
     if result.faults:
         raise FaultsError(result.faults, "the scans", "the other scans were segmented")
 
@@ -223,7 +261,7 @@ def evaluate(
         if result.faults:
             raise typer.Exit(2)
         return
-    Console().print(result.table())
+    _results().print(result.table())
     if result.faults:
         raise FaultsError(result.faults, str(predictions), "the other cases were scored")
 
@@ -245,8 +283,13 @@ def demo(
     if as_json:
         print(json.dumps(result.as_dict()))
         return
-    Console().print(result.table())
+    _results().print(result.table())
     _plain(f"picture: {result.picture}")
+
+
+def _results() -> Console:
+    """Return where tables go; a file or a pipe has room for their columns."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _console(quiet: bool) -> Console | None:
@@ -286,7 +329,7 @@ def _cases(text: str | None) -> int | list[str] | None:
 def _ids(text: str) -> list[str]:
     """Return the case ids of a file (one a line) or of a comma-separated list."""
     path = Path(text)
-    if path.is_file():
+    if "," not in text and path.is_file():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
@@ -297,17 +340,31 @@ def _ids(text: str) -> list[str]:
 
 def _print_summary(summary: dict[str, Any], title: str) -> None:
     table = Table("", "", title=title, show_header=False, title_justify="left")
-    for key, value in summary.items():
-        if key != "cases":
-            table.add_row(key.replace("_", " "), _short(value))
-    Console().print(table)
+    rows = {
+        "layout": summary["layout"],
+        "scans": f"{summary['cases']} ({_counts(summary['roles'])})",
+        "channels": ", ".join(map(str, summary["channels"])),
+        "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
+        "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),
+        "size (x, y, z)": _ranges(summary.get("size", {})),
+        "spacing in mm": _ranges(summary.get("spacing", {})),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, escape(value))
+    _results().print(table)
 
 
-def _short(value: Any) -> str:
-    from rich.markup import escape
+def _counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in numbers.items() if n)
 
-    if isinstance(value, dict):
-        return escape(", ".join(f"{k}: {v}" for k, v in value.items()))
-    if isinstance(value, list):
-        return escape(", ".join(str(v) for v in value[:8]) + (" ..." if len(value) > 8 else ""))
-    return escape(str(value))
+
+def _ranges(by_dimension: dict[str, dict[str, list[float]]]) -> str:
+    def shown(values: list[float]) -> str:
+        return " × ".join(f"{value:.4g}" for value in values)
+
+    return "; ".join(
+        f"{name} {shown(r['median'])}"
+        + (f" ({shown(r['min'])} to {shown(r['max'])})" if r["min"] != r["max"] else "")
+        for name, r in by_dimension.items()
+    )

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlbseg.errors import UserError, nearest
 
-Share = Field(ge=0, le=1)
+# PyYAML lets the ValueError of an impossible date through, and Python's limit on nesting.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class PlanSettings(_Section):
@@ -154,11 +155,11 @@ def parse_override(item: str) -> tuple[str, Any]:
         raise UserError(f"override {item!r}: expected key=value, such as train.lr=0.01")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        if isinstance(value, str) and "," in value:
+            # A shell-friendly list: spacing=1.25,1.25,1.25
+            value = [yaml.safe_load(part) for part in value.split(",")]
+    except _NOT_YAML:
         raise UserError(f"override {item!r}: the value is not valid YAML") from None
-    if isinstance(value, str) and "," in value:
-        # A shell-friendly list: spacing=1.25,1.25,1.25
-        value = [yaml.safe_load(part) for part in value.split(",")]
     keys = list(_keys())
     if key in keys:
         return key, value
@@ -198,7 +199,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except _NOT_YAML:
         raise UserError(f"{path}: not a YAML file") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: found {type(data).__name__}, expected a mapping of settings")

@@ -61,10 +61,10 @@ class DemoResult:
     picture: Path
 
     @property
-    def gap_closed(self) -> float:
-        """Share of the Dice gap between few labels and all labels that MLB closes."""
+    def gap_closed(self) -> float | None:
+        """Share of the Dice gap between few labels and all labels that MLB closes; None without a gap."""
         low, mlb, high = (self.scores[arm.folder].mean_dice for arm in ARMS)
-        return (mlb - low) / (high - low)
+        return (mlb - low) / (high - low) if high > low else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures, for JSON."""
@@ -76,12 +76,18 @@ class DemoResult:
 
     def table(self) -> Table:
         """Return Dice of each arm on the test phantoms, per structure."""
+        gap = f"gap between {LABELLED} labels and all labels"
+        closed = (
+            f"there is no {gap}"
+            if self.gap_closed is None
+            else f"MLB closes {self.gap_closed:.0%} of the {gap}"
+        )
         table = Table(
             "trained with",
             "mean Dice",
             *STRUCTURES.values(),
             title=f"Dice on {TESTED} phantoms that no training saw (mean ± SD over scans)",
-            caption=f"MLB closes {self.gap_closed:.0%} of the gap between {LABELLED} labels and all labels",
+            caption=closed,
         )
         for arm in ARMS:
             result = self.scores[arm.folder]

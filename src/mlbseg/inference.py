@@ -19,7 +19,7 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, read_scan, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
-from mlbseg.run import Run, autocast, pick_device
+from mlbseg.run import Run, autocast, out_of_memory, pick_device
 from mlbseg.types import Case, Geometry
 
 PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
@@ -69,7 +69,8 @@ def predict(
         only: Case ids, or the name of a part of the run's split (``test``, ``validation``, ``unlabelled``, ...).
         flips: Average over flips of the axes that the plan allows to be flipped (all axes if it allows none).
         largest: Keep only the largest connected component of each class.
-        probabilities: Also write every class's probability, as ``ID_CLASS_probability``.
+        probabilities: Also write the probability of every class, background too, as
+            ``probabilities/ID_CLASS`` in `out` (a folder of masks holds nothing but masks).
         overlap: Of neighbouring windows, share of the side.
         overwrite: Replace masks that are there already; without it they are a fault.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
@@ -95,12 +96,13 @@ def predict(
             progress(number, len(cases), case.id)
         mask = out / f"{case.id}{mask_suffix(case.images)}"
         try:
-            if mask.exists() and not overwrite:
-                raise UserError(f"{mask} exists already (pass --overwrite, or another --out)")
+            _require_free(case, mask, opened.plan, probabilities=probabilities, overwrite=overwrite)
             with autocast(precision or opened.config.train.precision, target):
                 _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
             result.masks[case.id] = mask
-        except (UserError, MemoryError, OSError) as error:
+        except (UserError, MemoryError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
             # One bad scan does not stop the others; it is named at the end.
             result.faults.append(Fault(case.id, _reason(error), case_id=case.id, kind="predict"))
     if progress is not None:
@@ -109,9 +111,18 @@ def predict(
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "not enough memory for this scan"
-    return str(error)
+    return "not enough memory for this scan" if out_of_memory(error) else str(error)
+
+
+def _require_free(case: Case, mask: Path, plan: Plan, *, probabilities: bool, overwrite: bool) -> None:
+    """Refuse to write over a scan in any case, and over what is there without `overwrite`."""
+    wanted = [mask, *(_probability_files(case, mask, plan) if probabilities else ())]
+    scans = {path.resolve() for path in case.images}
+    for path in wanted:
+        if path.resolve() in scans:
+            raise UserError(f"{path} is the scan itself (choose another --out)")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists already (pass --overwrite, or another --out)")
 
 
 def predict_grid(
@@ -225,11 +236,22 @@ def _write_probabilities(
     plan: Plan,
     restore: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
 ) -> None:
+    background, *files = _probability_files(case, mask, plan)
+    _make_folder(background.parent)
+    # The rest, not the network's own: where the scan was cropped away, it is all background.
+    rest = np.ones(geometry.size[::-1], np.float32)
+    for k, path in enumerate(files, start=1):
+        native = restore(probability[k])
+        rest -= native
+        write_image(path, native, geometry)
+    write_image(background, rest.clip(0, 1), geometry)
+
+
+def _probability_files(case: Case, mask: Path, plan: Plan) -> list[Path]:
     suffix = mask.name.removeprefix(case.id)
     suffix = ".tiff" if suffix == ".png" else suffix  # PNG holds no floating point
-    for k in range(1, plan.num_classes):
-        name = f"{case.id}_{plan.label_values[k]}_probability{suffix}"
-        write_image(mask.with_name(name), restore(probability[k]), geometry)
+    folder = mask.parent / "probabilities"
+    return [folder / f"{case.id}_{value}{suffix}" for value in plan.label_values]
 
 
 def _select(cases: list[Case], only: str | Sequence[str] | None, run: Run) -> list[Case]:
@@ -243,7 +265,9 @@ def _select(cases: list[Case], only: str | Sequence[str] | None, run: Run) -> li
     if isinstance(only, str):
         if only not in PARTS:
             raise UserError(f"the run's split has no part {only!r}: {nearest(only, PARTS)}")
-        only = run.split.as_dict()[only]
+        part, only = only, run.split.as_dict()[only]
+        if not only:
+            raise UserError(f"{run.root}: no case is in the {part} part of the run's split")
     missing = sorted(set(only) - seen)
     if missing:
         raise UserError(f"no scan found for {len(missing)} cases, such as {', '.join(missing[:3])}")

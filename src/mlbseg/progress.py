@@ -39,13 +39,14 @@ class StepProgress:
         self.bar: Progress | None = None
         if console is not None and console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
+                # Values hold names of cases, which are not to be read as markup.
+                TextColumn("{task.fields[values]}", markup=False),
                 console=console,
             )
             self.task = self.bar.add_task(title, total=total, completed=start, values="")
@@ -78,6 +79,5 @@ class StepProgress:
         self.said = now
         rate = (now - self.began) / max(done - self.start, 1)
         eta = time.strftime("%H:%M:%S", time.gmtime(rate * (self.total - done)))
-        self.console.print(
-            f"{self.title}: {done}/{self.total}, eta {eta}  {text}", highlight=False, markup=False
-        )
+        line = f"{self.title}: {done}/{self.total}, eta {eta}  {text}".rstrip()
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

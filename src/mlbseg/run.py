@@ -150,7 +150,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror} (free some space or fix the rights)"
+            f"{path}: cannot be written: {error.strerror or error} (free some space or fix the rights)"
         ) from None
 
 
@@ -159,6 +159,13 @@ def dump_tensors(content: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     return buffer.getvalue()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says, in any of the libraries' ways, that memory ran out."""
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+        return any(words in str(error) for words in ("allocate memory", "out of memory", "not enough memory"))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def environment() -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
+import shlex
+import shutil
 import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -45,9 +49,11 @@ from mlbseg.run import (
     available_memory,
     environment,
     make_student,
+    out_of_memory,
     pick_device,
     save_weights,
     use_bf16,
+    write_atomic,
     write_json,
 )
 from mlbseg.types import Batch, Case, Losses, Role
@@ -59,13 +65,13 @@ LOG_EVERY = 10  # steps between rows of log.csv
 
 
 class Interrupted(UserError):
-    """Training was asked to stop by a signal; the last step is in a checkpoint.
+    """Training was asked to stop by a signal; the last step that was done is in a checkpoint.
 
     The exit code is 128 + the signal's number, as shells have it.
     """
 
-    def __init__(self, root: Path, step: int, number: int) -> None:
-        super().__init__(f"stopped at step {step}; continue with: mlbseg train --resume {root}")
+    def __init__(self, root: Path, number: int, where: str = "") -> None:
+        super().__init__(f"stopped{where}; continue with: mlbseg train --resume {shlex.quote(str(root))}")
         self.exit_code = 128 + number
 
 
@@ -131,8 +137,15 @@ def train(
     """
     if resume is not None:
         root = Path(resume)
+        choices = {
+            "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
+            "validation": validation or None, "seed": seed, "preset": preset, "config": config,
+            "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
+        }  # fmt: skip
+        if given := [name for name, value in choices.items() if value is not None]:
+            raise UserError(f"--resume continues {root} as it was begun, found also: {', '.join(given)}")
     elif data is None or out is None:
-        raise UserError("training needs a data folder and an --out folder (or --resume RUN)")
+        raise UserError("training needs a data folder and --out RUN (or --resume RUN)")
     else:
         root = Path(out)
         settings = load_config(
@@ -166,8 +179,7 @@ def _prepare(
     """Check the data, split, plan, and write all decisions into a new run folder."""
     method = find_method(config.method)
     target = pick_device(device)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: exists already (choose another --out, or continue it with --resume {root})")
+    _require_free(root)
     dataset = find_cases(data)
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
@@ -205,25 +217,56 @@ def _prepare(
         device=target.type,
         overrides=config.plan.model_dump(exclude_none=True),
     )
-    try:
+    if method.needs_initial_labels and plan.steps < 2:
+        raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
+    make_student(plan, config)  # a network that cannot be built must fail before there is a run folder
+    with _all_or_nothing(root):
         (root / "checkpoints").mkdir(parents=True, exist_ok=True)
+        split.write(root / "split.json")
+        plan.write(root / "plan.json")
+        write_json(
+            root / "env.json",
+            {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)},
+        )
+        write_json(
+            root / "data.json",
+            {
+                "root": str(data.resolve()),
+                "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
+                "skipped": skipped,
+            },
+        )
+        config.write(root / "config.yaml")  # last: its presence makes the folder a run
+
+
+def _require_free(root: Path) -> None:
+    """Refuse a run folder that is in use."""
+    try:
+        free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
     except OSError as error:
-        raise UserError(f"{root}: cannot be made a folder: {error.strerror}") from None
-    split.write(root / "split.json")
-    plan.write(root / "plan.json")
-    write_json(
-        root / "env.json",
-        {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)},
-    )
-    write_json(
-        root / "data.json",
-        {
-            "root": str(data.resolve()),
-            "cache": str(Path(cache) if cache is not None else default_cache_root()),
-            "skipped": skipped,
-        },
-    )
-    config.write(root / "config.yaml")  # last: its presence makes the folder a run
+        raise UserError(f"{root}: cannot be looked into: {error.strerror}") from None
+    if not free:
+        hint = f", or continue it with --resume {root}" if (root / "config.yaml").is_file() else ""
+        raise UserError(f"{root}: exists already and is not empty (choose another --out{hint})")
+
+
+@contextmanager
+def _all_or_nothing(root: Path) -> Iterator[None]:
+    """Take back all that was written into a new folder if anything goes wrong."""
+    existed = root.is_dir()
+    try:
+        yield
+    except BaseException as error:
+        for path in root.iterdir() if root.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if root.is_dir() and not existed:
+            root.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"{root}: cannot be made a run folder: {error.strerror or error}") from None
+        raise
 
 
 class _Training:
@@ -241,9 +284,56 @@ class _Training:
         self.validation = [cases[i] for i in run.split.validation]
         self.cache = Cache(Path(str(record["cache"])), run.plan)
         self.folder = run.root / "checkpoints"
+        self.stepping = False  # while the loop runs
+        self.stopped_by = 0  # the signal that asked the loop to stop
 
     def run_stages(self) -> TrainResult:
-        """Do what is left to do, and write the final weights."""
+        """Do what is left to do, and write the final weights.
+
+        Raises:
+            UserError: if the machine runs out of memory or disk, or a file cannot be used.
+            Interrupted: on SIGINT or SIGTERM.
+        """
+        try:
+            with self._stoppable():
+                return self._stages()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if out_of_memory(error):
+                found = "not enough memory"
+                remedy = "train anew with a smaller plan.patch_size, plan.batch_size or mlb.chunk"
+            elif isinstance(error, OSError):
+                found = f"{error.filename or self.run.root}: {error.strerror or error}"
+                remedy = f"mend it and continue with: mlbseg train --resume {shlex.quote(str(self.run.root))}"
+            else:
+                raise
+            raise UserError(f"{found}; {self._last_checkpoint()} ({remedy})") from error
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints.find(self.folder)
+        if not found:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is step {found[-1].step} of stage {found[-1].stage}"
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Obey SIGINT and SIGTERM: the loop after its step, all else at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets only the main thread handle signals
+            return
+        before = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if not self.stepping:
+            raise Interrupted(self.run.root, number)
+        self.stopped_by = number
+
+    def _stages(self) -> TrainResult:
         kind = find_method(self.run.config.method)
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
@@ -318,10 +408,9 @@ class _Training:
                 path = paths[case.id] = folder / f"{case.id}.npy"
                 if not path.exists():
                     label = self._predict(network, case).argmax(0).astype(np.uint8)
-                    temporary = path.with_suffix(".part")
-                    with temporary.open("wb") as file:
-                        np.save(file, label, allow_pickle=False)
-                    temporary.replace(path)
+                    content = io.BytesIO()
+                    np.save(content, label, allow_pickle=False)
+                    write_atomic(path, content.getvalue())
                 progress.update(number)
         return paths
 
@@ -356,11 +445,16 @@ class _Training:
         dataset = self._dataset(number, steps, labels)
         loop = _Loop(self, number, method, dataset, lr)
         found = [c for c in checkpoints.find(self.folder) if c.stage == number]
-        later = [c for c in checkpoints.find(self.folder) if c.stage > number]
         if found:
             loop.restore(found[-1])
-        if not later and loop.step < steps:
-            loop.fit(title)
+        if loop.step < steps:
+            self.stepping = True
+            try:
+                loop.fit(title)
+            finally:
+                self.stepping = False
+            if self.stopped_by:
+                raise Interrupted(self.run.root, self.stopped_by, f" at step {loop.step} of stage {number}")
         if self.validation and loop.best_weights:
             method.load_state_dict(loop.best_weights)
         return loop.best if self.validation else None
@@ -384,8 +478,8 @@ class _Loop(pl.LightningModule):
         self.saved = 0
         self.best = -1.0
         self.best_weights: dict[str, Tensor] = {}
-        self.stopped_by = 0
         self.progress: StepProgress | None = None
+        self.values: dict[str, float] = {}  # of the last step, for the log
         self.shown: dict[str, float | str] = {}
         self.sgd = torch.optim.SGD(
             [p for p in method.student.parameters() if p.requires_grad],
@@ -407,12 +501,24 @@ class _Loop(pl.LightningModule):
         }
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: if it is damaged, or of other networks.
+        """
         content = checkpoint.load(self.training_run.device)
         self.method.to(self.training_run.device)
-        self.method.load_state_dict(content["method"])
-        self.sgd.load_state_dict(content["optimiser"])
-        self.best, self.best_weights = content["best"], content["best_weights"]
+        try:
+            self.method.load_state_dict(content["method"])
+            self.sgd.load_state_dict(content["optimiser"])
+            self.best, self.best_weights = content["best"], content["best_weights"]
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            raise UserError(
+                f"{checkpoint.path}: does not fit this run (undo the change of config.yaml or plan.json, "
+                "or train anew)"
+            ) from None
         self.step = self.saved = checkpoint.step
 
     def save(self) -> None:
@@ -429,11 +535,14 @@ class _Loop(pl.LightningModule):
         # Weights before the first step, so that an early end can be resumed too.
         if self.step == 0:
             self.save()
+        _cut_log(run.root / "log.csv", self.stage, self.step)
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=1 if device.index is None else [device.index],
             max_epochs=1,
-            logger=TensorBoardLogger(str(run.root), name="tensorboard", version=f"stage{self.stage}"),
+            logger=TensorBoardLogger(
+                str(run.root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
+            ),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -442,35 +551,25 @@ class _Loop(pl.LightningModule):
             default_root_dir=str(run.root),
         )
         loader = DataLoader(self.dataset, batch_size=None, sampler=range(self.step, len(self.dataset)))
-        with StepProgress(self.training_run.console, title, len(self.dataset), self.step) as self.progress:
-            try:
-                with warnings.catch_warnings():
-                    # Steps are drawn in the main process on purpose: their order is the resume's contract.
-                    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-                    # Lightning's own use of torch, and its surprise at a network that just predicted.
-                    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-                    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-                    trainer.fit(self, loader)
-            except RuntimeError as error:
-                raise _explain(error, self) from error
-        if self.stopped_by:
-            raise Interrupted(run.root, self.step, self.stopped_by)
-        if self.saved < self.step:
-            self.save()
+        with (
+            StepProgress(self.training_run.console, title, len(self.dataset), self.step) as self.progress,
+            warnings.catch_warnings(),
+        ):
+            # Steps are drawn in the main process on purpose: their order is the resume's contract.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Lightning's own use of torch, and its surprise at a network that just predicted.
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            trainer.fit(self, loader)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the one optimiser."""
         return self.sgd
 
     def on_train_start(self) -> None:
-        """Stop between steps when asked to; the checkpoint is written by `on_train_batch_end`."""
-        # Here, after Lightning set its own handlers, and only in the main thread, as Python demands.
+        """Take SIGTERM back from Lightning, which would stop without a checkpoint."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._stop)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped_by = number
+            signal.signal(signal.SIGTERM, self.training_run.stop)
 
     def training_step(self, batch: Batch, index: int) -> None:
         """Take the optimiser steps of one training step."""
@@ -486,12 +585,14 @@ class _Loop(pl.LightningModule):
                 raise UserError(self._nan_message(losses, batch))
             self.sgd.zero_grad(set_to_none=True)
             self.manual_backward(total)
-            torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
+            norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
+            if not torch.isfinite(norm):  # a step along it would spoil the weights, and the next checkpoint
+                raise UserError(self._nan_message({**losses, "gradient": norm}, batch))
             self.optimizers().step()
             values |= {name: float(term.detach()) for name, term in losses.items()}
         method.after_step(step)
         self.step += 1
-        self._report(values)
+        self.values = values
 
     def _losses(self, batch: Batch) -> Iterator[Losses]:
         """Draw the method's losses one by one, each computed under autocast, none of the stepping."""
@@ -508,15 +609,15 @@ class _Loop(pl.LightningModule):
         """Validate, save, and obey a signal, between two steps."""
         last = self.step == len(self.dataset)
         if self.training_run.validation and (self.step % self.settings.validate_every == 0 or last):
-            score = self.training_run.validate(self.method)
-            self.log("validation_dice", score)
-            self.shown["val dice"] = f"{score:.3f}"
+            score = self.values["validation_dice"] = self.training_run.validate(self.method)
             if score > self.best:
                 self.best = score
                 self.best_weights = {k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()}
-        if self.step % self.settings.checkpoint_every == 0 or last or self.stopped_by:
+        self._report(self.values)
+        stopping = bool(self.training_run.stopped_by)
+        if self.step % self.settings.checkpoint_every == 0 or last or stopping:
             self.save()
-        if self.stopped_by:
+        if stopping:
             self.trainer.should_stop = True
             self.trainer.limit_train_batches = 0
 
@@ -534,9 +635,11 @@ class _Loop(pl.LightningModule):
         self.shown |= {k: v if "kept" not in k else f"{v:.0%}" for k, v in values.items() if "mass" not in k}
         if self.progress is not None:
             self.progress.update(self.step, self.shown)
-        if self.step % LOG_EVERY and self.step != len(self.dataset):
+        if self.step % LOG_EVERY and self.step != len(self.dataset) and "validation_dice" not in values:
             return
-        self.log_dict(values)
+        # Not `self.log_dict`: Lightning counts steps anew in a resumed run.
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.step)
         row = {"stage": self.stage, "step": self.step, "lr": self.sgd.param_groups[0]["lr"], **values}
         _append_row(self.training_run.run.root / "log.csv", row)
 
@@ -545,38 +648,38 @@ class _Loop(pl.LightningModule):
         return (
             f"the loss ({bad}) is no longer a number at step {self.step} of stage {self.stage}, "
             f"cases {', '.join(batch.case_ids)}; the last good checkpoint is step {self.saved} in "
-            f"{self.training_run.folder} (lower train.lr, or look at these cases with `mlbseg check`)"
+            f"{self.training_run.folder} (train anew with a lower train.lr or train.lr_bootstrap, "
+            "or look at these cases)"
         )
 
 
 _COLUMNS = (
     "stage", "step", "lr", "clean", "initial", "pseudo", "teacher", "views", "clean_teacher", "clean_views",
-    "kept_initial", "kept_pseudo", "mass_initial", "mass_pseudo",
+    "kept_initial", "kept_pseudo", "mass_initial", "mass_pseudo", "validation_dice",
 )  # fmt: skip
 
 
 def _append_row(path: Path, row: Mapping[str, float]) -> None:
     new = not path.exists()
-    try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
-def _explain(error: RuntimeError, loop: _Loop) -> Exception:
-    """Return a UserError if the machine ran out of memory, else the error itself."""
-    text = str(error)
-    if (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in text
-        or "out of memory" in text
-    ):
-        return UserError(
-            f"not enough memory for a training step; the last checkpoint is step {loop.saved} "
-            "(start anew with a smaller plan.patch_size, plan.batch_size or mlb.chunk)"
-        )
-    return error
+def _cut_log(path: Path, stage: int, step: int) -> None:
+    """Keep the rows up to this step: those after it are of steps that will be done again."""
+    if not path.exists():
+        return
+    header, *rows = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    kept = [row for row in rows if (place := _place(row)) is not None and place <= (stage, step)]
+    if kept != rows:
+        write_atomic(path, "".join(f"{line}\n" for line in (header, *kept)).encode())
+
+
+def _place(row: str) -> tuple[int, int] | None:
+    """Return stage and step of a row of the log; None of one that a kill cut off."""
+    cells = row.split(",")
+    whole = len(cells) == len(_COLUMNS) and cells[0].isdecimal() and cells[1].isdecimal()
+    return (int(cells[0]), int(cells[1])) if whole else None
