@@ -1,0 +1,316 @@
+"""What every method must do, over the METHODS table: a new method is covered by its line there.
+
+Only the golden losses ask for more: run the test, look at the values it prints, and enter them in `GOLDEN`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mlbseg.errors import UserError
+from mlbseg.methods import METHODS, Method, find_method
+from mlbseg.nets import make_network
+from mlbseg.types import Batch
+
+# Every method with its own defaults, then further settings worth the whole suite.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ("mlb", {"mode": "paper"}),
+    ("mlb", {"per_residual": True, "chunk": 1}),
+]
+SHAPES = {2: (9, 6), 3: (5, 6, 4)}
+EVEN_SHAPES = {2: (10, 14), 3: (6, 10, 8)}  # multiples of what the small U-Net below needs, no more
+
+methods = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda v: str(v) if v else "defaults")
+dimensions = pytest.mark.parametrize("ndim", [2, 3])
+class_counts = pytest.mark.parametrize("classes", [2, 4])
+
+
+def conv_net(ndim: int, classes: int) -> nn.Module:
+    """Return two convolutions whose weights are waves: the same whatever the library's initialisation."""
+    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+    net = nn.Sequential(
+        conv(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.SiLU(), conv(4, classes, 3, padding=1)
+    )
+    with torch.no_grad():
+        for index, p in enumerate(net.parameters()):
+            p.copy_(wave(p.shape, 0.7 + index) * 0.4 + (p.ndim == 1) * 0.5)
+    return net
+
+
+def wave(shape: tuple[int, ...] | torch.Size, phase: float) -> Tensor:
+    count = int(torch.Size(shape).numel())
+    return torch.sin(phase + 1.7 * torch.arange(count, dtype=torch.float64)).reshape(shape).float()
+
+
+def make_batch(shape: tuple[int, ...], classes: int, seed: int = 7) -> Batch:
+    """Return images of waves, with labels that the images tell in part, some unknown."""
+    clean, image = wave((2, 2, *shape), 0.3), wave((3, 2, *shape), 1.1)
+
+    def label(x: Tensor) -> Tensor:
+        classes_of = ((x[:, 0] + 1) / 2 * classes).long().clamp(max=classes - 1)
+        return torch.where(x[:, 1] > 0.98, -1, classes_of)
+
+    return Batch(clean, label(clean), image, label(-image.roll(1, -1)), case_ids=tuple("abcde"), seed=seed)
+
+
+def make_method(name: str, settings: dict[str, Any], student: nn.Module, lr: float = 0.1) -> Method:
+    method = find_method(name)(student, **settings)
+    method.optimiser = torch.optim.SGD(method.student.parameters(), lr=lr, momentum=0.9)
+    return method.train()
+
+
+def take_step(method: Method, batch: Batch, step: int) -> list[dict[str, float]]:
+    """Do what training does in one step; return the losses of each optimiser step."""
+    optimiser = method.optimiser
+    assert optimiser is not None
+    values = []
+    for losses in method.losses(batch, step):
+        optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step()
+        values.append({key: float(term.detach()) for key, term in losses.items()})
+    method.after_step(step)
+    return values
+
+
+def first_gradient(method: Method, batch: Batch) -> dict[str, Tensor]:
+    losses = next(iter(method.losses(batch, 3)))
+    method.student.zero_grad(set_to_none=True)
+    torch.stack(list(losses.values())).sum().backward()
+    return {n: p.grad for n, p in method.student.named_parameters() if p.grad is not None}
+
+
+@methods
+@dimensions
+@class_counts
+def test_losses_are_scalars_whose_gradient_reaches_every_parameter(
+    name: str, settings: dict[str, Any], ndim: int, classes: int
+) -> None:
+    method = make_method(name, settings, conv_net(ndim, classes))
+    batch = make_batch(SHAPES[ndim], classes)
+    optimiser = method.optimiser
+    assert optimiser is not None
+    count = 0
+    for losses in method.losses(batch, 0):
+        count += 1
+        assert losses
+        for term in losses.values():
+            assert term.shape == ()
+            assert term.dtype == torch.float32
+            assert torch.isfinite(term)
+        optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        for key, p in method.student.named_parameters():
+            assert p.grad is not None, key
+            assert torch.isfinite(p.grad).all(), key
+            assert (p.grad != 0).any(), key
+        for other in method.networks().values():
+            if other is not method.student:
+                assert all(p.grad is None for p in other.parameters())
+        optimiser.step()
+    assert count >= 1
+    for key, value in method.monitors.items():
+        assert value.shape == (), key
+        assert torch.isfinite(value), key
+        assert not value.requires_grad, key
+
+
+@methods
+@dimensions
+def test_real_networks_train(name: str, settings: dict[str, Any], ndim: int) -> None:
+    torch.manual_seed(0)
+    network = make_network(
+        "unet", ndim=ndim, in_channels=2, num_classes=3, channels=(4, 8), patch_size=EVEN_SHAPES[ndim]
+    )
+    method = make_method(name, settings, network, lr=0.05)
+    batch = make_batch(EVEN_SHAPES[ndim], 3)
+    before = copy.deepcopy(method.student.state_dict())
+    first = take_step(method, batch, 0)
+    for step in range(1, 8):
+        last = take_step(method, batch, step)
+    assert last[0].keys() == first[0].keys()
+    # What is learnt from the careful labels is learnt, whatever else the method adds.
+    assert last[-1]["clean"] < first[-1]["clean"]
+    # A bias before instance norm changes nothing, and moves by rounding only; all else must move.
+    weights = {k: v for k, v in method.student.state_dict().items() if v.ndim > 1}
+    assert all(not torch.equal(before[k], v) for k, v in weights.items())
+    output = method.predictor().eval()(batch.clean_image)
+    assert output.shape == (2, 3, *EVEN_SHAPES[ndim])
+
+
+@methods
+@dimensions
+@pytest.mark.parametrize(
+    ("needs", "change"),
+    [
+        ("uses_unlabelled", lambda b: replace(b, image=b.image.flip(2) * 1.3)),
+        ("needs_initial_labels", lambda b: replace(b, initial_label=1 - b.initial_label.clamp(0, 1))),
+    ],
+    ids=["image", "initial label"],
+)
+def test_what_a_method_asks_for_reaches_the_student_and_nothing_else_does(
+    name: str, settings: dict[str, Any], ndim: int, needs: str, change: Callable[[Batch], Batch]
+) -> None:
+    batch = make_batch(SHAPES[ndim], 2)
+    method = make_method(name, settings, conv_net(ndim, 2))
+    before, after = first_gradient(method, batch), first_gradient(method, change(batch))
+    moved = [float((before[n] - after[n]).abs().max() / before[n].abs().max()) for n in before]
+    if getattr(METHODS[name], needs):
+        assert max(moved) > 1e-3
+    else:
+        assert max(moved) == 0
+        bare = replace(batch, image=None, initial_label=None)
+        alone = first_gradient(method, bare)
+        assert all(torch.equal(before[n], alone[n]) for n in before)
+
+
+@methods
+def test_only_after_step_moves_the_networks_that_are_not_trained(name: str, settings: dict[str, Any]) -> None:
+    method = make_method(name, settings, conv_net(2, 2))
+    batch = make_batch(SHAPES[2], 2)
+    take_step(method, batch, 0)
+    others = {k: n for k, n in method.networks().items() if n is not method.student}
+    for step in (1, 2, 500):
+        before = {k: copy.deepcopy(n.state_dict()) for k, n in others.items()}
+        student = copy.deepcopy(method.student.state_dict())
+        optimiser = method.optimiser
+        assert optimiser is not None
+        for losses in method.losses(batch, step):
+            optimiser.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            optimiser.step()
+        for key, network in others.items():
+            assert all(torch.equal(before[key][n], v) for n, v in network.state_dict().items())
+        assert any(not torch.equal(student[n], v) for n, v in method.student.state_dict().items())
+        method.after_step(step)
+        for key, network in others.items():
+            assert any(not torch.equal(before[key][n], v) for n, v in network.state_dict().items())
+
+
+@methods
+@dimensions
+def test_a_saved_method_predicts_the_same(name: str, settings: dict[str, Any], ndim: int) -> None:
+    batch = make_batch(SHAPES[ndim], 3)
+    method = make_method(name, settings, conv_net(ndim, 3))
+    for step in range(3):
+        take_step(method, batch, step)
+    torch.manual_seed(99)
+    blank = conv_net(ndim, 3)
+    with torch.no_grad():
+        for p in blank.parameters():
+            p.normal_()
+    loaded = make_method(name, settings, blank)
+    loaded.load_state_dict(method.state_dict())
+    assert loaded.networks().keys() == method.networks().keys()
+    assert method.predictor() is next(iter(method.networks().values()))
+    for key, network in method.networks().items():
+        with torch.no_grad():
+            assert torch.equal(network(batch.clean_image), loaded.networks()[key](batch.clean_image))
+
+
+@methods
+@dimensions
+def test_a_step_depends_on_the_batch_alone(name: str, settings: dict[str, Any], ndim: int) -> None:
+    batch = make_batch(SHAPES[ndim], 2)
+    runs = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)  # the global stream must not matter
+        method = make_method(name, settings, conv_net(ndim, 2))
+        runs.append([take_step(method, batch, step) for step in range(2)])
+    assert runs[0] == runs[1]
+    if METHODS[name].uses_unlabelled:
+        method = make_method(name, settings, conv_net(ndim, 2))
+        assert take_step(method, replace(batch, seed=8), 0) != runs[0][0]
+
+
+@methods
+@dimensions
+def test_bfloat16_autocast_is_near_float32(name: str, settings: dict[str, Any], ndim: int) -> None:
+    batch = make_batch(SHAPES[ndim], 3)
+    exact = first_gradient(make_method(name, settings, conv_net(ndim, 3)), batch)
+    method = make_method(name, settings, conv_net(ndim, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = next(iter(method.losses(batch, 3)))
+    assert all(term.dtype == torch.float32 and torch.isfinite(term) for term in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    found = torch.cat([p.grad.flatten() for p in method.student.parameters() if p.grad is not None])
+    expected = torch.cat([g.flatten() for g in exact.values()])
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_what_is_missing_from_its_batch(name: str) -> None:
+    method = make_method(name, {}, conv_net(2, 2))
+    bare = replace(make_batch(SHAPES[2], 2), image=None, initial_label=None)
+    if METHODS[name].uses_unlabelled:
+        with pytest.raises(ValueError, match="unlabelled"):
+            next(iter(method.losses(bare, 0)))
+    else:
+        assert next(iter(method.losses(bare, 0)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_found_by_its_name(name: str) -> None:
+    assert find_method(name) is METHODS[name]
+    assert issubclass(METHODS[name], Method)
+
+
+def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown method 'mlbb': did you mean 'mlb'") as caught:
+        find_method("mlbb")
+    assert all(name in str(caught.value) for name in METHODS)
+
+
+GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "supervised": ("supervised", {}),
+    "mlb": (
+        "mlb",
+        {
+            "mode": "joint",
+            "views": ("zoom-in", "zoom-out", "zoom-out", "flip"),
+            "per_residual": False,
+            "teacher_decay": 0.99,
+            "teacher_noise": 0.1,
+            "pseudo_weight": 1.0,
+            "consistency_weight": 1.0,
+        },
+    ),
+}
+GOLDEN_SETTINGS["mlb, paper mode"] = ("mlb", {**GOLDEN_SETTINGS["mlb"][1], "mode": "paper"})
+GOLDEN: dict[tuple[str, int], list[float]] = {
+    ("supervised", 2): [1.756778, 1.681886, 1.554298, 1.404231, 1.262853],
+    ("supervised", 3): [4.444673, 4.157386, 3.653918, 3.029565, 2.390548],
+    ("mlb", 2): [3.173279, 2.862417, 2.512147, 2.192526, 2.410027],
+    ("mlb", 3): [10.781135, 8.211935, 6.088829, 3.115518, 3.78441],
+    ("mlb, paper mode", 2): [3.197229, 3.154907, 2.874189, 3.181982, 2.08677],
+    ("mlb, paper mode", 3): [10.986396, 6.893904, 3.169181, 4.19083, 5.306931],
+}
+"""The sum of all losses of each of five steps, CPU, float32."""
+
+
+def test_every_method_has_golden_losses() -> None:
+    assert {name for name, _ in GOLDEN_SETTINGS.values()} == set(METHODS)
+    assert GOLDEN.keys() == set(itertools.product(GOLDEN_SETTINGS, (2, 3)))
+
+
+@dimensions
+@pytest.mark.parametrize("golden", GOLDEN_SETTINGS)
+def test_five_steps_give_the_golden_losses(golden: str, ndim: int) -> None:
+    name, settings = GOLDEN_SETTINGS[golden]
+    method = make_method(name, settings, conv_net(ndim, 3), lr=0.02)
+    batch = make_batch(SHAPES[ndim], 3)
+    found = []
+    for step in range(5):
+        parts = take_step(method, replace(batch, seed=100 + step), step)
+        found.append(sum(sum(part.values()) for part in parts))
+    expected = GOLDEN.get((golden, ndim), [])
+    assert found == pytest.approx(expected, rel=1e-4), f"found {[round(v, 6) for v in found]}"

@@ -1,0 +1,349 @@
+"""MLB against the unrolled double backward, with its views, teacher and consistency terms, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlbseg.core.losses import (
+    IGNORE,
+    cross_entropy_map,
+    pairwise_consistency,
+    prediction_distance,
+    residual_map,
+    supervised_loss,
+)
+from mlbseg.core.metaweights import normalise
+from mlbseg.core.teacher import make_teacher
+from mlbseg.core.views import Views, draw_views
+from mlbseg.methods import mlb
+from mlbseg.methods.mlb import MLB
+from mlbseg.types import Batch
+from oracles.double_backward import normalised, unrolled_alignments
+
+VIEWS = ("zoom-in", "zoom-out", "flip")
+ZOOM = (0.1, 0.25)
+NOISE = 0.3
+LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
+SHAPES = {2: (8, 10), 3: (6, 4, 5)}
+EXPLICIT: dict[str, Any] = {
+    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "per_residual": False,
+    "pseudo_weight": 1.0, "consistency_weight": 1.0,
+}  # fmt: skip
+
+dimensions = pytest.mark.parametrize("ndim", [2, 3])
+class_counts = pytest.mark.parametrize("classes", [2, 4])
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `Tensor.float` leave float64 as it is: the method calls it to leave bfloat16, not to lose digits."""
+    plain = Tensor.float
+    monkeypatch.setattr(Tensor, "float", lambda t: t if t.dtype == torch.float64 else plain(t))
+
+
+@dataclass
+class Spy:
+    """What the method handed to `normalise`, and what came back: one map per label source."""
+
+    alignments: list[list[Tensor]] = field(default_factory=list)
+    weights: list[list[Tensor]] = field(default_factory=list)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    seen = Spy()
+
+    def record(alignments: Sequence[Tensor]) -> list[Tensor]:
+        weights = normalise(alignments)
+        seen.alignments.append([g.detach().clone() for g in alignments])
+        seen.weights.append([w.detach().clone() for w in weights])
+        return weights
+
+    monkeypatch.setattr(mlb, "normalise", record)
+    return seen
+
+
+def conv_net(ndim: int, classes: int) -> nn.Module:
+    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+    torch.manual_seed(ndim + classes)
+    return nn.Sequential(
+        conv(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.SiLU(), conv(6, classes, 3, padding=1)
+    ).double()
+
+
+def make_batch(ndim: int, classes: int, dtype: torch.dtype = torch.float64) -> Batch:
+    shape = SHAPES[ndim]
+    torch.manual_seed(10 * ndim + classes)
+    images = [torch.randn(b, 2, *shape, dtype=dtype) for b in (2, 3)]
+    labels = [torch.randint(-1, classes, (b, *shape)) for b in (2, 3)]
+    return Batch(images[0], labels[0], images[1], labels[1], seed=42)
+
+
+def make_mlb(ndim: int, classes: int, dtype: torch.dtype = torch.float64, **settings: Any) -> MLB:
+    """Return a method in mid-training: the teacher is not the student, and the optimiser has momentum."""
+    method = MLB(conv_net(ndim, classes).to(dtype), **{**EXPLICIT, **settings})
+    with torch.no_grad():
+        for p in method.teacher.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    method.optimiser = torch.optim.SGD(
+        method.student.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY
+    )
+    for p in method.student.parameters():
+        p.grad = 0.1 * torch.randn_like(p)
+    method.optimiser.step()
+    method.optimiser.zero_grad()
+    return method
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def by_name(model: nn.Module, grads: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(dict(model.named_parameters()), grads, strict=True))
+
+
+class Reference:
+    """One step's ingredients, computed from the definition; draws come in the method's order from the seed."""
+
+    def __init__(self, method: MLB, batch: Batch) -> None:
+        assert batch.image is not None
+        assert batch.initial_label is not None
+        self.student, self.teacher = copy.deepcopy(method.student), copy.deepcopy(method.teacher)
+        self.batch = batch
+        self.generator = torch.Generator().manual_seed(batch.seed)
+        self.views = self.draw(batch.image)
+        self.x = self.views.expand(batch.image)
+        with torch.no_grad():
+            pseudo = self.views.pseudo_label(torch.softmax(self.student(self.x), 1))
+        pseudo[batch.initial_label < 0] = IGNORE
+        self.labels = [self.views.expand_label(y) for y in (batch.initial_label, pseudo)]
+
+    def draw(self, image: Tensor) -> Views:
+        return draw_views(len(image), image.ndim - 2, VIEWS, generator=self.generator, zoom=ZOOM)
+
+    def taught(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.teacher(x + NOISE * torch.randn(x.shape, generator=self.generator).to(x))
+
+    def costs(self, logits: Tensor) -> list[Tensor]:
+        return [cross_entropy_map(logits, y) for y in self.labels]
+
+    def consistency(self, logits: Tensor, views: Views, taught: Tensor) -> Tensor:
+        distance = prediction_distance(logits, taught, views.valid(logits.shape[2:]))
+        return distance + pairwise_consistency(*views.align(torch.softmax(logits, 1)))
+
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        return by_name(self.student, torch.autograd.grad(loss, list(self.student.parameters())))
+
+
+def joint_reference(method: MLB, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the weights of both sources and the total gradient: v plus that of the other terms."""
+    reference = Reference(method, batch)
+
+    def clean_loss(model: nn.Module, parameters: dict[str, Tensor]) -> Tensor:
+        return supervised_loss(functional_call(model, parameters, (batch.clean_image,)), batch.clean_label)
+
+    # Without other terms in it the virtual step at w = 0 stays where it is, which is joint mode's place.
+    weights = normalised(
+        unrolled_alignments(reference.student, reference.x, reference.costs, clean_loss, lr=1.0)
+    )
+    v = reference.gradient(supervised_loss(reference.student(batch.clean_image), batch.clean_label))
+    logits = reference.student(reference.x)
+    others = reference.consistency(logits, reference.views, reference.taught(reference.x))
+    others = others + sum((w * c).sum() for w, c in zip(weights, reference.costs(logits), strict=True))
+    rest = reference.gradient(others)
+    return weights, {n: v[n] + rest[n] for n in v}
+
+
+@dimensions
+@class_counts
+@pytest.mark.usefixtures("double")
+def test_joint_mode_is_the_clean_gradient_plus_that_of_the_other_terms(
+    ndim: int, classes: int, spy: Spy
+) -> None:
+    batch = make_batch(ndim, classes)
+    method = make_mlb(ndim, classes, mode="joint")
+    weights, expected = joint_reference(method, batch)
+    (losses,) = method.losses(batch, 5)
+    total(losses).backward()
+    for found, slow in zip(spy.weights[0], weights, strict=True):
+        torch.testing.assert_close(found, slow, rtol=1e-8, atol=1e-14)
+    for name, p in method.student.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-8, atol=1e-12)
+    clean = supervised_loss(method.student(batch.clean_image), batch.clean_label)
+    torch.testing.assert_close(losses["clean"].detach(), clean.detach(), rtol=1e-12, atol=0)
+
+
+@dimensions
+@class_counts
+@pytest.mark.usefixtures("double")
+def test_paper_mode_weighs_as_the_unrolled_virtual_step(ndim: int, classes: int, spy: Spy) -> None:
+    batch = make_batch(ndim, classes)
+    method = make_mlb(ndim, classes, mode="paper")
+    reference = Reference(method, batch)
+    taught = reference.taught(reference.x)
+    clean_views = reference.draw(batch.clean_image)
+    clean_x = clean_views.expand(batch.clean_image)
+    clean_label = clean_views.expand_label(batch.clean_label)
+
+    def clean_loss(model: nn.Module, parameters: dict[str, Tensor]) -> Tensor:
+        return supervised_loss(functional_call(model, parameters, (clean_x,)), clean_label)
+
+    assert method.optimiser is not None
+    buffers = [method.optimiser.state[p]["momentum_buffer"] for p in method.student.parameters()]
+    slow = unrolled_alignments(
+        reference.student, reference.x, reference.costs, clean_loss,
+        regulariser=lambda z: reference.consistency(z, reference.views, taught),
+        lr=LR, momentum=MOMENTUM, weight_decay=DECAY, velocity=by_name(method.student, buffers),
+    )  # fmt: skip
+    weights = normalised(slow)
+
+    steps = method.losses(batch, 5)
+    first = next(steps)
+    for found, expected in zip(spy.alignments[0], slow, strict=True):
+        torch.testing.assert_close(LR * found, expected, rtol=1e-8, atol=1e-12)
+    for found, expected in zip(spy.weights[0], weights, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
+    total(first).backward()
+    logits = reference.student(reference.x)
+    loss = reference.consistency(logits, reference.views, taught)
+    loss = loss + sum((w * c).sum() for w, c in zip(weights, reference.costs(logits), strict=True))
+    for name, g in reference.gradient(loss).items():
+        p = dict(method.student.named_parameters())[name]
+        torch.testing.assert_close(p.grad, g, rtol=1e-8, atol=1e-12)
+
+    # The second loss sees the student after the first step.
+    method.optimiser.step()
+    stepped = copy.deepcopy(method.student)
+    second = next(steps)
+    clean = supervised_loss(stepped(clean_x), clean_label)
+    torch.testing.assert_close(second["clean"], clean, rtol=1e-10, atol=0)
+    assert second["clean"] != clean_loss(reference.student, dict(reference.student.named_parameters()))
+    consistency = reference.consistency(stepped(clean_x), clean_views, reference.taught(clean_x))
+    torch.testing.assert_close(total(second), clean + consistency, rtol=1e-10, atol=0)
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+@dimensions
+def test_weights_sum_to_one_and_vanish_where_a_pixel_pushes_against_the_clean_data(
+    mode: str, ndim: int, spy: Spy
+) -> None:
+    batch = make_batch(ndim, 3, torch.float32)
+    method = make_mlb(ndim, 3, torch.float32, mode=mode)
+    next(iter(method.losses(batch, 5)))
+    weights, alignments = spy.weights[0], spy.alignments[0]
+    assert sum(float(w.sum(dtype=torch.float64)) for w in weights) == pytest.approx(1, abs=1e-5)
+    for w, g in zip(weights, alignments, strict=True):
+        assert (w[g <= 0] == 0).all()
+        assert (w[g > 0] > 0).any()
+        assert (g < 0).any()
+    # Where both sources name the same class they push the same way.
+    reference = Reference(method, batch)
+    same = reference.labels[0] == reference.labels[1]
+    assert torch.equal(weights[0][same], weights[1][same])
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+@dimensions
+def test_pixels_of_no_known_label_get_no_weight_from_either_source(mode: str, ndim: int, spy: Spy) -> None:
+    batch = make_batch(ndim, 3, torch.float32)
+    assert batch.initial_label is not None
+    batch.initial_label[..., :3] = IGNORE
+    method = make_mlb(ndim, 3, torch.float32, mode=mode)
+    next(iter(method.losses(batch, 5)))
+    unknown = Reference(method, batch).labels[0] < 0
+    assert unknown.any()
+    for weights in spy.weights[0]:
+        assert (weights[unknown] == 0).all()
+        assert (weights[~unknown] > 0).any()
+
+
+@dimensions
+def test_monitors_say_what_keeps_weight_and_who_has_it(ndim: int, spy: Spy) -> None:
+    batch = make_batch(ndim, 3, torch.float32)
+    method = make_mlb(ndim, 3, torch.float32)
+    next(iter(method.losses(batch, 5)))
+    labels = Reference(method, batch).labels
+    for name, weights, label in zip(("initial", "pseudo"), spy.weights[0], labels, strict=True):
+        known = int((label >= 0).sum())
+        assert float(method.monitors[f"kept_{name}"]) == pytest.approx(int((weights > 0).sum()) / known)
+        assert float(method.monitors[f"mass_{name}"]) == pytest.approx(float(weights.sum()))
+    assert float(method.monitors["mass_initial"] + method.monitors["mass_pseudo"]) == pytest.approx(
+        1, abs=1e-5
+    )
+
+
+@dimensions
+@pytest.mark.usefixtures("double")
+def test_per_residual_divides_each_alignment_by_what_the_label_lacks(ndim: int, spy: Spy) -> None:
+    batch = make_batch(ndim, 3)
+    for per_residual in (False, True):
+        next(iter(make_mlb(ndim, 3, per_residual=per_residual).losses(batch, 5)))
+    method = make_mlb(ndim, 3)
+    reference = Reference(method, batch)
+    logits = reference.student(reference.x).detach()
+    plain, divided = spy.alignments
+    for g, h, label in zip(plain, divided, reference.labels, strict=True):
+        residual = residual_map(logits, label)
+        certain = residual > 1e-3
+        torch.testing.assert_close(h[certain] * residual[certain], g[certain], rtol=1e-10, atol=1e-14)
+        assert torch.isfinite(h).all()
+        assert torch.equal(h.sign(), g.sign())
+    assert not torch.allclose(spy.weights[0][0], spy.weights[1][0])
+
+
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+@pytest.mark.usefixtures("double")
+def test_chunks_change_nothing(mode: str, spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    losses = [next(iter(make_mlb(2, 3, mode=mode, chunk=chunk).losses(batch, 5))) for chunk in (None, 5)]
+    for one, other in zip(*spy.weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-16)
+    for key, term in losses[0].items():
+        torch.testing.assert_close(term, losses[1][key], rtol=1e-10, atol=0)
+
+
+@pytest.mark.usefixtures("double")
+def test_factors_scale_their_terms_and_no_others() -> None:
+    batch = make_batch(2, 2)
+    plain = next(iter(make_mlb(2, 2).losses(batch, 5)))
+    scaled = next(iter(make_mlb(2, 2, pseudo_weight=3.0, consistency_weight=0.5).losses(batch, 5)))
+    factors = {"clean": 1.0, "initial": 3.0, "pseudo": 3.0, "teacher": 0.5, "views": 0.5}
+    assert plain.keys() == factors.keys()
+    for key, factor in factors.items():
+        torch.testing.assert_close(scaled[key], factor * plain[key], rtol=1e-10, atol=0)
+
+
+def test_the_teacher_starts_as_the_student_and_predicts() -> None:
+    student = conv_net(2, 2)
+    method = MLB(student)
+    assert list(method.networks()) == ["teacher", "student"]
+    assert method.predictor() is method.teacher
+    expected = make_teacher(student).state_dict()
+    assert all(torch.equal(expected[k], v) for k, v in method.teacher.state_dict().items())
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1)
+    method.teacher_decay = 0.9
+    before = copy.deepcopy(method.teacher.state_dict())
+    method.after_step(1000)
+    for key, value in method.teacher.state_dict().items():
+        torch.testing.assert_close(value, before[key] + 0.1, rtol=1e-10, atol=1e-12)
+
+
+def test_paper_mode_asks_for_the_optimiser_it_looks_ahead_with() -> None:
+    method = MLB(conv_net(2, 2), mode="paper")
+    with pytest.raises(ValueError, match="set `optimiser` first"):
+        next(iter(method.losses(make_batch(2, 2), 0)))
