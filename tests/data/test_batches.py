@@ -1,0 +1,344 @@
+"""What a training step sees: drawn again bit for bit, cut from the right place, with the right label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlbseg.data.augment import Augment
+from mlbseg.data.batches import IGNORE, StepDataset
+from mlbseg.data.cache import Cache
+from mlbseg.data.plan import Plan
+from mlbseg.data.readers import write_image, write_label
+from mlbseg.types import Batch, Case, Geometry, Role
+
+PLAN = Plan(
+    ndim=3,
+    scan_ndim=3,
+    channels=1,
+    label_values=(0, 1, 2),
+    class_names=("background", "a", "b"),
+    spacing=(1.0, 1.0, 1.0),
+    patch_size=(8, 8, 8),
+    normalisation=("zscore",),
+    intensity=(),
+    crop=False,
+    network="unet",
+    network_channels=(4, 8),
+    batch_size=2,
+    unlabelled_batch_size=3,
+    steps=10,
+    flip_axes=(),
+)
+SHAPE = (12, 14, 10)
+STILL = Augment(3, affine=0, intensity=0, gamma=0, noise=0)
+LIVELY = Augment(3, affine=1, intensity=1, gamma=1, noise=1, flip_axes=(0, 1, 2))
+
+
+def pattern(shape: tuple[int, ...], shift: int) -> np.ndarray:
+    """Return a label in diagonal stripes, so that a cut in the wrong place shows."""
+    return (np.indices(shape).sum(0) // 2 + shift) % 3
+
+
+def make_case(
+    root: Path, name: str, role: Role, shape: tuple[int, ...] = SHAPE, label: np.ndarray | None = None
+) -> Case:
+    """Write a scan in which every voxel has its own value; a label is written for clean and noisy cases.
+
+    What stands where an unlabelled case's hidden label would be is no scan at all.
+    """
+    geometry = Geometry.identity(shape[::-1])
+    image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + len(name)
+    write_image(root / f"{name}.nii.gz", image, geometry)
+    path = root / f"{name}_label.nii.gz"
+    if role is Role.UNLABELLED:
+        path.write_bytes(b"hidden: whoever reads this fails")
+    else:
+        write_label(path, pattern(shape, len(name)) if label is None else label, geometry)
+    return Case(name, (root / f"{name}.nii.gz",), path, role)
+
+
+class World:
+    """Cases of every role, their cache and their initial labels."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.clean = [make_case(root, f"clean{i}", Role.CLEAN) for i in range(3)]
+        self.others = [make_case(root, f"free{i}", Role.UNLABELLED) for i in range(4)]
+        self.others.append(make_case(root, "noisy", Role.NOISY))
+        self.initial = {}
+        for i, case in enumerate(self.others[:4]):
+            self.initial[case.id] = root / f"{case.id}.npy"
+            np.save(self.initial[case.id], pattern(SHAPE, i).astype(np.uint8))
+        self.cache = Cache(root / "cache", PLAN)
+
+    def dataset(self, **changes: Any) -> StepDataset:
+        settings: dict[str, Any] = {
+            "initial_labels": self.initial, "patch_size": (8, 8, 8), "batch_size": 2,
+            "unlabelled_batch_size": 3, "steps": 40, "seed": 1, "stage": 2, "foreground": 0.5, "augment": STILL,
+        }  # fmt: skip
+        settings |= changes
+        clean, others = settings.pop("clean", self.clean), settings.pop("others", self.others)
+        return StepDataset(settings.pop("cache", self.cache), clean, others, **settings)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = ("clean_image", "clean_label", "image", "initial_label")
+    return (one.case_ids, one.seed) == (other.case_ids, other.seed) and all(
+        torch.equal(getattr(one, n), getattr(other, n)) for n in tensors
+    )
+
+
+def place_in(volume: np.ndarray, value: float) -> tuple[int, ...]:
+    """Return where a voxel's value, of which there is one only, stands."""
+    (place,) = np.argwhere(volume == np.float32(value))
+    return tuple(int(i) for i in place)
+
+
+def window(volume: np.ndarray, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+    return volume[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))]
+
+
+@pytest.mark.parametrize("augment", [STILL, LIVELY], ids=["still", "lively"])
+def test_a_step_is_the_same_whenever_it_is_drawn(world: World, augment: Augment) -> None:
+    forward = world.dataset(augment=augment)
+    first = [forward[t] for t in range(5)]
+    again = world.dataset(augment=augment, cache=Cache(world.root / "cache", PLAN))
+    for t in (4, 0, 3, 1, 2, 4):
+        np.random.seed(t)
+        assert same(again[t], first[t])
+    assert len(forward) == 40
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"stage": 1}])
+def test_another_seed_or_stage_draws_otherwise(world: World, change: dict[str, int]) -> None:
+    mine, other = world.dataset(), world.dataset(**change)
+    for t in range(3):
+        assert not torch.equal(mine[t].clean_image, other[t].clean_image)
+        assert not torch.equal(mine[t].image, other[t].image)
+        assert mine[t].seed != other[t].seed
+
+
+def test_steps_differ_and_so_do_their_seeds(world: World) -> None:
+    dataset = world.dataset()
+    batches = [dataset[t] for t in range(20)]
+    assert len({b.seed for b in batches}) == 20
+    assert len({b.clean_image.numpy().tobytes() for b in batches}) == 20
+    # Two patches of one step are two draws, even of one case.
+    alone = world.dataset(clean=world.clean[:1], foreground=0.0)
+    assert not torch.equal(alone[0].clean_image[0], alone[0].clean_image[1])
+
+
+def test_every_case_comes_once_before_any_comes_again(world: World) -> None:
+    dataset = world.dataset()
+    clean = [i for t in range(30) for i in dataset[t].case_ids[:2]]
+    others = [i for t in range(30) for i in dataset[t].case_ids[2:]]
+    for drawn, cases in ((clean, world.clean), (others, world.others)):
+        ids = {c.id for c in cases}
+        turns = [tuple(drawn[k : k + len(ids)]) for k in range(0, len(drawn) - len(ids) + 1, len(ids))]
+        assert len(turns) > 10
+        assert all(set(turn) == ids for turn in turns)
+        assert len(set(turns)) > 3  # in an order of its own each time
+
+
+def test_patches_and_labels_are_cut_from_the_same_place(world: World) -> None:
+    dataset = world.dataset()
+    cases = {c.id: c for c in (*world.clean, *world.others)}
+    starts = set()
+    for t in range(10):
+        batch = dataset[t]
+        assert batch.clean_image.shape == (2, 1, 8, 8, 8)
+        assert batch.clean_label.shape == (2, 8, 8, 8)
+        assert batch.image.shape == (3, 1, 8, 8, 8)
+        assert batch.initial_label.shape == (3, 8, 8, 8)
+        images = torch.cat([batch.clean_image, batch.image])
+        labels = torch.cat([batch.clean_label, batch.initial_label])
+        for name, image, label in zip(batch.case_ids, images, labels, strict=True):
+            case = cases[name]
+            whole = world.cache.image(case).array[0]
+            start = place_in(whole, image[0, 0, 0, 0])
+            assert np.array_equal(image[0].numpy(), window(whole, start, (8, 8, 8)))
+            if case.role is Role.UNLABELLED:  # the frozen prediction of stage 1
+                source = np.load(world.initial[name])
+            else:  # clean and noisy ones bring their own
+                source = world.cache.label(case)[:]
+            assert np.array_equal(label.numpy(), window(source, start, (8, 8, 8)))
+            starts.add(start)
+    assert len(starts) > 20
+    assert "noisy" in {name for t in range(10) for name in dataset[t].case_ids[2:]}
+
+
+def test_tensors_are_plain_and_of_the_types_that_methods_expect(world: World) -> None:
+    for augment in (STILL, LIVELY):
+        batch = world.dataset(augment=augment)[0]
+        for tensor in (batch.clean_image, batch.image):
+            assert type(tensor) is torch.Tensor
+            assert tensor.dtype == torch.float32
+        for tensor in (batch.clean_label, batch.initial_label):
+            assert type(tensor) is torch.Tensor
+            assert tensor.dtype == torch.int64
+
+
+def test_augmentation_moves_image_and_label_of_a_batch_alike(tmp_path: Path) -> None:
+    shape = (24, 24, 24)
+    ball = (np.square(np.indices(shape) - 12).sum(0) < 60).astype(np.int64)
+    case = make_case(tmp_path, "ball", Role.CLEAN, shape, ball)
+    write_image(case.images[0], 10 * ball.astype(np.float32) + 1, Geometry.identity(shape))
+    dataset = StepDataset(
+        Cache(tmp_path / "cache", PLAN), [case], patch_size=(16, 16, 16), batch_size=2,
+        unlabelled_batch_size=0, steps=5, seed=0, stage=1, foreground=1.0,
+        augment=Augment(3, affine=1, intensity=0, gamma=0, noise=0, flip_axes=(0, 1, 2)),
+    )  # fmt: skip
+    for t in range(5):
+        image, label = dataset[t].clean_image[:, 0], dataset[t].clean_label
+        bright = image > (image.amax() + image.amin()) / 2
+        assert (bright == (label == 1)).float().mean() > 0.98
+        assert 0.02 < float(bright.float().mean()) < 0.98
+
+
+def test_a_hidden_label_changes_nothing(world: World) -> None:
+    # The files hold no scan: reading one would fail. Without any label the batches are the same.
+    assert all(b"hidden" in c.label.read_bytes() for c in world.others[:4])
+    nameless = [replace(c, label=None) if c.role is Role.UNLABELLED else c for c in world.others]
+    with_files, without = world.dataset(), world.dataset(others=nameless)
+    for t in range(5):
+        assert same(with_files[t], without[t])
+
+
+def test_without_other_cases_a_batch_is_the_clean_patches(world: World) -> None:
+    mine, alone = world.dataset()[3], world.dataset(others=())[3]
+    assert alone.image is None
+    assert alone.initial_label is None
+    assert alone.case_ids == mine.case_ids[:2]
+    assert torch.equal(alone.clean_image, mine.clean_image)
+
+
+SPARSE = (20, 24, 22)
+
+
+def sparse_case(root: Path) -> Case:
+    label = np.zeros(SPARSE, np.int64)
+    label[15:18, 18:22, 15:20] = 1
+    label[2, 3, 4] = 2  # a class of one voxel, in the far corner
+    return make_case(root, "sparse", Role.CLEAN, SPARSE, label)
+
+
+def shares(root: Path, foreground: float, patch: tuple[int, ...]) -> dict[int, float]:
+    """Return the share of 200 patches that hold each class."""
+    augment = Augment(len(patch), affine=0, intensity=0, gamma=0, noise=0)
+    dataset = StepDataset(
+        Cache(root / "cache", PLAN), [sparse_case(root)], patch_size=patch, batch_size=2,
+        unlabelled_batch_size=0, steps=100, seed=0, stage=1, foreground=foreground, augment=augment,
+    )  # fmt: skip
+    labels = torch.cat([dataset[t].clean_label for t in range(100)]).flatten(1)
+    return {
+        0: float((labels <= 0).all(1).float().mean()),
+        1: float((labels == 1).any(1).float().mean()),
+        2: float((labels == 2).any(1).float().mean()),
+    }
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8), (2, 3, 5)])
+def test_the_foreground_share_is_kept_and_classes_count_alike(tmp_path: Path, patch: tuple[int, ...]) -> None:
+    always, half, never = (shares(tmp_path, f, patch) for f in (1.0, 0.5, 0.0))
+    assert always[0] == 0  # a patch meant to hold a structure holds it, be it one slice thick
+    assert 0.4 < always[2] < 0.6
+    assert 0.4 < always[1] < 0.6
+    assert always[0] < half[0] < never[0]
+    assert abs(half[0] - never[0] / 2) < 0.1
+
+
+def test_a_clean_case_without_foreground_is_drawn_all_the_same(tmp_path: Path) -> None:
+    case = make_case(tmp_path, "empty", Role.CLEAN, SHAPE, np.zeros(SHAPE, np.int64))
+    dataset = StepDataset(
+        Cache(tmp_path / "cache", PLAN), [case], patch_size=(8, 8, 8), batch_size=2,
+        unlabelled_batch_size=0, steps=2, seed=0, stage=1, foreground=1.0, augment=STILL,
+    )  # fmt: skip
+    assert (dataset[0].clean_label == 0).all()
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8, 16)])
+def test_small_scans_are_continued_by_their_edge_and_labelled_unknown(
+    tmp_path: Path, patch: tuple[int, ...]
+) -> None:
+    shape = (5, 14, 8)
+    clean = make_case(tmp_path, "small", Role.CLEAN, shape)
+    free = make_case(tmp_path, "free", Role.UNLABELLED, shape)
+    np.save(tmp_path / "free.npy", pattern(shape, 1).astype(np.uint8))
+    cache = Cache(tmp_path / "cache", PLAN)
+    dataset = StepDataset(
+        cache, [clean], [free], initial_labels={"free": tmp_path / "free.npy"}, patch_size=patch,
+        batch_size=1, unlabelled_batch_size=1, steps=20, seed=0, stage=2, foreground=0.5, augment=STILL,
+    )  # fmt: skip
+    margins = set()
+    for t in range(20):
+        batch = dataset[t]
+        for case, image, label, source in (
+            (clean, batch.clean_image[0, 0], batch.clean_label[0], cache.label(clean)[:]),
+            (free, batch.image[0, 0], batch.initial_label[0], pattern(shape, 1)),
+        ):
+            known = np.argwhere(label.numpy() != IGNORE)
+            low, high = known.min(0), known.max(0) + 1
+            # What is known is a box, as large as scan and patch allow.
+            assert tuple(high - low) == tuple(np.minimum(shape, patch))
+            box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+            assert (label[box] != IGNORE).all()
+            whole = cache.image(case).array[0]
+            inner = image[box].numpy()
+            start = place_in(whole, inner[0, 0, 0])
+            assert np.array_equal(inner, window(whole, start, inner.shape))
+            assert np.array_equal(label[box].numpy(), window(source, start, inner.shape))
+            around = [(int(a), int(n - b)) for a, b, n in zip(low, high, patch, strict=True)]
+            assert np.array_equal(image.numpy(), np.pad(inner, around, mode="edge"))
+            margins.add(around[0][0])
+    assert len(margins) > 1  # the scan does not always lie in the same corner
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (14, 10)])
+def test_2d_patches_of_scans_in_both_dimensions(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    case = make_case(tmp_path, "a", Role.CLEAN, shape)
+    ndim = len(shape)
+    plan = replace(PLAN, ndim=2, scan_ndim=ndim, spacing=(1.0,) * ndim, patch_size=(8, 16))
+    cache = Cache(tmp_path / "cache", plan)
+    dataset = StepDataset(
+        cache, [case], patch_size=(8, 16), batch_size=2, unlabelled_batch_size=0, steps=20, seed=0, stage=1,
+        foreground=0.3, augment=Augment(2, affine=0, intensity=0, gamma=0, noise=0),
+    )  # fmt: skip
+    whole, labels = cache.image(case).array[0], cache.label(case)[:]
+    slices = set()
+    for t in range(20):
+        batch = dataset[t]
+        assert batch.clean_image.shape == (2, 1, 8, 16)
+        for image, label in zip(batch.clean_image[:, 0].numpy(), batch.clean_label.numpy(), strict=True):
+            columns = np.flatnonzero((label != IGNORE).all(0))
+            assert len(columns) == 10  # the scan's whole width, the rest unknown
+            start = place_in(whole, image[0, columns[0]])
+            size = (1,) * (ndim - 2) + (8, 10)
+            assert np.array_equal(image[:, columns], window(whole, start, size).reshape(8, 10))
+            assert np.array_equal(label[:, columns], window(labels, start, size).reshape(8, 10))
+            slices.add(start[:-2])
+    assert len(slices) > 6 if ndim == 3 else len(slices) == 1
+
+
+def test_several_channels_are_cut_alike(tmp_path: Path) -> None:
+    first, second = (make_case(tmp_path, name, Role.CLEAN) for name in ("a", "bb"))
+    case = replace(first, images=(*first.images, *second.images))
+    plan = replace(PLAN, channels=2, normalisation=("zscore", "zscore"))
+    dataset = StepDataset(
+        Cache(tmp_path / "cache", plan), [case], patch_size=(8, 8, 8), batch_size=2,
+        unlabelled_batch_size=0, steps=2, seed=0, stage=1, foreground=0.5, augment=STILL,
+    )  # fmt: skip
+    image = dataset[1].clean_image
+    assert image.shape == (2, 2, 8, 8, 8)
+    # The second channel is the first plus a constant, which normalisation takes away.
+    torch.testing.assert_close(image[:, 0], image[:, 1], rtol=1e-4, atol=1e-4)
