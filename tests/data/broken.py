@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import locale
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ def dicom_series(folder: Path, count: int = 6, **changes: Any) -> Path:
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.SetImageIO("GDCMImageIO")
+    ctype = locale.setlocale(locale.LC_CTYPE)
     for i in range(count):
         if i in skip:
             continue
@@ -94,6 +96,9 @@ def dicom_series(folder: Path, count: int = 6, **changes: Any) -> Path:
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / names[i]))
         writer.Execute(image)
+    locale.setlocale(
+        locale.LC_CTYPE, ctype
+    )  # GDCM leaves "C" behind when it writes, and text would become ASCII
     return folder
 
 

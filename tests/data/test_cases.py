@@ -57,7 +57,7 @@ def test_test_scans_from_a_folder_and_from_a_list(tmp_path: Path) -> None:
 
 def test_train_list_gives_the_order(tmp_path: Path) -> None:
     touch(tmp_path, *(f"images/{n}.nii.gz" for n in "abc"), "labels/a.nii.gz")
-    (tmp_path / "train.list").write_text("\ufeffc\n a \nb\n")
+    (tmp_path / "train.list").write_text("\ufeffc\n a \nb\n", encoding="utf-8")
     assert find_cases(tmp_path).order == ("c", "a", "b")
 
 

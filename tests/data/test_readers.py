@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import zlib
 from pathlib import Path
 
 import h5py
@@ -150,6 +151,16 @@ def test_stack_of_tiff_pages_is_refused(tmp_path: Path) -> None:
         read_scan([save(tmp_path / "a.tif", noise(0, (3, 20, 24)).astype(np.uint8))])
 
 
+def test_jpeg_that_announces_gigapixels_is_refused_unread(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", noise(0, (20, 24)).astype(np.uint8))
+    raw = bytearray(path.read_bytes())
+    frame = raw.index(b"\xff\xc2")
+    raw[frame + 5 : frame + 9] = b"\xff\x00\xff\x00"
+    path.write_bytes(raw)
+    with pytest.raises(ReadError, match="65280×65280 pixels, expected at most"):
+        read_scan([path])
+
+
 def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", noise(0, (20, 24)).astype(np.uint8))
     path.write_bytes(path.read_bytes()[:-40])
@@ -256,6 +267,36 @@ def test_float_label_of_whole_numbers(tmp_path: Path) -> None:
 def test_label_that_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="a folder, expected a label file"):
         read_label(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".tif", ".h5", ".dcm"])
+def test_any_damage_is_read_or_refused(suffix: str, tmp_path: Path) -> None:
+    """A few flipped bytes, most of them in the header: never another exception than the user's."""
+    rng = np.random.default_rng(zlib.crc32(suffix.encode()))
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".dcm":
+        path = dicom_series(tmp_path / "series") / "003.dcm"
+    elif suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["image"], file["label"] = noise(0).T, mask().T
+    else:
+        save(path, mask((20, 24)) if suffix in (".png", ".tif") else noise(0))
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 250), rng.integers(1, 5)):
+            damaged[-place if suffix == ".tif" else place] = rng.integers(
+                256
+            )  # TIFF has its header at the end
+        path.write_bytes(damaged)
+        scan = path.parent if suffix == ".dcm" else path
+        for read in (lambda: read_scan([scan]), lambda: read_label(scan)):  # noqa: B023 - called at once
+            try:
+                read()
+            except ReadError:
+                refused += 1
+    assert refused > 0
 
 
 # HDF5

@@ -13,6 +13,8 @@ from mlbseg.data.geometry import shown
 from mlbseg.data.headers import fail
 from mlbseg.types import Geometry
 
+_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what h5py raises on a damaged file
+
 
 @contextmanager
 def open_dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
@@ -32,7 +34,7 @@ def open_dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
             if dataset.dtype.kind not in "buif":
                 fail(path, f"data set {name!r} of type {dataset.dtype}", "real numbers", kind="hdf5")
             yield dataset
-    except OSError as error:
+    except _DAMAGED as error:
         reason = str(error).split("(")[-1].rstrip(")")[:100]
         fail(path, f"cannot be read: {reason}", "a complete HDF5 file", "copy it again")
 
@@ -55,5 +57,5 @@ def has_label(path: Path) -> bool:
     try:
         with h5py.File(path) as file:
             return "label" in file
-    except OSError:
+    except _DAMAGED:
         return False

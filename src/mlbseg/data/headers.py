@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,8 @@ _NIFTI = np.dtype(
         "itemsize": 348,
     }
 )
+_NIFTI_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32}
+_NIFTI_BITS |= {1024: 64, 1280: 64, 1536: 128, 1792: 128, 2048: 256, 2304: 32}
 _NIFTI_FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype("f4"), 64: np.dtype("f8")}
 _MET_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 
@@ -91,9 +94,8 @@ def _verify_nifti_content(path: Path, file: BufferedIOBase, header: Any) -> None
     file.seek(max(int(header["vox_offset"]), header.dtype.itemsize))
     while chunk := file.read(_CHUNK):
         if number and held < needed:
-            values = np.frombuffer(
-                chunk[: needed - held], number.newbyteorder(header.dtype["dim"].base.byteorder)
-            )
+            whole = min(len(chunk), needed - held) // number.itemsize * number.itemsize
+            values = np.frombuffer(chunk[:whole], number.newbyteorder(header.dtype["dim"].base.byteorder))
             bad += values.size - int(np.isfinite(values).sum())
         held += len(chunk)
     if held < needed:
@@ -121,9 +123,10 @@ def _verify_nifti_header(path: Path, header: Any) -> None:
     size = [int(n) for n in header["dim"][1 : 1 + max(ndim, 0)]]
     if not 1 <= ndim <= 7 or min(size) < 1:
         fail(path, f"size {size}", "at least one voxel along each of 1 to 7 axes", "write the file again")
-    if header["bitpix"] < 1 or header["datatype"] < 1 or header["datatype"] > 2304:
-        fail(path, f"voxel type {header['datatype']}", "one that NIfTI defines", "write the file again")
-    if not (math.isfinite(header["vox_offset"]) and header["vox_offset"] >= 0):
+    if _NIFTI_BITS.get(int(header["datatype"])) != header["bitpix"]:
+        found = f"voxel type {header['datatype']} of {header['bitpix']} bits"
+        fail(path, found, "one that NIfTI defines", "write the file again")
+    if not 0 <= header["vox_offset"] < 2**31:
         fail(
             path, f"voxels at byte {header['vox_offset']}", "a place after the header", "write the file again"
         )
@@ -188,15 +191,15 @@ def _qform(header: Any, spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
 def _verify_meta(path: Path, *, content: bool) -> None:
     """Check sizes in a MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
     head = _head(path, _CHUNK)
-    end = head.find(b"\n", head.find(b"ElementDataFile")) + 1
-    if not end or b"ElementDataFile" not in head:
+    named = re.search(rb"^ElementDataFile\s*=[^\n]*\n", head, re.MULTILINE)
+    if not named:
         fail(path, "not a MetaImage file", "a header that names ElementDataFile", "replace it")
-    pairs = (line.split("=", 1) for line in head[:end].decode("latin-1").splitlines() if "=" in line)
+    pairs = (line.split("=", 1) for line in head[: named.end()].decode("latin-1").splitlines() if "=" in line)
     fields = {key.strip(): value.strip() for key, value in pairs}
     for key in ("ElementSpacing", "Offset", "Position", "Origin", "TransformMatrix"):
         if not all(_is_finite(word) for word in fields.get(key, "").split()):
             fail(path, f"{key} = {fields[key]}", "finite numbers", "correct the header", "geometry")
-    data, start = path, end
+    data, start = path, named.end()
     if fields["ElementDataFile"] != "LOCAL":
         data, start = _beside(path, fields["ElementDataFile"]), 0
     if not content:

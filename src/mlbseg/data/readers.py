@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import uuid
@@ -41,6 +42,9 @@ SUFFIXES: dict[str, str] = {
 """File name endings that are read, and what they stand for. A DICOM series is a folder and has none."""
 
 _PICTURES = ("PNG", "TIFF", "JPEG")
+MOST_PIXELS = 1 << 28
+"""Pixels of a picture; a damaged header may announce more than any memory holds, and the decoder would believe it."""
+
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 
@@ -223,6 +227,14 @@ def _itk_geometry(path: Path, reader: sitk.ImageFileReader, *, picture: bool) ->
     if picture:
         if ndim == 3:
             fail(path, f"{size[2]} pages", "one page", "save a stack as NIfTI with its spacing", "pages")
+        if math.prod(size) > MOST_PIXELS:
+            fail(
+                path,
+                f"a picture of {shown(size)} pixels",
+                f"at most {MOST_PIXELS}",
+                "cut it into tiles",
+                "size",
+            )
         # Dots per inch in a picture say nothing about mm in the patient, and differ between image and mask.
         return Geometry.identity(size)
     spacing, direction = (
