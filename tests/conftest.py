@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from blocks import TINY, write_blocks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -17,3 +25,76 @@ def realdata() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real scans at {root} (set MLBSEG_REALDATA)")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep prepared scans out of the user's cache; one thread, as many for tiny tensors only wait."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLBSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Return stdout, which must be one JSON object."""
+        record = json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert isinstance(record, dict)
+        return record
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `mlbseg` with these arguments in this process."""
+    from mlbseg.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mlbseg", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0  # type: ignore[assignment]
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight 3D scans with two structures, the first four labelled."""
+    return write_blocks(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="session")
+def supervised_run(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `scans` that has learned both blocks; case_3 was set apart for testing."""
+    from mlbseg import train
+
+    out = tmp_path_factory.mktemp("runs") / "supervised"
+    overrides = [*TINY, "steps=80", "checkpoint_every=40"]
+    train(str(scans), str(out), method="supervised", test=["case_3"], overrides=overrides)
+    return out
+
+
+@pytest.fixture(scope="session")
+def mlb_run(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `scans` with both stages, 12 steps each, a checkpoint every 4."""
+    from mlbseg import train
+
+    out = tmp_path_factory.mktemp("runs") / "mlb"
+    train(str(scans), str(out), overrides=[*TINY, "steps=24"])
+    return out

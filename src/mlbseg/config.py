@@ -77,6 +77,8 @@ class MLBSettings(_Section):
     mode: Literal["joint", "paper"] = "joint"
     views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-in", "zoom-out"]
     per_residual: bool = False
+    jitter: float = Field(0.0, ge=0, lt=1)
+    pseudo_from: Literal["student", "teacher"] = "student"
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     teacher_noise: float = Field(0.1, ge=0)
     pseudo_weight: float = Field(1.0, ge=0)
@@ -140,7 +142,7 @@ def load_config(
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e) for e in error.errors())) from None
+        raise UserError("\n".join(_explain(error.errors()))) from None
 
 
 def parse_override(item: str) -> tuple[str, Any]:
@@ -206,9 +208,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}: {nearest(key, _keys())}"
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"setting {key}: found {error['input']!r}, {message}"
+def _explain(errors: Sequence[Any]) -> Iterator[str]:
+    """Yield a line per setting; a value that fits none of several types has an error for each of them."""
+    by_key: dict[str, list[Any]] = {}
+    for error in errors:
+        # Below a key pydantic names the type that it tried, or the place in a list.
+        key = ".".join(str(part) for part in error["loc"])
+        known = next((k for k in _keys() if key.startswith(f"{k}.")), key)
+        by_key.setdefault(known, []).append(error)
+    for key, group in by_key.items():
+        if group[0]["type"] == "extra_forbidden":
+            yield f"unknown setting {key!r}: {nearest(key, _keys())}"
+        else:
+            messages = dict.fromkeys(error["msg"][0].lower() + error["msg"][1:] for error in group)
+            yield f"setting {key}: found {group[0]['input']!r}, {', or '.join(messages)}"

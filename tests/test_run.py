@@ -1,0 +1,205 @@
+"""The run folder: opened whole, or refused with a line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mlbseg import checkpoints
+from mlbseg.errors import UserError
+from mlbseg.run import (
+    WEIGHTS,
+    Run,
+    autocast,
+    available_memory,
+    environment,
+    has_bf16,
+    out_of_memory,
+    pick_device,
+    save_weights,
+    use_bf16,
+    write_atomic,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(mlb_run: Path, tmp_path: Path) -> Path:
+    """A copy to be broken."""
+    return shutil.copytree(mlb_run, tmp_path / "run")
+
+
+def test_both_networks_of_mlb_load_and_differ(mlb_run: Path) -> None:
+    opened = Run.open(mlb_run)
+    teacher, student = opened.network("teacher"), opened.network("student")
+    assert not teacher.training
+    pairs = list(zip(teacher.state_dict().values(), student.state_dict().values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    preferred = opened.network()
+    assert all(torch.equal(a, b) for a, b in zip(preferred.parameters(), teacher.parameters(), strict=True))
+
+
+def test_weights_come_back_as_they_were_saved(run: Path) -> None:
+    opened = Run.open(run)
+    student = opened.network("student")
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.normal_()
+    save_weights(run, {"student": student})
+    again = opened.network("student")
+    for name, value in student.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_a_network_that_the_method_lacks_is_named(supervised_run: Path) -> None:
+    with pytest.raises(UserError, match=r"has no 'teacher' network: \(known: student\)"):
+        Run.open(supervised_run).network("teacher")
+    with pytest.raises(UserError, match="did you mean 'student'"):
+        Run.open(supervised_run).network("studnt")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        Run.open(tmp_path)
+    with pytest.raises(UserError, match="not a run folder"):
+        Run.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "split.json", WEIGHTS])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff{not it", None], ids=["empty", "garbage", "half"])
+def test_a_damaged_file_is_named(run: Path, name: str, content: bytes | None) -> None:
+    path = run / name
+    whole = path.read_bytes()
+    # Half of a YAML file may well be a YAML file: cut it inside a key.
+    half = b"plan: {ndim" if name == "config.yaml" else whole[: len(whole) // 2]
+    path.write_bytes(half if content is None else content)
+    with pytest.raises(UserError, match=name):
+        Run.open(run).network()
+
+
+def test_weights_of_another_network_are_refused(run: Path) -> None:
+    save_weights(run, {"student": nn.Conv3d(1, 3, 1)})
+    with pytest.raises(UserError, match=r"model\.safetensors: does not fit plan\.json's network \(unet\)"):
+        Run.open(run).network()
+
+
+def test_an_unfinished_run_says_how_to_finish_it(run: Path) -> None:
+    (run / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="training has not finished .*`mlbseg train --resume"):
+        Run.open(run).network()
+
+
+def test_an_edited_plan_is_checked(run: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "patch_size": [15, 16, 16]}))
+    with pytest.raises(UserError, match=r"plan\.json\.patch_size: found \(15, 16, 16\), expected multiples"):
+        Run.open(run)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"one")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_atomic(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(90)])
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "stage1-00000004.pt").write_bytes(content)
+    (found,) = checkpoints.find(tmp_path)
+    with pytest.raises(UserError, match=r"stage1-00000004\.pt: (damaged checkpoint .*delete it|does not fit)"):
+        found.load(CPU)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_cut_checkpoint_says_what_to_do(tmp_path: Path, share: float) -> None:
+    path = checkpoints.save(tmp_path, 1, 4, {"method": {"weight": torch.ones(300)}})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match="damaged checkpoint .*delete it to resume from the one before"):
+        checkpoints.find(tmp_path)[0].load(CPU)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
+    torch.save({"method": os.system}, tmp_path / "stage1-00000004.pt")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        checkpoints.find(tmp_path)[0].load(CPU)
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_final_one_alone(tmp_path: Path) -> None:
+    (tmp_path / "stage1-notes.pt").write_text("not ours")
+    for step in (0, 4, 8):
+        checkpoints.save(tmp_path, 1, step, {})
+    assert [c.step for c in checkpoints.find(tmp_path)] == [4, 8]
+    checkpoints.save(tmp_path, 1, 12, {}, final=True)
+    checkpoints.save(tmp_path, 2, 0, {})
+    assert [(c.stage, c.step) for c in checkpoints.find(tmp_path)] == [(1, 12), (2, 0)]
+    assert (tmp_path / "stage1-notes.pt").exists()
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for name in ("cuda:99", "toaster", ""):
+        with pytest.raises(UserError, match="not on this machine"):
+            pick_device(name)
+
+
+def test_bf16_is_used_where_it_is_asked_for_or_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owned in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda owned=owned: {"avx512_bf16": owned})
+        assert has_bf16(CPU) is owned
+        assert use_bf16("auto", CPU) is owned
+        assert use_bf16("bf16", CPU)
+        assert not use_bf16("32", CPU)
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with autocast("bf16", CPU):
+        assert layer(x).dtype == torch.bfloat16
+    with autocast("32", CPU):
+        assert layer(x).dtype == torch.float32
+
+
+def test_memory_is_a_plausible_number_with_and_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory(CPU) <= installed
+
+    def absent(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert available_memory(CPU) == installed // 2
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("sizes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) is expected
+
+
+def test_the_environment_names_the_versions() -> None:
+    record = environment()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(record)) == record
