@@ -93,7 +93,7 @@ def test_weights_of_another_network_are_refused(run: Path) -> None:
 
 def test_an_unfinished_run_says_how_to_finish_it(run: Path) -> None:
     (run / WEIGHTS).unlink()
-    with pytest.raises(UserError, match="training has not finished .*`mlbseg train --resume"):
+    with pytest.raises(UserError, match=r"training has not finished .*`mlbseg train --resume"):
         Run.open(run).network()
 
 
@@ -122,7 +122,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stage1-00000004.pt").write_bytes(content)
     (found,) = checkpoints.find(tmp_path)
-    with pytest.raises(UserError, match=r"stage1-00000004\.pt: (damaged checkpoint .*delete it|does not fit)"):
+    with pytest.raises(
+        UserError, match=r"stage1-00000004\.pt: (damaged checkpoint .*delete it|does not fit)"
+    ):
         found.load(CPU)
 
 
@@ -130,7 +132,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, content: bytes) ->
 def test_a_cut_checkpoint_says_what_to_do(tmp_path: Path, share: float) -> None:
     path = checkpoints.save(tmp_path, 1, 4, {"method": {"weight": torch.ones(300)}})
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match="damaged checkpoint .*delete it to resume from the one before"):
+    with pytest.raises(UserError, match=r"damaged checkpoint .*delete it to resume from the one before"):
         checkpoints.find(tmp_path)[0].load(CPU)
 
 
@@ -189,7 +191,10 @@ def test_memory_is_a_plausible_number_with_and_without_proc(monkeypatch: pytest.
     [
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
         (RuntimeError("sizes do not match"), False),
         (ValueError("out of memory"), False),
     ],

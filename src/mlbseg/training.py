@@ -546,7 +546,7 @@ class _Loop(pl.LightningModule):
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            log_every_n_steps=LOG_EVERY,
+            log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
             num_sanity_val_steps=0,
             default_root_dir=str(run.root),
         )
@@ -644,7 +644,7 @@ class _Loop(pl.LightningModule):
         _append_row(self.training_run.run.root / "log.csv", row)
 
     def _nan_message(self, losses: Losses, batch: Batch) -> str:
-        bad = ", ".join(name for name, term in losses.items() if not math.isfinite(float(term)))
+        bad = ", ".join(name for name, term in losses.items() if not math.isfinite(float(term.detach())))
         return (
             f"the loss ({bad}) is no longer a number at step {self.step} of stage {self.stage}, "
             f"cases {', '.join(batch.case_ids)}; the last good checkpoint is step {self.saved} in "
@@ -672,14 +672,15 @@ def _cut_log(path: Path, stage: int, step: int) -> None:
     """Keep the rows up to this step: those after it are of steps that will be done again."""
     if not path.exists():
         return
-    header, *rows = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-    kept = [row for row in rows if (place := _place(row)) is not None and place <= (stage, step)]
-    if kept != rows:
-        write_atomic(path, "".join(f"{line}\n" for line in (header, *kept)).encode())
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows = [row for row in text.splitlines() if (place := _place(row)) and place <= (stage, step)]
+    kept = "".join(f"{line}\n" for line in (",".join(_COLUMNS), *rows))
+    if kept != text:
+        write_atomic(path, kept.encode())
 
 
 def _place(row: str) -> tuple[int, int] | None:
-    """Return stage and step of a row of the log; None of one that a kill cut off."""
+    """Return stage and step of a row of the log; None of the header, and of a row that a kill cut off."""
     cells = row.split(",")
     whole = len(cells) == len(_COLUMNS) and cells[0].isdecimal() and cells[1].isdecimal()
     return (int(cells[0]), int(cells[1])) if whole else None

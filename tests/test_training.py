@@ -1,0 +1,608 @@
+"""Training: what a run leaves behind, that it can be stopped and continued, and how it fails."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from blocks import TINY, write_blocks
+from conftest import Command
+from mlbseg import checkpoints, training
+from mlbseg.data.plan import Plan
+from mlbseg.data.splits import Split
+from mlbseg.errors import FaultsError, UserError
+from mlbseg.methods.supervised import Supervised
+from mlbseg.training import Interrupted, TrainResult, train
+from mlbseg.types import Batch, Losses
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24  # of mlb: 12 of each stage; a checkpoint every 4, a row of the log every 10
+
+
+def small(data: Path, out: Path, *more: str, steps: int = STEPS, **options: Any) -> TrainResult:
+    return train(str(data), str(out), overrides=[*TINY, f"steps={steps}", *more], **options)
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, stage: int, step: int, action: Callable[[], object]) -> None:
+    """Do something in the middle of a training step (counted from 0)."""
+    original = training._Loop.training_step
+
+    def training_step(self: training._Loop, batch: Batch, index: int) -> None:
+        if (self.stage, self.step) == (stage, step):
+            action()
+        original(self, batch, index)
+
+    monkeypatch.setattr(training._Loop, "training_step", training_step)
+
+
+def fail(error: BaseException) -> Callable[..., Any]:
+    def failing(*_: object, **__: object) -> Any:
+        raise error
+
+    return failing
+
+
+# --- what is left behind ----------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
+    names = {path.name for path in mlb_run.iterdir()}
+    assert names == {
+        "config.yaml", "split.json", "env.json", "data.json", "plan.json", "log.csv", "tensorboard",
+        "checkpoints", "initial_labels", "model.safetensors", "result.json",
+    }  # fmt: skip
+    assert yaml.safe_load((mlb_run / "config.yaml").read_text())["plan"]["steps"] == STEPS
+    assert json.loads((mlb_run / "result.json").read_text()) == {
+        "steps": STEPS,
+        "validation_dice": None,
+        "selection": "the weights of the last step; no case chose anything",
+    }
+    assert {name.partition(".")[0] for name in load_file(mlb_run / "model.safetensors")} == {
+        "teacher",
+        "student",
+    }
+    assert {p.stem for p in (mlb_run / "initial_labels").iterdir()} == {f"case_{i}" for i in range(4, 8)}
+    assert [(c.stage, c.step) for c in checkpoints.find(mlb_run / "checkpoints")] == [(1, 12), (2, 12)]
+    assert not list(mlb_run.rglob(".*"))
+
+
+def test_the_log_has_the_losses_of_both_stages(mlb_run: Path) -> None:
+    table = rows(mlb_run)
+    assert [(r["stage"], r["step"]) for r in table] == [("1", "10"), ("1", "12"), ("2", "10"), ("2", "12")]
+    for row in table:
+        assert float(row["clean"]) > 0
+        assert (row["pseudo"] != "") == (row["stage"] == "2")
+    assert 0 <= float(table[-1]["kept_pseudo"]) <= 1
+    events = EventAccumulator(str(mlb_run / "tensorboard" / "stage2")).Reload()
+    assert [e.step for e in events.Scalars("clean")] == [10, 12]
+    assert events.Scalars("clean")[-1].value == pytest.approx(float(table[-1]["clean"]))
+
+
+def test_supervised_training_learns_the_blocks(supervised_run: Path) -> None:
+    table = rows(supervised_run)
+    assert float(table[-1]["clean"]) < 0.5 * float(table[0]["clean"])
+    assert not (supervised_run / "initial_labels").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    scans: Path, mlb_run: Path, tmp_path: Path
+) -> None:
+    small(scans, tmp_path / "again")
+    small(scans, tmp_path / "other", seed=1)
+    assert weights(tmp_path / "again") == weights(mlb_run)
+    assert weights(tmp_path / "other") != weights(mlb_run)
+
+
+def test_the_split_is_kept_to(scans: Path, tmp_path: Path) -> None:
+    drawn: set[str] = set()
+    original = training._Loop.training_step
+
+    def training_step(self: training._Loop, batch: Batch, index: int) -> None:
+        drawn.update(batch.case_ids)
+        original(self, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Loop, "training_step", training_step)
+        small(scans, tmp_path / "run", labelled=["case_0", "case_1"], test=["case_2"], validation=["case_1"])
+    split = Split.read(tmp_path / "run" / "split.json")
+    assert (split.clean, split.validation, split.test) == (("case_0",), ("case_1",), ("case_2",))
+    assert drawn == {f"case_{i}" for i in (0, 3, 4, 5, 6, 7)}  # neither test nor validation; case_3 is hidden
+
+
+def test_the_weights_with_the_best_validation_are_kept(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, seen = iter([0.2, 0.9, 0.4]), []
+
+    def validate(self: object, method: torch.nn.Module) -> float:
+        seen.append({k: v.clone() for k, v in method.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(training._Training, "validate", validate)
+    result = small(scans, tmp_path / "run", "validate_every=4", steps=12, method="supervised", validation=1)
+    assert result.validation_dice == 0.9
+    assert "best Dice on 1 validation case" in result.selection
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert not all(torch.equal(kept[name], seen[2][name]) for name in kept)
+    assert [r["validation_dice"] for r in rows(tmp_path / "run") if r["validation_dice"]] == [
+        "0.2",
+        "0.9",
+        "0.4",
+    ]
+
+
+def test_validation_measures_dice(scans: Path, tmp_path: Path) -> None:
+    more = ("validate_every=30",)
+    result = small(scans, tmp_path / "run", *more, steps=60, method="supervised", validation=["case_3"])
+    assert result.validation_dice is not None
+    assert 0.5 < result.validation_dice <= 1
+
+
+def test_noisy_labels_are_learned_from_as_given(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=5, labelled=4)
+    (root / "labels_noisy").mkdir()
+    (root / "labels" / "case_3.nii.gz").rename(root / "labels_noisy" / "case_3.nii.gz")
+    small(root, tmp_path / "run", steps=4)
+    assert Split.read(tmp_path / "run" / "split.json").noisy == ("case_3",)
+    assert [p.name for p in (tmp_path / "run" / "initial_labels").iterdir()] == ["case_4.npy"]
+
+
+def test_training_from_another_thread_works(scans: Path, tmp_path: Path) -> None:
+    thread = threading.Thread(target=lambda: small(scans, tmp_path / "run", steps=4, method="supervised"))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+# --- stopped and continued --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def references(
+    scans: Path, mlb_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, ...], Path]:
+    """Uninterrupted runs by method and overrides."""
+    root = tmp_path_factory.mktemp("references")
+    small(scans, root / "supervised", method="supervised")
+    small(scans, root / "paper", "mlb.mode=paper")
+    return {
+        ("mlb",): mlb_run,
+        ("supervised",): root / "supervised",
+        ("mlb", "mlb.mode=paper"): root / "paper",
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("method", "stage", "step"),
+    [
+        (("supervised",), 1, 17),
+        (("mlb",), 1, 5),
+        (("mlb",), 2, 10),
+        (("mlb", "mlb.mode=paper"), 2, 6),
+    ],
+    ids=str,
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
+    method: tuple[str, ...], stage: int, step: int, number: int,
+    scans: Path, references: dict[tuple[str, ...], Path], tmp_path: Path, command: Command,
+) -> None:  # fmt: skip
+    run = tmp_path / "a run"
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    settings = [v for text in (*TINY, f"steps={STEPS}", *method[1:]) for v in ("-o", text)]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, stage, step, lambda: signal.raise_signal(number))
+        stopped = command("train", scans, "--out", run, "--method", method[0], *settings, "-q")
+    assert stopped.code == 128 + number
+    assert f"stopped at step {step + 1} of stage {stage}" in stopped.err
+    assert f"mlbseg train --resume '{run}'" in stopped.err  # quoted, to be pasted
+    newest = checkpoints.find(run / "checkpoints")[-1]
+    assert (newest.stage, newest.step) == (stage, step + 1)  # the very last step
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert not (run / "model.safetensors").exists()
+
+    assert command("train", "--resume", run, "-q").code == 0
+    assert weights(run) == weights(references[method])
+    assert (run / "log.csv").read_text() == (references[method] / "log.csv").read_text()
+
+
+KILLED = """
+import os, signal, sys
+from mlbseg import training
+from mlbseg.cli import main
+stage, step, where = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+original, now = training._Loop.training_step, [None]
+def training_step(self, batch, index):
+    now[0] = (self.stage, self.step)
+    if where == "step" and now[0] == (stage, step): kill()
+    original(self, batch, index)
+training._Loop.training_step = training_step
+fsync = os.fsync
+def half_written(number):
+    if where == "checkpoint" and now[0] == (stage, step): kill()
+    fsync(number)
+os.fsync = half_written
+main()
+"""
+
+
+def killed(*arguments: object) -> None:
+    """Run a command in a process of its own that kills itself at a stage and step."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("method", [("mlb",), ("supervised",)], ids=str)
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(
+    method: tuple[str, ...], scans: Path, references: dict[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = [v for text in (*TINY, f"steps={STEPS}") for v in ("-o", text)]
+    begin = ("train", scans, "--out", run, "--method", method[0], *settings, "--threads", 1, "-q")
+    # The step after row 10 of the log and two after the checkpoint of step 8; then while one is written.
+    killed(1, 10, "step", *begin)
+    assert rows(run)[-1]["step"] == "10"
+    if method == ("mlb",):
+        killed(2, 7, "checkpoint", "train", "--resume", run, "--threads", 1, "-q")
+        newest = checkpoints.find(run / "checkpoints")[-1]
+        assert (newest.stage, newest.step) == (2, 4)
+    train(resume=run)
+    assert weights(run) == weights(references[method])
+    assert (run / "log.csv").read_text() == (references[method] / "log.csv").read_text()
+
+
+def test_the_best_weights_outlive_an_interruption(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.1, 0.2])
+    monkeypatch.setattr(training._Training, "validate", lambda *_: next(scores))
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 1, 5, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            small(scans, tmp_path / "run", "validate_every=4", steps=12, method="supervised", validation=1)
+    kept = checkpoints.find(tmp_path / "run" / "checkpoints")[-1].load(torch.device("cpu"))["best_weights"]
+    assert train(resume=tmp_path / "run").validation_dice == 0.9
+    final = load_file(tmp_path / "run" / "model.safetensors")
+    assert final
+    assert all(torch.equal(final[name], kept[name]) for name in final)
+
+
+def test_a_signal_between_the_stages_is_obeyed_at_once(
+    scans: Path, mlb_run: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        original = training._Training._predict
+
+        def predict(self: Any, network: Any, case: Any) -> Any:
+            if case.id == "case_5":
+                signal.raise_signal(signal.SIGINT)
+            return original(self, network, case)
+
+        patch.setattr(training._Training, "_predict", predict)
+        settings = [v for text in (*TINY, f"steps={STEPS}") for v in ("-o", text)]
+        stopped = command("train", scans, "--out", run, *settings, "-q")
+    assert stopped.code == 130
+    assert "continue with: mlbseg train --resume" in stopped.err
+    train(resume=run)
+    assert weights(run) == weights(mlb_run)
+
+
+def test_continuing_a_finished_run_changes_nothing(mlb_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(mlb_run, tmp_path / "run")
+    assert train(resume=run).steps == STEPS
+    assert weights(run) == weights(mlb_run)
+    assert (run / "log.csv").read_bytes() == (mlb_run / "log.csv").read_bytes()
+
+
+def test_a_resumed_run_takes_no_new_settings(mlb_run: Path) -> None:
+    before = weights(mlb_run)
+    with pytest.raises(UserError, match="as it was begun, found also: method, override"):
+        train(resume=mlb_run, method="supervised", overrides=["train.lr=1"])
+    assert weights(mlb_run) == before
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        train(resume=tmp_path)
+    with pytest.raises(UserError, match="needs a data folder and --out RUN"):
+        train()
+
+
+def test_a_run_whose_scans_moved_says_so(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=3, labelled=2)
+    small(root, tmp_path / "run", steps=4)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="scans: cannot be opened"):
+        train(resume=tmp_path / "run")
+
+
+# --- failing ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def stopped(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs that were stopped after step 6 of stage 1 or of stage 2."""
+    runs = {}
+    for stage in (1, 2):
+        runs[stage] = tmp_path_factory.mktemp("stopped") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, stage, 5, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Interrupted):
+                small(scans, runs[stage])
+    return runs
+
+
+@pytest.fixture(params=[1, 2], ids=["stage1", "stage2"])
+def half_done(request: pytest.FixtureRequest, stopped: dict[int, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(stopped[request.param], tmp_path / "run")
+
+
+def newest(run: Path) -> dict[str, Any]:
+    """Return the last checkpoint, which must be whole and finite."""
+    content = checkpoints.find(run / "checkpoints")[-1].load(torch.device("cpu"))
+    assert all(torch.isfinite(value).all() for value in content["method"].values())
+    return content
+
+
+def test_a_loss_that_is_no_number_stops_training(scans: Path, tmp_path: Path, command: Command) -> None:
+    run = tmp_path / "run"
+    settings = [
+        v for text in (*TINY, "steps=12", "train.lr=1e30", "checkpoint_every=1") for v in ("-o", text)
+    ]
+    result = command("train", scans, "--out", run, *settings, "-q")
+    assert result.code == 2
+    assert "no longer a number at step" in result.err
+    assert "of stage 1, cases case_" in result.err
+    step = newest(run)["step"]
+    assert f"the last good checkpoint is step {step}" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_gradient_that_is_no_number_spoils_no_weights(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(self: Supervised, batch: Batch, step: int) -> Iterator[Losses]:
+        logits = self.student(batch.clean_image)
+        # The square root of 0 is 0, but its slope is not finite.
+        yield {"clean": (logits * 0).abs().sqrt().mean() if step == 6 else logits.square().mean()}
+
+    monkeypatch.setattr(Supervised, "losses", losses)
+    with pytest.raises(UserError, match=r"the loss \(gradient\) is no longer a number at step 6 of stage 1"):
+        small(scans, tmp_path / "run", "checkpoint_every=1", method="supervised")
+    assert newest(tmp_path / "run")["step"] == 6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("can't allocate memory: 2 TB"),
+    ],
+    ids=repr,
+)
+def test_too_little_memory_is_said_with_a_remedy(
+    error: Exception, half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = newest(half_done)["step"]
+    monkeypatch.setattr(training._Loop, "training_step", fail(error))
+    result = command("train", "--resume", half_done, "-q")
+    assert result.code == 2
+    assert f"not enough memory; the last checkpoint is step {before} of stage" in result.err
+    assert "plan.patch_size" in result.err
+    assert newest(half_done)["step"] == before
+
+
+def test_other_errors_are_ours_and_keep_their_traceback(
+    half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training._Loop, "training_step", fail(RuntimeError("sizes do not match")))
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        command("train", "--resume", half_done, "-q")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_can_be_continued_from(
+    half_done: Path, mlb_run: Path, command: Command
+) -> None:
+    before = newest(half_done)["step"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        result = command("train", "--resume", half_done, "-q")
+    assert result.code == 2
+    assert "No space left on device" in result.err
+    assert newest(half_done)["step"] == before
+    assert not list((half_done / "checkpoints").glob(".*"))
+    assert command("train", "--resume", half_done, "-q").code == 0
+    assert weights(half_done) == weights(mlb_run)
+
+
+def _log(run: Path) -> Path:
+    return run / "log.csv"
+
+
+def _board(run: Path) -> Path:
+    return run / "tensorboard"
+
+
+@pytest.mark.parametrize("where", [_log, _board], ids=["log.csv", "tensorboard"])
+def test_a_log_that_cannot_be_written_is_named(
+    where: Callable[[Path], Path], half_done: Path, mlb_run: Path, command: Command
+) -> None:
+    path = where(half_done)
+    aside = path.rename(path.with_name("aside")) if path.exists() else None
+    # A folder where a file should be, and the other way round: no rights stop the superuser.
+    path.mkdir() if path.suffix else path.write_text("")
+    result = command("train", "--resume", half_done, "-q")
+    assert result.code == 2
+    assert path.name in result.err
+    assert "the last checkpoint is step 6" in result.err
+    assert "Traceback" not in result.err
+    path.rmdir() if path.suffix else path.unlink()
+    if aside:
+        aside.rename(path)
+    assert command("train", "--resume", half_done, "-q").code == 0
+    assert weights(half_done) == weights(mlb_run)
+
+
+def test_tensorboard_that_cannot_write_is_named(
+    half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.out")
+    monkeypatch.setattr(training.TensorBoardLogger, "log_metrics", fail(full))
+    result = command("train", "--resume", half_done, "-q")
+    assert result.code == 2
+    assert "events.out: No space left on device; the last checkpoint is step" in result.err
+
+
+def test_initial_labels_that_cannot_be_written_are_named(
+    stopped: dict[int, Path], tmp_path: Path, mlb_run: Path, command: Command
+) -> None:
+    run = shutil.copytree(stopped[1], tmp_path / "run")
+    (run / "initial_labels").write_text("")
+    result = command("train", "--resume", run, "-q")
+    assert result.code == 2
+    assert "initial_labels: File exists; the last checkpoint is step 12 of stage 1" in result.err
+    (run / "initial_labels").unlink()
+    assert command("train", "--resume", run, "-q").code == 0
+    assert weights(run) == weights(mlb_run)
+
+
+def test_a_damaged_checkpoint_can_be_deleted_and_the_run_continued(
+    half_done: Path, mlb_run: Path, command: Command
+) -> None:
+    for _ in range(2):
+        found = checkpoints.find(half_done / "checkpoints")[-1]
+        found.path.write_bytes(found.path.read_bytes()[:1000])
+        result = command("train", "--resume", half_done, "-q")
+        assert result.code == 2
+        assert f"{found.path}: damaged checkpoint (delete it to resume from the one before" in result.err
+        found.path.unlink()
+    assert command("train", "--resume", half_done, "-q").code == 0
+    assert weights(half_done) == weights(mlb_run)
+    assert (half_done / "log.csv").read_text() == (mlb_run / "log.csv").read_text()
+
+
+def test_a_checkpoint_of_another_network_is_refused(half_done: Path, command: Command) -> None:
+    plan = json.loads((half_done / "plan.json").read_text())
+    (half_done / "plan.json").write_text(json.dumps({**plan, "network_channels": [4, 8, 16]}))
+    result = command("train", "--resume", half_done, "-q")
+    assert result.code == 2
+    assert "does not fit this run" in result.err
+
+
+def test_a_torn_log_is_mended(half_done: Path, mlb_run: Path) -> None:
+    with (half_done / "log.csv").open("a") as file:
+        file.write("2,10,0.0")
+    train(resume=half_done)
+    assert (half_done / "log.csv").read_text() == (mlb_run / "log.csv").read_text()
+
+
+# --- a folder is a run or is not there --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
+def test_no_half_made_run_folder_is_left(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, existing: bool
+) -> None:
+    run = tmp_path / "run"
+    if existing:
+        run.mkdir()
+    monkeypatch.setattr(training.Config, "write", fail(error))
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        small(scans, run)
+    assert list(tmp_path.iterdir()) == ([run] if existing else [])
+    assert not existing or not list(run.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["steps=1"], "plan.steps: found 1, expected at least 2"),
+        (["network=unett"], "did you mean 'unet'"),
+        (["patch_size=15"], "expected multiples of"),
+        (["batch_size=two"], "setting plan.batch_size"),
+    ],
+)
+def test_settings_that_do_not_fit_make_no_run_folder(
+    scans: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        small(scans, tmp_path / "run", *more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_in_use_is_refused(scans: Path, mlb_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"exists already .* or continue it with --resume"):
+        small(scans, mlb_run)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"exists already and is not empty \(choose another --out\)"):
+        small(scans, tmp_path / "notes")
+    with pytest.raises(UserError, match="cannot be made a run folder: Not a directory"):
+        small(scans, tmp_path / "notes" / "mine.txt" / "run")
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_mlb_without_unlabelled_scans_says_what_to_do(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=2, labelled=2)
+    with pytest.raises(UserError, match="every case is labelled"):
+        small(root, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    small(root, tmp_path / "run", steps=2, method="supervised")
+
+
+def test_bad_cases_stop_training_unless_they_are_left_out(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=5, labelled=3)
+    (root / "images" / "case_1.nii.gz").write_bytes(b"not a scan")
+    with pytest.raises(FaultsError, match=r"1 fault in .*\n  images/case_1.*\n.*--skip-bad"):
+        small(root, tmp_path / "run")
+    small(root, tmp_path / "run", steps=4, skip_bad=True)
+    split = Split.read(tmp_path / "run" / "split.json")
+    assert "case_1" not in {*split.clean, *split.unlabelled, *split.test, *split.validation}
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["skipped"] == ["case_1"]
+
+
+def test_the_schedules(scans: Path, tmp_path: Path) -> None:
+    rates = {}
+    for name in ("poly", "paper", "constant"):
+        small(scans, tmp_path / name, f"schedule={name}", "train.lr=0.1", method="supervised", steps=20)
+        rates[name] = [float(row["lr"]) for row in rows(tmp_path / name)]
+    assert rates["poly"] == pytest.approx([0.1 * (1 - step / 20) ** 0.9 for step in (9, 19)])
+    epochs = [step * Plan.read(tmp_path / "paper" / "plan.json").batch_size // 4 for step in (9, 19)]
+    assert rates["paper"] == pytest.approx([0.1 * 20 / (epoch + 20) for epoch in epochs])
+    assert rates["constant"] == [0.1, 0.1]
