@@ -11,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlbseg.data import preprocess
 from mlbseg.data.lattice import at_spacing, content_box, crop, orientation, reorient
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import (
@@ -230,6 +231,31 @@ def test_empty_margins_are_cropped_and_come_back_as_background() -> None:
     filled = restore_label(everywhere.astype(np.float32), frame, plan)
     assert set(np.unique(filled[16:-16, 16:-16, 16:-16])) == {3}
     assert filled.sum() == 3 * indices.size
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("target", [(0.0, 0.0, 0.0), (1.7, 0.8, 1.3)])
+def test_slabs_change_nothing(
+    direction: str, target: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = native(direction, (1.0, 0.9, 2.1))
+    plan = replace(PLAN, spacing=target)
+    label = label_on(geometry)
+    _, frame = prepare_scan(scan_on(geometry), plan)
+    # A grid that reaches over only a part of the scan: some slabs lie beside it.
+    inner = crop(frame.grid, tuple((n // 4, n // 2) for n in reversed(frame.grid.size)))
+    probability = np.random.default_rng(0).dirichlet(np.ones(3), tuple(reversed(inner.size)))
+    probability = np.ascontiguousarray(np.moveaxis(probability, -1, 0), np.float32)
+    results = []
+    for voxels in (10**9, 2500, 1):
+        monkeypatch.setattr(preprocess, "SLAB_VOXELS", voxels)
+        indices = prepare_label(label, geometry, frame.grid, plan)
+        results.append((indices, restore_label(probability, Frame(geometry, inner), plan)))
+    for indices, restored in results[1:]:
+        assert np.array_equal(indices, results[0][0])
+        assert np.array_equal(restored, results[0][1])
+    assert {3, 7} <= set(np.unique(results[0][1]).tolist())
+    assert (results[0][1] == 0).mean() > 0.5
 
 
 def test_a_crop_that_saves_little_is_not_made() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from mlbseg.data.lattice import (
+    Box,
     array_shape,
     at_spacing,
     axis_map,
@@ -27,6 +30,9 @@ Label = TypeVar("Label", bound=np.integer[Any])
 
 SMOOTH_ABOVE = 1.5
 """Down-sampling by more than this factor would fold fine texture onto the grid: scans are smoothed first."""
+
+SLAB_VOXELS = 4_000_000
+"""Voxels that labels are brought onto at a time, so that few arrays as large as the scan exist at once."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def prepare_label(
             "(correct the label, or name every value in plan.label_values)"
         )
     return _likeliest(
-        ((label == value).astype(np.float32) for value in plan.label_values),
+        lambda index, part: (label[part] == plan.label_values[index]).astype(np.float32),
         range(plan.num_classes),
         native,
         frame_grid,
@@ -129,7 +135,9 @@ def restore_label(probabilities: npt.NDArray[np.float32], frame: Frame, plan: Pl
     Returns:
         (*S) label values as in the files. Voxels outside the grid are background.
     """
-    return _likeliest(probabilities, plan.label_values, frame.grid, frame.native, np.int32)
+    return _likeliest(
+        lambda index, part: probabilities[index][part], plan.label_values, frame.grid, frame.native, np.int32
+    )
 
 
 def restore_probability(probability: npt.NDArray[np.float32], frame: Frame) -> npt.NDArray[np.float32]:
@@ -165,26 +173,49 @@ def _content_statistics(channel: npt.NDArray[np.float32]) -> tuple[float, float]
 
 
 def _likeliest(
-    shares: Iterable[npt.NDArray[np.float32]],
+    share: Callable[[int, tuple[slice, ...]], npt.NDArray[np.float32]],
     values: Sequence[int],
     source: Geometry,
     target: Geometry,
     dtype: type[Label],
 ) -> npt.NDArray[Label]:
-    """Resample class by class with a running maximum, so that memory does not grow with the classes.
+    """Resample slab by slab, and class by class with a running maximum; only the result is as large as `target`.
 
     Args:
-        shares: One (*S) array per class, the background first; drawn one at a time.
+        share: Gives the share of a class, by its index, in a part of `source`; the background's index is 0.
         values: What stands for each class in the result.
-        source: The lattice of `shares`.
+        source: The lattice of the shares.
         target: The lattice of the result. Outside the source it is background.
         dtype: Of the result.
     """
-    best = np.full(array_shape(target), -np.inf, np.float32)
-    result = np.zeros(best.shape, dtype)
-    for index, (share, value) in enumerate(zip(shares, values, strict=True)):
-        _take_better(best, result, _resample(share, source, target, outside=float(index == 0)), value)
+    shape = array_shape(target)
+    result = np.zeros(shape, dtype)
+    rows = max(1, SLAB_VOXELS // math.prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        slab = result[start : start + rows]
+        here = crop(target, ((start, start + len(slab)), *((0, n) for n in shape[1:])))
+        box = _box_around(here, source)
+        best = np.full(slab.shape, -np.inf, np.float32)
+        for index, value in enumerate(values):
+            part = share(index, tuple(slice(*side) for side in box))
+            candidate = _resample(part, crop(source, box), here, outside=float(index == 0))
+            _take_better(best, slab, candidate, value)
     return result
+
+
+def _box_around(part: Geometry, source: Geometry) -> Box:
+    """Return the box of `source` that interpolation on `part` reads, with a voxel to spare on each side."""
+    n = source.ndim
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in part.size))))
+    to_mm = np.reshape(part.direction, (n, n)) * np.asarray(part.spacing)
+    from_mm = np.linalg.inv(np.reshape(source.direction, (n, n)) * np.asarray(source.spacing))
+    places = (corners @ to_mm.T + part.origin - source.origin) @ from_mm.T
+    box = []
+    for low, high, size in zip(places.min(0), places.max(0), source.size, strict=True):
+        # A part that lies beside the source still gets a voxel of it, next to which all is outside.
+        start = min(max(math.floor(low) - 1, 0), size - 1)
+        box.append((start, max(min(math.ceil(high) + 2, size), start + 1)))
+    return tuple(reversed(box))
 
 
 def _take_better(
