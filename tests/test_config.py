@@ -11,7 +11,9 @@ from mlbseg.errors import UserError
 
 
 def test_a_written_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
-    config = load_config(overrides=["plan.spacing=1.25,1.25,2", "mlb.mode=paper"], method="supervised", seed=3)
+    config = load_config(
+        overrides=["plan.spacing=1.25,1.25,2", "mlb.mode=paper"], method="supervised", seed=3
+    )
     config.write(tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert config.plan.spacing == [1.25, 1.25, 2]

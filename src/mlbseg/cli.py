@@ -39,7 +39,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="mlbseg", standalone_mode=False)
     except UserError as error:
         _fail(str(error), error.exit_code, error.faults)
     except _UsageError as error:

@@ -140,11 +140,11 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
+    predictions: str | Path,
+    references: str | Path,
     *,
     classes: Mapping[int, str] | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every predicted mask that has a reference label.
@@ -167,8 +167,8 @@ def evaluate(
         UserError: If a folder is missing or holds no masks, no class can be found, or `out` cannot be
             written.
     """
-    predicted, faults = _masks(predictions, "predicted masks")
-    known, doubles = _masks(references, "reference labels")
+    predicted, faults = _masks(Path(predictions), "predicted masks")
+    known, doubles = _masks(Path(references), "reference labels")
     faults += doubles
     paired = sorted(predicted.keys() & known.keys())
     for case in sorted(predicted.keys() - known.keys()):
@@ -219,7 +219,7 @@ def evaluate(
         not_predicted=tuple(sorted(known.keys() - predicted.keys())),
     )
     if out is not None:
-        result.write_csv(out)
+        result.write_csv(Path(out))
     return result
 
 
