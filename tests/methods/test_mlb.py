@@ -347,3 +347,18 @@ def test_paper_mode_asks_for_the_optimiser_it_looks_ahead_with() -> None:
     method = MLB(conv_net(2, 2), mode="paper")
     with pytest.raises(ValueError, match="set `optimiser` first"):
         next(iter(method.losses(make_batch(2, 2), 0)))
+
+
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+def test_frozen_parameters_are_left_out(mode: str, spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    method = make_mlb(2, 3, mode=mode)
+    frozen = method.student[0].requires_grad_(requires_grad=False)
+    for losses in method.losses(batch, 5):
+        total(losses).backward()
+    assert all(p.grad is None for p in frozen.parameters())
+    assert all((p.grad != 0).any() for p in method.student.parameters() if p.requires_grad)
+    # Their part of v is missing, which is another direction than that of the whole network.
+    next(iter(make_mlb(2, 3, mode=mode).losses(batch, 5)))
+    part, whole = spy.weights[0][0], spy.weights[-1][0]
+    assert 0 < torch.cosine_similarity(part.flatten(), whole.flatten(), dim=0) < 0.999
