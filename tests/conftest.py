@@ -36,6 +36,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the CPU, where runs repeat bit for bit, unless they are marked gpu."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that a test starts
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command did: its exit code and what it printed."""
@@ -86,7 +94,7 @@ def supervised_run(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     out = tmp_path_factory.mktemp("runs") / "supervised"
     overrides = [*TINY, "steps=80", "checkpoint_every=40"]
-    train(str(scans), str(out), method="supervised", test=["case_3"], overrides=overrides)
+    train(str(scans), str(out), method="supervised", test=["case_3"], overrides=overrides, device="cpu")
     return out
 
 
@@ -96,5 +104,5 @@ def mlb_run(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mlbseg import train
 
     out = tmp_path_factory.mktemp("runs") / "mlb"
-    train(str(scans), str(out), overrides=[*TINY, "steps=24"])
+    train(str(scans), str(out), overrides=[*TINY, "steps=24"], device="cpu")
     return out

@@ -43,7 +43,8 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         write_case(root / "train", name, seed, labelled=True, values=VALUES, **pose)
         write_case(root / "new", name, 50 + seed, labelled=True, values=VALUES, **pose)
     overrides = [*TINY, "steps=100", "checkpoint_every=50"]
-    mlbseg.train(str(root / "train"), str(root / "run"), method="supervised", overrides=overrides)
+    data, run = str(root / "train"), str(root / "run")
+    mlbseg.train(data, run, method="supervised", overrides=overrides, device="cpu")
     return root / "run", root / "new"
 
 

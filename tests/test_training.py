@@ -37,7 +37,8 @@ STEPS = 24  # of mlb: 12 of each stage; a checkpoint every 4, a row of the log e
 
 
 def small(data: Path, out: Path, *more: str, steps: int = STEPS, **options: Any) -> TrainResult:
-    return train(str(data), str(out), overrides=[*TINY, f"steps={steps}", *more], **options)
+    settings = [*TINY, f"steps={steps}", *more]
+    return train(str(data), str(out), overrides=settings, device="cpu", **options)
 
 
 def weights(run: Path) -> bytes:

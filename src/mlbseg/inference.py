@@ -270,7 +270,8 @@ def _select(cases: list[Case], only: str | Sequence[str] | None, run: Run) -> li
             raise UserError(f"{run.root}: no case is in the {part} part of the run's split")
     missing = sorted(set(only) - seen)
     if missing:
-        raise UserError(f"no scan found for {len(missing)} cases, such as {', '.join(missing[:3])}")
+        found = f"no scan found for {len(missing)} cases, such as {', '.join(missing[:3])}"
+        raise UserError(f"{found} (expected case ids, or one of {', '.join(PARTS)})")
     wanted = set(only)
     return [case for case in cases if case.id in wanted]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,8 +16,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _LOG_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+class _Bar(Progress):
+    """A bar with the loop's values below it: beside it they would crowd it out of a narrow terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        # Text, as the names of cases are not to be read as markup.
+        yield from (Text(f"  {task.fields['values']}") for task in self.tasks if task.fields["values"])
 
 
 class StepProgress:
@@ -38,15 +48,13 @@ class StepProgress:
         self.began = self.said = time.monotonic()
         self.bar: Progress | None = None
         if console is not None and console.is_terminal:
-            self.bar = Progress(
+            self.bar = _Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
-                # Values hold names of cases, which are not to be read as markup.
-                TextColumn("{task.fields[values]}", markup=False),
                 console=console,
             )
             self.task = self.bar.add_task(title, total=total, completed=start, values="")

@@ -350,7 +350,7 @@ class _Training:
             best = self._fit(2, "stage 2, bootstrap", method, steps - first, train.lr_bootstrap, labels)
         save_weights(self.run.root, method.networks())
         selection = (
-            f"the weights with the best Dice on {len(self.validation)} validation cases"
+            f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
             else "the weights of the last step; no case chose anything"
         )
