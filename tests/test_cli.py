@@ -485,7 +485,9 @@ def test_ctrl_c_ends_with_130(scans: Path, command: Command, monkeypatch: pytest
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlbseg.data.cases.find_cases", interrupted)
-    assert command("check", scans).code == 130
+    outcome = command("check", scans)
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "error: interrupted\n")
+    assert command("check", scans, "--json").json == {"error": "interrupted", "faults": []}
 
 
 def test_names_of_cases_are_no_markup_on_a_terminal() -> None:

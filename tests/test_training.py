@@ -200,14 +200,13 @@ def references(
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("method", "stage", "step"),
+    ("method", "stage", "step", "number"),
     [
-        (("supervised",), 1, 17),
-        (("mlb",), 1, 5),
-        (("mlb",), 2, 10),
-        (("mlb", "mlb.mode=paper"), 2, 6),
+        (("supervised",), 1, 17, signal.SIGTERM),
+        (("mlb",), 1, 5, signal.SIGINT),
+        (("mlb",), 2, 10, signal.SIGTERM),
+        (("mlb", "mlb.mode=paper"), 2, 6, signal.SIGINT),
     ],
     ids=str,
 )

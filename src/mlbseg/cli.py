@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,12 @@ def main() -> None:
         if error.errno not in _MACHINE:
             raise
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 2)
+    if code == _INTERRUPTED:
+        _fail("interrupted", _INTERRUPTED)
     sys.exit(code)
 
 
+_INTERRUPTED = 128 + signal.SIGINT  # as shells have it
 # Typer's name for it differs between its versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _MACHINE = (
