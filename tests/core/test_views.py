@@ -216,7 +216,6 @@ def test_without_further_views_all_is_left_as_it_is(shape: tuple[int, ...]) -> N
     assert torch.equal(views.pseudo_label(image), image.argmax(1))
 
 
-@pytest.mark.xfail(raises=ValueError, reason="_inside asks affine_grid for zero maps")
 @both_shapes
 def test_without_further_views_labels_are_left_as_they_are(shape: tuple[int, ...]) -> None:
     views = draw_views(2, len(shape), (), generator=seeded(0))

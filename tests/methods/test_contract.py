@@ -25,6 +25,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
     ("mlb", {"mode": "paper"}),
     ("mlb", {"per_residual": True, "chunk": 1}),
+    ("mlb", {"jitter": 0.3, "pseudo_from": "teacher", "views": ()}),
 ]
 SHAPES = {2: (9, 6), 3: (5, 6, 4)}
 EVEN_SHAPES = {2: (10, 14), 3: (6, 10, 8)}  # multiples of what the small U-Net below needs, no more
@@ -278,6 +279,8 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
             "mode": "joint",
             "views": ("zoom-in", "zoom-out", "zoom-out", "flip"),
             "per_residual": False,
+            "jitter": 0.0,
+            "pseudo_from": "student",
             "teacher_decay": 0.99,
             "teacher_noise": 0.1,
             "pseudo_weight": 1.0,

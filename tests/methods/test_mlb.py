@@ -35,7 +35,7 @@ LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
 SHAPES = {2: (8, 10), 3: (6, 4, 5)}
 EXPLICIT: dict[str, Any] = {
     "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "per_residual": False,
-    "pseudo_weight": 1.0, "consistency_weight": 1.0,
+    "jitter": 0.0, "pseudo_from": "student", "pseudo_weight": 1.0, "consistency_weight": 1.0,
 }  # fmt: skip
 
 dimensions = pytest.mark.parametrize("ndim", [2, 3])
@@ -362,3 +362,23 @@ def test_frozen_parameters_are_left_out(mode: str, spy: Spy) -> None:
     next(iter(make_mlb(2, 3, mode=mode).losses(batch, 5)))
     part, whole = spy.weights[0][0], spy.weights[-1][0]
     assert 0 < torch.cosine_similarity(part.flatten(), whole.flatten(), dim=0) < 0.999
+
+
+def test_weights_and_loss_see_the_same_dropout_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 2, 3, padding=1))
+    method = MLB(net, views=("flip",), jitter=0.0).train()
+    seen: list[Tensor] = []
+    original = mlb.directional_derivative
+
+    def spy(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        result = original(*args, **kwargs)
+        seen.append(result[0])
+        return result
+
+    monkeypatch.setattr(mlb, "directional_derivative", spy)
+    weighted = method._weighted
+    monkeypatch.setattr(method, "_weighted", lambda z, *rest: (seen.append(z), weighted(z, *rest))[1])
+    image = torch.randn(2, 2, 6, 6)
+    label = torch.randint(0, 2, (2, 6, 6))
+    list(method.losses(Batch(image, label, image, label, seed=5), 0))
+    torch.testing.assert_close(seen[0], seen[1])

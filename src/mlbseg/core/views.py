@@ -50,7 +50,7 @@ class Views:
         """Return the labels seen by the views: (B, *S) → (V * B, *S); `IGNORE` outside the image."""
         moved = _sample(label.unsqueeze(1).float(), self.matrix[1:], "nearest").squeeze(2)
         moved = moved.round().to(label.dtype)
-        inside = _inside(self.matrix[1:], label.shape[1:])
+        inside = _inside(self.matrix, label.shape[1:])[1:]
         moved = torch.where(inside.squeeze(2) > 0, moved, torch.full_like(moved, IGNORE))
         return torch.cat([label, moved.flatten(0, 1)])
 

@@ -1,0 +1,1 @@
+"""From a folder of scans to batches: layouts, readers, checks, plan, cache, splits, augmentation; phantoms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -46,11 +47,15 @@ class MLB(Method):
         per_residual: Divide each alignment by its pixel's residual 1 - p(label), so that a pixel counts by
             the direction in which it pushes and not by how far the prediction is from its label. Without it
             (the paper) borders and wrong labels, which have the largest residuals, take most of the weight.
+        jitter: Largest relative change of contrast, and shift of brightness in units of the normalised intensity,
+            of each view that the student sees; the teacher sees the view as it is.
+        pseudo_from: Whose predictions over the views make the pseudo label, ``student`` (the paper) or ``teacher``.
         teacher_decay: a_max of the mean teacher.
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
         consistency_weight: Factor of L_ple + L_mt.
-        chunk: Images per forward-mode pass; None for all at once.
+        chunk: Images per forward-mode pass; None for all at once. With dropout, chunks draw other masks than the
+            loss's one pass.
     """
 
     uses_unlabelled = True
@@ -65,6 +70,8 @@ class MLB(Method):
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
         per_residual: bool = False,
+        jitter: float = 0.0,
+        pseudo_from: Literal["student", "teacher"] = "student",
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
         pseudo_weight: float = 1.0,
@@ -78,6 +85,8 @@ class MLB(Method):
         self.flip_axes = flip_axes
         self.zoom = zoom
         self.per_residual = per_residual
+        self.jitter = jitter
+        self.pseudo_from = pseudo_from
         self.teacher_decay = teacher_decay
         self.teacher_noise = teacher_noise
         self.pseudo_weight = pseudo_weight
@@ -108,13 +117,15 @@ class MLB(Method):
         v = gradient(clean, self.student)
 
         views = self._draw(image, generator)
-        x = views.expand(image)
-        labels, weights = self._weigh(x, views, initial, v)
-        logits = self.student(x).float()
+        x, taught = self._see(views.expand(image), generator)
+        with _same_dropout(batch.seed):
+            labels, weights = self._weigh(x, taught, views, initial, v)
+        with _same_dropout(batch.seed):
+            logits = self.student(x).float()
         yield {
             "clean": _linearised(clean, v, self.student),
             **self._weighted(logits, labels, weights),
-            **self._consistency(logits, x, views, generator),
+            **self._consistency(logits, taught, views),
         }
 
     def _paper(
@@ -123,9 +134,10 @@ class MLB(Method):
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         views = self._draw(image, generator)
-        x = views.expand(image)
-        logits = self.student(x).float()
-        consistency = self._consistency(logits, x, views, generator)
+        x, taught = self._see(views.expand(image), generator)
+        with _same_dropout(batch.seed):
+            logits = self.student(x).float()
+        consistency = self._consistency(logits, taught, views)
 
         # The virtual step at w = 0 follows the consistency terms alone; v is the clean gradient there.
         ahead = virtual_step(
@@ -134,14 +146,15 @@ class MLB(Method):
             self.optimiser,
         )
         clean_views = self._draw(batch.clean_image, generator)
-        clean_x = clean_views.expand(batch.clean_image)
+        clean_x, clean_taught = self._see(clean_views.expand(batch.clean_image), generator)
         clean_label = clean_views.expand_label(batch.clean_label)
         v = _gradient_at(ahead, self.student, clean_x, clean_label)
-        labels, weights = self._weigh(x, views, initial, v)
+        with _same_dropout(batch.seed):
+            labels, weights = self._weigh(x, taught, views, initial, v)
         yield {**self._weighted(logits, labels, weights), **consistency}
 
         logits = self.student(clean_x).float()
-        terms = self._consistency(logits, clean_x, clean_views, generator)
+        terms = self._consistency(logits, clean_taught, clean_views)
         yield {
             "clean": supervised_loss(logits, clean_label),
             **{f"clean_{name}": term for name, term in terms.items()},
@@ -158,13 +171,24 @@ class MLB(Method):
             zoom=self.zoom,
         )
 
+    def _see(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return what the student sees of the views, (V * B, C, *S), and the teacher's logits, (V * B, K, *S)."""
+        noise = torch.randn(x.shape, generator=generator).to(x) * self.teacher_noise
+        with torch.no_grad():
+            taught = self.teacher(x + noise).float()
+        if self.jitter:
+            shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
+            contrast, shift = ((2 * torch.rand(2, *shape, generator=generator) - 1) * self.jitter).to(x)
+            x = x * (1 + contrast) + shift
+        return x, taught
+
     def _weigh(
-        self, x: Tensor, views: Views, initial: Tensor, v: Direction
+        self, x: Tensor, taught: Tensor, views: Views, initial: Tensor, v: Direction
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return labels and weights of both sources, each (V * B, *S), by source name."""
         logits, tangent = directional_derivative(self.student, v, x, chunk=self.chunk)
         logits, tangent = logits.float(), tangent.float()
-        pseudo = views.pseudo_label(torch.softmax(logits, 1))
+        pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial < 0, initial, pseudo)
         labels = {"initial": views.expand_label(initial), "pseudo": views.expand_label(pseudo)}
@@ -188,15 +212,20 @@ class MLB(Method):
             for name, label in labels.items()
         }
 
-    def _consistency(self, logits: Tensor, x: Tensor, views: Views, generator: torch.Generator) -> Losses:
+    def _consistency(self, logits: Tensor, taught: Tensor, views: Views) -> Losses:
         """Return L_ple and L_mt."""
-        noise = torch.randn(x.shape, generator=generator).to(x) * self.teacher_noise
-        with torch.no_grad():
-            taught = self.teacher(x + noise).float()
-        terms = {"teacher": prediction_distance(logits, taught, views.valid(x.shape[2:]))}
+        terms = {"teacher": prediction_distance(logits, taught, views.valid(logits.shape[2:]))}
         if self.views:
             terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)))
         return {name: self.consistency_weight * term for name, term in terms.items()}
+
+
+@contextlib.contextmanager
+def _same_dropout(seed: int) -> Iterator[None]:
+    """Let two passes over the same images draw the same masks: weights and loss must mean the same network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _linearised(loss: Tensor, v: Direction, model: nn.Module) -> Tensor:
