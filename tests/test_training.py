@@ -424,6 +424,14 @@ def test_too_little_memory_is_said_with_a_remedy(
     assert newest(half_done)["step"] == before
 
 
+def test_too_little_memory_before_the_first_checkpoint(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training._Training, "_fill_cache", fail(MemoryError()))
+    with pytest.raises(UserError, match="not enough memory; there is no checkpoint yet"):
+        small(scans, tmp_path / "run")
+
+
 def test_other_errors_are_ours_and_keep_their_traceback(
     half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,6 +572,22 @@ def test_settings_that_do_not_fit_make_no_run_folder(
     with pytest.raises(UserError, match=message):
         small(scans, tmp_path / "run", *more)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_looked_into_is_refused(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    original = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "run":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match="run: cannot be looked into: Permission denied"):
+        small(scans, tmp_path / "run")
 
 
 def test_a_run_folder_in_use_is_refused(scans: Path, mlb_run: Path, tmp_path: Path) -> None:
