@@ -127,7 +127,7 @@ def test_every_import_points_down() -> None:
             "def f():\n    from .errors import Fault",
             "types imports errors, its neighbour on floor 0",
         ),
-        ("training.py", "import mlbseg", "training (floor 3) imports __init__ (floor 4)"),
+        ("training/loop.py", "import mlbseg", "training (floor 3) imports __init__ (floor 4)"),
         ("inference.py", "from mlbseg import __version__", "inference (floor 3) imports __init__ (floor 4)"),
         ("core/losses.py", "import lightning.pytorch as pl", "core imports lightning"),
         ("core/losses.py", "from monai.losses import DiceLoss", "core imports monai"),

@@ -55,7 +55,7 @@ def test_every_name_in_the_text_is_defined() -> None:
 
 
 def test_run_folder_files_are_written_by_the_source() -> None:
-    source = "\n".join(p.read_text(encoding="utf-8") for p in SOURCE.glob("*.py"))
+    source = "\n".join(p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py"))
     row = next(line for line in TEXT.splitlines() if line.startswith("| What is in a run folder?"))
     found = re.findall(r"`([\w.]+)/?`", row)
     assert len(found) > 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -15,20 +16,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blocks import TINY, write_blocks
 from conftest import Command
-from mlbseg import checkpoints, training
+from mlbseg import checkpoints
+from mlbseg.config import Config
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods.supervised import Supervised
-from mlbseg.training import Interrupted, TrainResult, train
+from mlbseg.training import Interrupted, TrainResult, prepare, train
+from mlbseg.training.lock import sole_trainer
+from mlbseg.training.loop import Loop
+from mlbseg.training.stages import Training
 from mlbseg.types import Batch, Losses
 
 pytestmark = pytest.mark.slow
@@ -52,14 +59,14 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, stage: int, step: int, action: Callable[[], object]) -> None:
     """Do something in the middle of a training step (counted from 0)."""
-    original = training._Loop.training_step
+    original = Loop.training_step
 
-    def training_step(self: training._Loop, batch: Batch, index: int) -> None:
+    def training_step(self: Loop, batch: Batch, index: int) -> None:
         if (self.stage, self.step) == (stage, step):
             action()
         original(self, batch, index)
 
-    monkeypatch.setattr(training._Loop, "training_step", training_step)
+    monkeypatch.setattr(Loop, "training_step", training_step)
 
 
 def fail(error: BaseException) -> Callable[..., Any]:
@@ -76,7 +83,7 @@ def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     names = {path.name for path in mlb_run.iterdir()}
     assert names == {
         "config.yaml", "split.json", "env.json", "data.json", "plan.json", "log.csv", "tensorboard",
-        "checkpoints", "initial_labels", "model.safetensors", "result.json",
+        "checkpoints", "initial_labels", "model.safetensors", "result.json", ".lock",
     }  # fmt: skip
     assert yaml.safe_load((mlb_run / "config.yaml").read_text())["plan"]["steps"] == STEPS
     assert json.loads((mlb_run / "result.json").read_text()) == {
@@ -90,7 +97,7 @@ def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     }
     assert {p.stem for p in (mlb_run / "initial_labels").iterdir()} == {f"case_{i}" for i in range(4, 8)}
     assert [(c.stage, c.step) for c in checkpoints.find(mlb_run / "checkpoints")] == [(1, 12), (2, 12)]
-    assert not list(mlb_run.rglob(".*"))
+    assert [path.name for path in mlb_run.rglob(".*")] == [".lock"]  # nothing half-written
 
 
 def test_the_log_has_the_losses_of_both_stages(mlb_run: Path) -> None:
@@ -122,14 +129,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 def test_the_split_is_kept_to(scans: Path, tmp_path: Path) -> None:
     drawn: set[str] = set()
-    original = training._Loop.training_step
+    original = Loop.training_step
 
-    def training_step(self: training._Loop, batch: Batch, index: int) -> None:
+    def training_step(self: Loop, batch: Batch, index: int) -> None:
         drawn.update(batch.case_ids)
         original(self, batch, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Loop, "training_step", training_step)
+        patch.setattr(Loop, "training_step", training_step)
         small(scans, tmp_path / "run", labelled=["case_0", "case_1"], test=["case_2"], validation=["case_1"])
     split = Split.read(tmp_path / "run" / "split.json")
     assert (split.clean, split.validation, split.test) == (("case_0",), ("case_1",), ("case_2",))
@@ -145,7 +152,7 @@ def test_the_weights_with_the_best_validation_are_kept(
         seen.append({k: v.clone() for k, v in method.state_dict().items()})
         return next(scores)
 
-    monkeypatch.setattr(training._Training, "validate", validate)
+    monkeypatch.setattr(Training, "validate", validate)
     result = small(scans, tmp_path / "run", "validate_every=4", steps=12, method="supervised", validation=1)
     assert result.validation_dice == 0.9
     assert "best Dice on 1 validation case" in result.selection
@@ -235,16 +242,16 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
 
 KILLED = """
 import os, signal, sys
-from mlbseg import training
 from mlbseg.cli import main
+from mlbseg.training.loop import Loop
 stage, step, where = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
-original, now = training._Loop.training_step, [None]
+original, now = Loop.training_step, [None]
 def training_step(self, batch, index):
     now[0] = (self.stage, self.step)
     if where == "step" and now[0] == (stage, step): kill()
     original(self, batch, index)
-training._Loop.training_step = training_step
+Loop.training_step = training_step
 fsync = os.fsync
 def half_written(number):
     if where == "checkpoint" and now[0] == (stage, step): kill()
@@ -285,7 +292,7 @@ def test_the_best_weights_outlive_an_interruption(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, 0.1, 0.2])
-    monkeypatch.setattr(training._Training, "validate", lambda *_: next(scores))
+    monkeypatch.setattr(Training, "validate", lambda *_: next(scores))
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 1, 5, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
@@ -302,14 +309,14 @@ def test_a_signal_between_the_stages_is_obeyed_at_once(
 ) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        original = training._Training._predict
+        original = Training._predict
 
         def predict(self: Any, network: Any, case: Any) -> Any:
             if case.id == "case_5":
                 signal.raise_signal(signal.SIGINT)
             return original(self, network, case)
 
-        patch.setattr(training._Training, "_predict", predict)
+        patch.setattr(Training, "_predict", predict)
         settings = [v for text in (*TINY, f"steps={STEPS}") for v in ("-o", text)]
         stopped = command("train", scans, "--out", run, *settings, "-q")
     assert stopped.code == 130
@@ -416,7 +423,7 @@ def test_too_little_memory_is_said_with_a_remedy(
     error: Exception, half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = newest(half_done)["step"]
-    monkeypatch.setattr(training._Loop, "training_step", fail(error))
+    monkeypatch.setattr(Loop, "training_step", fail(error))
     result = command("train", "--resume", half_done, "-q")
     assert result.code == 2
     assert f"not enough memory; the last checkpoint is step {before} of stage" in result.err
@@ -427,7 +434,7 @@ def test_too_little_memory_is_said_with_a_remedy(
 def test_too_little_memory_before_the_first_checkpoint(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training._Training, "_fill_cache", fail(MemoryError()))
+    monkeypatch.setattr(Training, "_fill_cache", fail(MemoryError()))
     with pytest.raises(UserError, match="not enough memory; there is no checkpoint yet"):
         small(scans, tmp_path / "run")
 
@@ -435,7 +442,7 @@ def test_too_little_memory_before_the_first_checkpoint(
 def test_other_errors_are_ours_and_keep_their_traceback(
     half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training._Loop, "training_step", fail(RuntimeError("sizes do not match")))
+    monkeypatch.setattr(Loop, "training_step", fail(RuntimeError("sizes do not match")))
     with pytest.raises(RuntimeError, match="sizes do not match"):
         command("train", "--resume", half_done, "-q")
 
@@ -487,7 +494,7 @@ def test_tensorboard_that_cannot_write_is_named(
     half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.out")
-    monkeypatch.setattr(training.TensorBoardLogger, "log_metrics", fail(full))
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail(full))
     result = command("train", "--resume", half_done, "-q")
     assert result.code == 2
     assert "events.out: No space left on device; the last checkpoint is step" in result.err
@@ -503,6 +510,73 @@ def test_initial_labels_that_cannot_be_written_are_named(
     assert "initial_labels: File exists; the last checkpoint is step 12 of stage 1" in result.err
     (run / "initial_labels").unlink()
     assert command("train", "--resume", run, "-q").code == 0
+    assert weights(run) == weights(mlb_run)
+
+
+def _truncated(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-1])
+    return "cannot be read: "
+
+
+def _emptied(path: Path) -> str:
+    path.write_bytes(b"")
+    return "cannot be read: EOF"
+
+
+def _zipped(path: Path) -> str:
+    with path.open("wb") as file:
+        np.savez(file, np.load(path.with_name("case_5.npy")))
+    return "cannot be read: the magic string is not correct"
+
+
+def _a_folder(path: Path) -> str:
+    path.unlink()
+    path.mkdir()
+    return "cannot be read: Is a directory"
+
+
+def _of_another_shape(path: Path) -> str:
+    np.save(path, np.zeros((3, 4, 5), np.uint8))
+    return "found uint8 of shape (3, 4, 5)"
+
+
+def _of_another_type(path: Path) -> str:
+    np.save(path, np.load(path).astype(np.float32))
+    return "found float32 of shape"
+
+
+def _of_another_class(path: Path) -> str:
+    np.save(path, np.load(path) + np.uint8(3))
+    return "found class index "
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_truncated, _emptied, _zipped, _a_folder, _of_another_shape, _of_another_type, _of_another_class],
+)
+def test_a_damaged_initial_label_is_named(
+    damage: Callable[[Path], str], stopped: dict[int, Path], tmp_path: Path, command: Command
+) -> None:
+    run = shutil.copytree(stopped[2], tmp_path / "run")
+    path = run / "initial_labels" / "case_4.npy"
+    shape = np.load(path).shape
+    found = damage(path)
+    result = command("train", "--resume", run, "-q")
+    assert result.code == 2
+    [line] = result.err.splitlines()
+    assert line.startswith(f"error: {path}: {found}")
+    assert f"expected class indices below 3 of shape {shape} (delete it to have it predicted anew)" in line
+
+
+def test_a_deleted_initial_label_is_predicted_anew(
+    stopped: dict[int, Path], mlb_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(stopped[2], tmp_path / "run")
+    path = run / "initial_labels" / "case_4.npy"
+    before = path.read_bytes()
+    path.unlink()
+    train(resume=run)
+    assert path.read_bytes() == before
     assert weights(run) == weights(mlb_run)
 
 
@@ -536,6 +610,82 @@ def test_a_torn_log_is_mended(half_done: Path, mlb_run: Path) -> None:
     assert (half_done / "log.csv").read_text() == (mlb_run / "log.csv").read_text()
 
 
+# --- one process at a time --------------------------------------------------------------------------------
+
+
+PAUSED = """
+import sys
+from mlbseg.cli import main
+from mlbseg.training.loop import Loop
+original = Loop.training_step
+def training_step(self, batch, index):
+    if (self.stage, self.step) == (1, 10):
+        print("paused", flush=True)
+        sys.stdin.read()
+    original(self, batch, index)
+Loop.training_step = training_step
+main()
+"""
+
+
+def test_a_run_that_is_being_trained_is_refused_until_its_process_is_gone(
+    scans: Path, mlb_run: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    settings = [v for text in (*TINY, f"steps={STEPS}") for v in ("-o", text)]
+    arguments = ["train", str(scans), "--out", str(run), *settings, "--threads", "1", "-q"]
+    with subprocess.Popen(
+        [sys.executable, "-c", PAUSED, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "paused\n"
+        before = checkpoints.find(run / "checkpoints")
+        second = command("train", "--resume", run, "-q")
+        third = command("train", scans, "--out", run, "-q")
+        assert checkpoints.find(run / "checkpoints") == before
+        first.kill()
+    assert second.code == third.code == 2
+    assert second.err == (
+        f"error: {run}: another process is training this run (wait for its end, or stop it first)\n"
+    )
+    assert "exists already" in third.err
+    assert command("train", "--resume", run, "-q").code == 0
+    assert weights(run) == weights(mlb_run)
+    assert (run / "log.csv").read_text() == (mlb_run / "log.csv").read_text()
+
+
+def test_of_two_processes_that_begin_the_same_run_one_is_refused(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def another_is_faster(*_: object) -> None:
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text("theirs")
+
+    monkeypatch.setattr(prepare, "make_student", another_is_faster)
+    with pytest.raises(UserError, match="run: another process has begun a run there"):
+        small(scans, run)
+    assert (run / "config.yaml").read_text() == "theirs"
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
+
+
+def test_a_run_folder_that_cannot_be_locked_for_writing_is_named(half_done: Path, command: Command) -> None:
+    (half_done / ".lock").unlink()
+    (half_done / ".lock").mkdir()
+    result = command("train", "--resume", half_done, "-q")
+    assert result.code == 2
+    assert result.err == f"error: {half_done / '.lock'}: cannot be written: Is a directory (fix the rights)\n"
+
+
+def test_a_file_system_without_locks_is_trained_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"), sole_trainer(tmp_path):
+        pass
+
+
 # --- a folder is a run or is not there --------------------------------------------------------------------
 
 
@@ -549,7 +699,7 @@ def test_no_half_made_run_folder_is_left(
     run = tmp_path / "run"
     if existing:
         run.mkdir()
-    monkeypatch.setattr(training.Config, "write", fail(error))
+    monkeypatch.setattr(Config, "write", fail(error))
     expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         small(scans, run)

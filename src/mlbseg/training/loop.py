@@ -1,0 +1,246 @@
+"""The loop: a Lightning module around a method, with its log and its checkpoints."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mlbseg import checkpoints
+from mlbseg.data.batches import StepDataset
+from mlbseg.errors import UserError
+from mlbseg.methods import Method
+from mlbseg.progress import StepProgress
+from mlbseg.run import Run, autocast, out_of_memory
+from mlbseg.training.log import append_row, cut_log
+from mlbseg.training.signals import StopSignals
+from mlbseg.types import Batch, Losses
+
+LOG_EVERY = 10  # steps between rows of log.csv
+
+
+class Loop(pl.LightningModule):
+    """One stage, by manual optimisation: whatever the method yields is one optimiser step.
+
+    Args:
+        run: The run folder.
+        stage: 1 or 2.
+        method: What is trained.
+        dataset: Its batches, a step each.
+        lr: Learning rate of the first step.
+        target: The device to train on.
+        signals: Obeyed after a step.
+        score: Called now and then to validate; the weights with the highest score are kept. None keeps the last.
+        console: Where progress is shown; silent when None.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stage: int,
+        method: Method,
+        dataset: StepDataset,
+        lr: float,
+        *,
+        target: torch.device,
+        signals: StopSignals,
+        score: Callable[[Method], float] | None,
+        console: Console | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.run = run
+        self.folder = run.root / "checkpoints"
+        self.stage = stage
+        self.method = method
+        self.dataset = dataset
+        self.base_lr = lr
+        self.target = target  # Lightning has a `device` of its own
+        self.signals = signals
+        self.score = score
+        self.console = console
+        self.settings = run.config.train
+        self.step = 0
+        self.saved = 0
+        self.best = -1.0
+        self.best_weights: dict[str, Tensor] = {}
+        self.progress: StepProgress | None = None
+        self.values: dict[str, float] = {}  # of the last step, for the log
+        self.shown: dict[str, float | str] = {}
+        self.sgd = torch.optim.SGD(
+            [p for p in method.student.parameters() if p.requires_grad],
+            lr=lr,
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+        )
+        method.optimiser = self.sgd
+
+    # --- state -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on; random numbers depend on the step alone."""
+        return {
+            "method": self.method.state_dict(),
+            "optimiser": self.sgd.state_dict(),
+            "best": self.best,
+            "best_weights": self.best_weights,
+        }
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: if it is damaged, or of other networks.
+        """
+        content = checkpoint.load(self.target)
+        self.method.to(self.target)
+        try:
+            self.method.load_state_dict(content["method"])
+            self.sgd.load_state_dict(content["optimiser"])
+            self.best, self.best_weights = content["best"], content["best_weights"]
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            raise UserError(
+                f"{checkpoint.path}: does not fit this run (undo the change of config.yaml or plan.json, "
+                "or train anew)"
+            ) from None
+        self.step = self.saved = checkpoint.step
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after `step` steps."""
+        final = self.step == len(self.dataset)
+        checkpoints.save(self.folder, self.stage, self.step, self.state(), final=final)
+        self.saved = self.step
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def fit(self, title: str) -> None:
+        """Train to the last step."""
+        root, device = self.run.root, self.target
+        # Weights before the first step, so that an early end can be resumed too.
+        if self.step == 0:
+            self.save()
+        cut_log(root / "log.csv", self.stage, self.step)
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=1 if device.index is None else [device.index],
+            max_epochs=1,
+            logger=TensorBoardLogger(
+                str(root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
+            ),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
+            num_sanity_val_steps=0,
+            default_root_dir=str(root),
+        )
+        loader = DataLoader(self.dataset, batch_size=None, sampler=range(self.step, len(self.dataset)))
+        with (
+            StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
+            warnings.catch_warnings(),
+        ):
+            # Steps are drawn in the main process on purpose: their order is the resume's contract.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Lightning's own use of torch, and its surprise at a network that just predicted.
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            trainer.fit(self, loader)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the one optimiser."""
+        return self.sgd
+
+    def on_train_start(self) -> None:
+        """Take SIGTERM back from Lightning, which would stop without a checkpoint."""
+        self.signals.take_back()
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        """Take the optimiser steps of one training step."""
+        method, step = self.method, self.step
+        torch.manual_seed(batch.seed)  # dropout
+        for group in self.sgd.param_groups:
+            group["lr"] = self.base_lr * self._lr_factor(step)
+        method.train()
+        values: dict[str, float] = {}
+        for losses in self._losses(batch):
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                raise UserError(self._nan_message(losses, batch))
+            self.sgd.zero_grad(set_to_none=True)
+            self.manual_backward(total)
+            norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
+            if not torch.isfinite(norm):  # a step along it would spoil the weights, and the next checkpoint
+                raise UserError(self._nan_message({**losses, "gradient": norm}, batch))
+            self.optimizers().step()
+            values |= {name: float(term.detach()) for name, term in losses.items()}
+        method.after_step(step)
+        self.step += 1
+        self.values = values
+
+    def _losses(self, batch: Batch) -> Iterator[Losses]:
+        """Draw the method's losses one by one, each computed under autocast, none of the stepping."""
+        losses = self.method.losses(batch, self.step)
+        while True:
+            # Leaving the context drops autocast's copies of the weights, which the step makes stale.
+            with autocast(self.settings.precision, self.target):
+                terms = next(losses, None)
+            if terms is None:
+                return
+            yield terms
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Validate, save, and obey a signal, between two steps."""
+        last = self.step == len(self.dataset)
+        if self.score is not None and (self.step % self.settings.validate_every == 0 or last):
+            score = self.values["validation_dice"] = self.score(self.method)
+            if score > self.best:
+                self.best = score
+                self.best_weights = {k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()}
+        self._report(self.values)
+        stopping = bool(self.signals.stopped_by)
+        if self.step % self.settings.checkpoint_every == 0 or last or stopping:
+            self.save()
+        if stopping:
+            self.trainer.should_stop = True
+            self.trainer.limit_train_batches = 0
+
+    def _lr_factor(self, step: int) -> float:
+        if self.settings.schedule == "poly":
+            return (1 - step / len(self.dataset)) ** 0.9
+        if self.settings.schedule == "paper":
+            per_step = self.dataset.unlabelled_batch_size if self.dataset.others else self.dataset.batch_size
+            epoch = step * per_step // max(len(self.dataset.others or self.dataset.clean), 1)
+            return 20 / (epoch + 20)
+        return 1.0
+
+    def _report(self, values: dict[str, float]) -> None:
+        values |= {name: float(value) for name, value in self.method.monitors.items()}
+        self.shown |= {k: v if "kept" not in k else f"{v:.0%}" for k, v in values.items() if "mass" not in k}
+        if self.progress is not None:
+            self.progress.update(self.step, self.shown)
+        if self.step % LOG_EVERY and self.step != len(self.dataset) and "validation_dice" not in values:
+            return
+        # Not `self.log_dict`: Lightning counts steps anew in a resumed run.
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.step)
+        row = {"stage": self.stage, "step": self.step, "lr": self.sgd.param_groups[0]["lr"], **values}
+        append_row(self.run.root / "log.csv", row)
+
+    def _nan_message(self, losses: Losses, batch: Batch) -> str:
+        bad = ", ".join(name for name, term in losses.items() if not math.isfinite(float(term.detach())))
+        return (
+            f"the loss ({bad}) is no longer a number at step {self.step} of stage {self.stage}, "
+            f"cases {', '.join(batch.case_ids)}; the last good checkpoint is step {self.saved} in "
+            f"{self.folder} (train anew with a lower train.lr or train.lr_bootstrap, "
+            "or look at these cases)"
+        )

@@ -1,0 +1,141 @@
+"""From a folder of scans to a new run folder that holds every decision; training has not begun."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from mlbseg.config import Config
+from mlbseg.data.cache import default_cache_root
+from mlbseg.data.cases import find_cases
+from mlbseg.data.check import check, without_bad
+from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.plan import make_plan
+from mlbseg.data.splits import apply_split, make_split
+from mlbseg.errors import FaultsError, UserError
+from mlbseg.methods import find_method
+from mlbseg.progress import StepProgress
+from mlbseg.run import available_memory, environment, make_student, pick_device, use_bf16, write_json
+
+
+def prepare_run(
+    data: Path,
+    root: Path,
+    config: Config,
+    *,
+    labelled: int | Sequence[str] | None,
+    test: int | Sequence[str] | None,
+    validation: int | Sequence[str],
+    labels: Sequence[int] | None,
+    skip_bad: bool,
+    device: str,
+    cache: str | Path | None,
+    console: Console | None,
+) -> None:
+    """Check the data, split, plan, and write all decisions into a new run folder."""
+    method = find_method(config.method)
+    target = pick_device(device)
+    _require_free(root)
+    dataset = find_cases(data)
+    with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
+        result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
+    if result.faults and not skip_bad:
+        raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
+    dataset = without_bad(result)
+    skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
+    if console is not None:
+        for fault in result.warnings:
+            console.print(f"note: {fault}", markup=False, highlight=False)
+        if skipped:
+            console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
+    split = make_split(
+        dataset.cases,
+        order=dataset.order,
+        labelled=labelled,
+        test=test,
+        validation=validation,
+        seed=config.seed,
+    )
+    cases = {c.id: c for c in apply_split(dataset.cases, split)}
+    training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
+    if method.uses_unlabelled and not (split.noisy or split.unlabelled):
+        raise UserError(
+            f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
+            "(add scans without a label, or use --method supervised)"
+        )
+    with StepProgress(console, "measuring the scans", len(training)) as progress:
+        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+    names = dataset.class_names or ({} if labels is None else {value: f"class {value}" for value in labels})
+    plan = make_plan(
+        facts,
+        class_names=names,
+        memory_bytes=available_memory(target),
+        device=target.type,
+        overrides=config.plan.model_dump(exclude_none=True),
+    )
+    if method.needs_initial_labels and plan.steps < 2:
+        raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
+    make_student(plan, config)  # a network that cannot be built must fail before there is a run folder
+    with _all_or_nothing(root):
+        split.write(root / "split.json")
+        plan.write(root / "plan.json")
+        write_json(
+            root / "env.json",
+            {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)},
+        )
+        write_json(
+            root / "data.json",
+            {
+                "root": str(data.resolve()),
+                "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
+                "skipped": skipped,
+            },
+        )
+        config.write(root / "config.yaml")  # last: its presence makes the folder a run
+
+
+def _require_free(root: Path) -> None:
+    """Refuse a run folder that is in use."""
+    try:
+        free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    except OSError as error:
+        raise UserError(f"{root}: cannot be looked into: {error.strerror}") from None
+    if not free:
+        hint = f", or continue it with --resume {root}" if (root / "config.yaml").is_file() else ""
+        raise UserError(f"{root}: exists already and is not empty (choose another --out{hint})")
+
+
+@contextmanager
+def _all_or_nothing(root: Path) -> Iterator[None]:
+    """Make a run folder, and take back all that was written into it if anything goes wrong."""
+    existed = root.is_dir()
+    try:
+        # Of processes that were started together on one folder, a single one succeeds in making this.
+        (root / "checkpoints").mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(
+            f"{root}: another process has begun a run there meanwhile (choose another --out)"
+        ) from None
+    except OSError as error:
+        raise _not_made(root, error) from None
+    try:
+        yield
+    except BaseException as error:
+        for path in root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if not existed:
+            root.rmdir()
+        if isinstance(error, OSError):
+            raise _not_made(root, error) from None
+        raise
+
+
+def _not_made(root: Path, error: OSError) -> UserError:
+    return UserError(f"{root}: cannot be made a run folder: {error.strerror or error}")

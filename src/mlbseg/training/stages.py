@@ -1,0 +1,221 @@
+"""The two stages of a run, continued from wherever its checkpoints stand."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from mlbseg import checkpoints
+from mlbseg.data.augment import Augment
+from mlbseg.data.batches import StepDataset
+from mlbseg.data.cache import Cache
+from mlbseg.data.cases import find_cases
+from mlbseg.data.records import read_record
+from mlbseg.data.splits import apply_split
+from mlbseg.errors import UserError
+from mlbseg.inference import predict_grid
+from mlbseg.methods import Method, find_method
+from mlbseg.methods.supervised import Supervised
+from mlbseg.metrics import dice
+from mlbseg.progress import StepProgress
+from mlbseg.run import Run, autocast, make_student, out_of_memory, save_weights, write_json
+from mlbseg.training.initial_labels import check_initial_label, write_initial_label
+from mlbseg.training.loop import Loop
+from mlbseg.training.signals import Interrupted, StopSignals
+from mlbseg.types import Case, Role
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left behind.
+
+    Attributes:
+        run: The run folder.
+        steps: Optimiser steps of all stages.
+        validation_dice: Of the kept weights; None without validation cases.
+        selection: The rule by which the weights were chosen.
+    """
+
+    run: Path
+    steps: int
+    validation_dice: float | None
+    selection: str
+
+
+class Training:
+    """The stages of one run, from wherever its checkpoints stand."""
+
+    def __init__(self, run: Run, device: torch.device, console: Console | None) -> None:
+        self.run = run
+        self.device = device
+        self.console = console
+        record = read_record(run.root / "data.json", "the data of a run")
+        dataset = find_cases(Path(str(record["root"])))
+        cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
+        self.clean = [cases[i] for i in run.split.clean]
+        self.others = [cases[i] for i in (*run.split.noisy, *run.split.unlabelled)]
+        self.validation = [cases[i] for i in run.split.validation]
+        self.cache = Cache(Path(str(record["cache"])), run.plan)
+        self.folder = run.root / "checkpoints"
+        self.signals = StopSignals(run.root)
+
+    def run_stages(self) -> TrainResult:
+        """Do what is left to do, and write the final weights.
+
+        Raises:
+            UserError: if the machine runs out of memory or disk, or a file cannot be used.
+            Interrupted: on SIGINT or SIGTERM.
+        """
+        try:
+            with self.signals.handled():
+                return self._stages()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if out_of_memory(error):
+                found = "not enough memory"
+                remedy = "train anew with a smaller plan.patch_size, plan.batch_size or mlb.chunk"
+            elif isinstance(error, OSError):
+                found = f"{error.filename or self.run.root}: {error.strerror or error}"
+                remedy = f"mend it and continue with: mlbseg train --resume {shlex.quote(str(self.run.root))}"
+            else:
+                raise
+            raise UserError(f"{found}; {self._last_checkpoint()} ({remedy})") from error
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints.find(self.folder)
+        if not found:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is step {found[-1].step} of stage {found[-1].stage}"
+
+    def _stages(self) -> TrainResult:
+        kind = find_method(self.run.config.method)
+        self._fill_cache(with_others=kind.uses_unlabelled)
+        train, steps = self.run.config.train, self.run.plan.steps
+        student = make_student(self.run.plan, self.run.config)
+        if not kind.needs_initial_labels:
+            method = self._build(kind, student)
+            best = self._fit(1, self.run.config.method, method, steps, train.lr)
+        else:
+            first = min(max(1, round(steps * train.stage1_share)), steps - 1)
+            initialiser = Supervised(student)
+            self._fit(1, "stage 1, clean labels", initialiser, first, train.lr)
+            labels = self._initial_labels(initialiser)
+            method = self._build(kind, initialiser.student)
+            best = self._fit(2, "stage 2, bootstrap", method, steps - first, train.lr_bootstrap, labels)
+        save_weights(self.run.root, method.networks())
+        selection = (
+            f"the weights with the best Dice on {len(self.validation)} validation case(s)"
+            if self.validation
+            else "the weights of the last step; no case chose anything"
+        )
+        result = TrainResult(self.run.root, steps, best, selection)
+        write_json(
+            self.run.root / "result.json",
+            {"steps": steps, "validation_dice": best, "selection": selection},
+        )
+        return result
+
+    def _build(self, kind: type[Method], student: torch.nn.Module) -> Method:
+        """Return the method with the settings of the section of its name, if there is one."""
+        settings: dict[str, Any] = {}
+        section = getattr(self.run.config, self.run.config.method, None)
+        if section is not None:
+            settings = section.model_dump()
+            settings["flip_axes"] = self.run.plan.flip_axes or None
+        return kind(student, **settings)
+
+    def _fill_cache(self, *, with_others: bool) -> None:
+        cases = [*self.clean, *self.validation, *(self.others if with_others else ())]
+        with StepProgress(self.console, "preprocessing", len(cases)) as progress:
+            for number, case in enumerate(cases, start=1):
+                self.cache.image(case)
+                if case.role in (Role.CLEAN, Role.NOISY):
+                    self.cache.label(case)
+                progress.update(number, {"case": case.id})
+
+    def _dataset(self, number: int, steps: int, labels: Mapping[str, Path] | None) -> StepDataset:
+        plan, config = self.run.plan, self.run.config
+        return StepDataset(
+            self.cache,
+            self.clean,
+            () if labels is None else self.others,
+            initial_labels=labels,
+            patch_size=plan.patch_size,
+            batch_size=plan.batch_size,
+            unlabelled_batch_size=plan.unlabelled_batch_size,
+            steps=steps,
+            seed=config.seed,
+            stage=number,
+            foreground=config.train.foreground,
+            augment=Augment(plan.ndim, flip_axes=plan.flip_axes, **config.augment.model_dump()),
+        )
+
+    def _initial_labels(self, stage1: Method) -> dict[str, Path]:
+        """Predict every unlabelled case once; these labels stay frozen through stage 2."""
+        folder = self.run.root / "initial_labels"
+        folder.mkdir(exist_ok=True)
+        network = stage1.predictor().to(self.device).eval()
+        todo = [case for case in self.others if case.role is Role.UNLABELLED]
+        paths = {}
+        with StepProgress(self.console, "initial labels", len(todo)) as progress:
+            for number, case in enumerate(todo, start=1):
+                path = paths[case.id] = folder / f"{case.id}.npy"
+                if path.exists():
+                    check_initial_label(
+                        path, self.cache.image(case).array.shape[1:], self.run.plan.num_classes
+                    )
+                else:
+                    write_initial_label(path, self._predict(network, case).argmax(0).astype(np.uint8))
+                progress.update(number)
+        return paths
+
+    def _predict(self, network: torch.nn.Module, case: Case) -> np.ndarray:
+        image = np.asarray(self.cache.image(case).array[...])
+        with autocast(self.run.config.train.precision, self.device):
+            return predict_grid(network, image, patch_size=self.run.plan.patch_size, device=self.device)
+
+    def validate(self, method: Method) -> float:
+        """Return the mean Dice over validation cases and foreground classes, on the prepared grid."""
+        network = method.predictor()
+        was_training = network.training
+        network.eval()
+        scores = []
+        for case in self.validation:
+            predicted = self._predict(network, case).argmax(0)
+            label = np.asarray(self.cache.label(case)[...])
+            scores += [dice(predicted == k, label == k) for k in range(1, self.run.plan.num_classes)]
+        network.train(was_training)
+        return float(np.mean(scores))
+
+    def _fit(
+        self,
+        number: int,
+        title: str,
+        method: Method,
+        steps: int,
+        lr: float,
+        labels: Mapping[str, Path] | None = None,
+    ) -> float | None:
+        """Train one stage from its newest checkpoint; leave its chosen weights in `method`."""
+        dataset = self._dataset(number, steps, labels)
+        loop = Loop(
+            self.run, number, method, dataset, lr, target=self.device, signals=self.signals,
+            score=self.validate if self.validation else None, console=self.console,
+        )  # fmt: skip
+        found = [c for c in checkpoints.find(self.folder) if c.stage == number]
+        if found:
+            loop.restore(found[-1])
+        if loop.step < steps:
+            with self.signals.stepping():
+                loop.fit(title)
+            if stopped_by := self.signals.stopped_by:
+                raise Interrupted(self.run.root, stopped_by, f" at step {loop.step} of stage {number}")
+        if self.validation and loop.best_weights:
+            method.load_state_dict(loop.best_weights)
+        return loop.best if self.validation else None
