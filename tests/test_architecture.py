@@ -148,7 +148,7 @@ def test_the_walker_sees_a_wrong_import(path: str, source: str, complaint: str) 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("cli.py", "from mlbseg import __version__, training\nimport mlbseg.data.check"),
+        ("cli/__init__.py", "from mlbseg import __version__, training\nimport mlbseg.data.check"),
         ("__init__.py", "from mlbseg.training import train\nfrom .inference import predict"),
         ("demo.py", "from mlbseg.training import fit\nfrom mlbseg.config import Config"),
         ("data/check.py", "from .cases import find\nfrom ..types import Case\nimport SimpleITK as sitk"),

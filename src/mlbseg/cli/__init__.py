@@ -9,14 +9,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import mlbseg
+from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, set_threads
+from mlbseg.cli.printing import print_line, print_summary, progress_console, result_console
 from mlbseg.errors import Fault, UserError
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
@@ -113,9 +112,10 @@ def check(
     from mlbseg.progress import StepProgress
 
     dataset = find_cases(data)
-    console = _console(quiet or as_json)
-    with StepProgress(console, "reading", len(dataset.cases)) as progress:
-        result = run_check(dataset, labels=_integers(labels), progress=lambda done, _: progress.update(done))
+    with StepProgress(progress_console(quiet or as_json), "reading", len(dataset.cases)) as progress:
+        result = run_check(
+            dataset, labels=label_values(labels), progress=lambda done, _: progress.update(done)
+        )
     if as_json:
         print(
             json.dumps(
@@ -129,14 +129,14 @@ def check(
         if result.faults:
             raise typer.Exit(2)
         return
-    _print_summary(result.summary, str(data))
+    print_summary(result.summary, str(data))
     for fault in result.warnings:
-        _plain(f"note: {fault}")
+        print_line(f"note: {fault}")
     if result.faults:
         raise FaultsError(
             result.faults, str(data), "fix them, or pass --skip-bad to train without these cases"
         )
-    _plain("no faults")
+    print_line("no faults")
 
 
 @app.command()
@@ -177,20 +177,20 @@ def train(
     """Train a model from scans of which some are labelled."""
     from mlbseg.training import train as run_train
 
-    _set_threads(threads)
+    set_threads(threads)
     result = run_train(
-        data, out, resume=resume, method=method, labelled=_cases(labelled), test=_cases(test),
-        validation=_cases(validation) or 0, labels=_integers(labels), seed=seed, preset=preset, config=config,
+        data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
+        validation=count_or_ids(validation) or 0, labels=label_values(labels), seed=seed, preset=preset, config=config,
         overrides=override or (), skip_bad=skip_bad, device=device, cache=cache,
-        console=_console(quiet or as_json),
+        console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:
         print(json.dumps({"run": str(result.run), "steps": result.steps,
                           "validation_dice": result.validation_dice, "selection": result.selection}))  # fmt: skip
     else:
         score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
-        _plain(f"trained {result.steps} steps; kept {result.selection}{score}")
-        _plain(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
+        print_line(f"trained {result.steps} steps; kept {result.selection}{score}")
+        print_line(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
 
 
 @app.command()
@@ -223,9 +223,9 @@ def predict(
     from mlbseg.inference import predict as run_predict
     from mlbseg.progress import StepProgress
 
-    _set_threads(threads)
-    chosen = only if only is None or only in PARTS else _ids(only)
-    with StepProgress(_console(quiet or as_json), "predicting", 0) as progress:
+    set_threads(threads)
+    chosen = only if only is None or only in PARTS else case_ids(only)
+    with StepProgress(progress_console(quiet or as_json), "predicting", 0) as progress:
         result = run_predict(
             run, scans, out, network=network, only=chosen, flips=flips, largest=largest,
             probabilities=probabilities, overlap=overlap, overwrite=overwrite, device=device,
@@ -237,7 +237,7 @@ def predict(
         if result.faults:
             raise typer.Exit(2)
         return
-    _plain(f"wrote {len(result.masks)} {'mask' if len(result.masks) == 1 else 'masks'} to {out}")
+    print_line(f"wrote {len(result.masks)} {'mask' if len(result.masks) == 1 else 'masks'} to {out}")
     if result.faults:
         raise FaultsError(result.faults, "the scans", "the other scans were segmented")
 
@@ -255,7 +255,7 @@ def evaluate(
     from mlbseg.evaluation import evaluate as run_evaluate
     from mlbseg.progress import StepProgress
 
-    with StepProgress(_console(quiet or as_json), "scoring", 0) as progress:
+    with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:
         result = run_evaluate(
             predictions, references, out=out,
             progress=lambda done, total: progress.update(done, total=total),
@@ -265,7 +265,7 @@ def evaluate(
         if result.faults:
             raise typer.Exit(2)
         return
-    _results().print(result.table())
+    result_console().print(result.table())
     if result.faults:
         raise FaultsError(result.faults, str(predictions), "the other cases were scored")
 
@@ -283,92 +283,9 @@ def demo(
     """Make phantom scans, train on few labels, on few labels with MLB and on all, and compare."""
     from mlbseg.demo import demo as run_demo
 
-    result = run_demo(out, seed=seed, steps=steps, console=_console(quiet or as_json))
+    result = run_demo(out, seed=seed, steps=steps, console=progress_console(quiet or as_json))
     if as_json:
         print(json.dumps(result.as_dict()))
         return
-    _results().print(result.table())
-    _plain(f"picture: {result.picture}")
-
-
-def _results() -> Console:
-    """Return where tables go; a file or a pipe has room for their columns."""
-    return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _console(quiet: bool) -> Console | None:
-    """Return where progress goes: stderr, so that stdout holds results only."""
-    return None if quiet else Console(stderr=True)
-
-
-def _plain(text: str) -> None:
-    from mlbseg.errors import printable
-
-    print(printable(text))
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _integers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--labels {text!r}: expected whole numbers, such as 0,1,2") from None
-
-
-def _cases(text: str | None) -> int | list[str] | None:
-    """Return a number, or the case ids of a file or of a comma-separated list."""
-    if text is None:
-        return None
-    return int(text) if text.isdecimal() else _ids(text)
-
-
-def _ids(text: str) -> list[str]:
-    """Return the case ids of a file (one a line) or of a comma-separated list."""
-    path = Path(text)
-    if "," not in text and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{path}: cannot be read as a list of case ids, one a line") from None
-        return [line.strip() for line in lines if line.strip()]
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _print_summary(summary: dict[str, Any], title: str) -> None:
-    table = Table("", "", title=title, show_header=False, title_justify="left")
-    rows = {
-        "layout": summary["layout"],
-        "scans": f"{summary['cases']} ({_counts(summary['roles'])})",
-        "channels": ", ".join(map(str, summary["channels"])),
-        "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
-        "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),
-        "size (x, y, z)": _ranges(summary.get("size", {})),
-        "spacing in mm": _ranges(summary.get("spacing", {})),
-    }
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, escape(value))
-    _results().print(table)
-
-
-def _counts(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{n} {name}" for name, n in numbers.items() if n)
-
-
-def _ranges(by_dimension: dict[str, dict[str, list[float]]]) -> str:
-    def shown(values: list[float]) -> str:
-        return " × ".join(f"{value:.4g}" for value in values)
-
-    return "; ".join(
-        f"{name} {shown(r['median'])}"
-        + (f" ({shown(r['min'])} to {shown(r['max'])})" if r["min"] != r["max"] else "")
-        for name, r in by_dimension.items()
-    )
+    result_console().print(result.table())
+    print_line(f"picture: {result.picture}")

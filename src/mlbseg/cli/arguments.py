@@ -1,0 +1,52 @@
+"""What the command line's texts mean: numbers, label values, case ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlbseg.errors import UserError
+
+
+def set_threads(threads: int | None) -> None:
+    """Have torch compute on so many CPU threads; on as many as it likes when None."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def label_values(text: str | None) -> list[int] | None:
+    """Return the label values of a comma-separated list.
+
+    Raises:
+        UserError: if one is no whole number.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--labels {text!r}: expected whole numbers, such as 0,1,2") from None
+
+
+def count_or_ids(text: str | None) -> int | list[str] | None:
+    """Return a number, or the case ids of a file or of a comma-separated list."""
+    if text is None:
+        return None
+    return int(text) if text.isdecimal() else case_ids(text)
+
+
+def case_ids(text: str) -> list[str]:
+    """Return the case ids of a file (one a line) or of a comma-separated list.
+
+    Raises:
+        UserError: if the file is no text.
+    """
+    path = Path(text)
+    if "," not in text and path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{path}: cannot be read as a list of case ids, one a line") from None
+        return [line.strip() for line in lines if line.strip()]
+    return [part.strip() for part in text.split(",") if part.strip()]
