@@ -50,7 +50,7 @@ def test_every_preset_is_valid(name: str) -> None:
         ("patch_size=[16, 32]", ("plan.patch_size", [16, 32])),
         ("patch_size=16,32", ("plan.patch_size", [16, 32])),
         ("views=flip,zoom-in", ("mlb.views", ["flip", "zoom-in"])),
-        ("per_residual=yes", ("mlb.per_residual", True)),
+        ("crop=yes", ("plan.crop", True)),
         ("chunk=", ("mlb.chunk", None)),
         (" seed = 4", ("seed", 4)),
     ],

@@ -43,12 +43,12 @@ class TrainSettings(_Section):
     """How training goes."""
 
     lr: float = Field(0.05, gt=0, description="learning rate of stage 1 (and of supervised training)")
-    lr_bootstrap: float = Field(0.02, gt=0, description="learning rate of stage 2")
+    lr_bootstrap: float = Field(0.05, gt=0, description="learning rate of stage 2")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     clip: float = Field(1.0, gt=0, description="largest L2 norm of the gradient")
     schedule: Literal["poly", "paper", "constant"] = "poly"
-    stage1_share: float = Field(0.5, gt=0, lt=1, description="share of the steps that stage 1 takes")
+    stage1_share: float = Field(0.75, gt=0, lt=1, description="share of the steps that stage 1 takes")
     precision: Literal["auto", "32", "bf16"] = "auto"
     norm: Literal["instance", "group", "batch"] = "instance"
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -75,14 +75,14 @@ class MLBSettings(_Section):
     """The bootstrap stage; see `mlbseg.methods.mlb.MLB`."""
 
     mode: Literal["joint", "paper"] = "joint"
-    views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-in", "zoom-out"]
-    per_residual: bool = False
-    jitter: float = Field(0.0, ge=0, lt=1)
-    pseudo_from: Literal["student", "teacher"] = "student"
+    views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-out"]
+    weighting: Literal["share", "residual", "sign"] = "sign"
+    jitter: float = Field(0.6, ge=0, lt=1)
+    pseudo_from: Literal["student", "teacher"] = "teacher"
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     teacher_noise: float = Field(0.1, ge=0)
-    pseudo_weight: float = Field(1.0, ge=0)
-    consistency_weight: float = Field(1.0, ge=0)
+    pseudo_weight: float = Field(3.0, ge=0)
+    consistency_weight: float = Field(10.0, ge=0)
     chunk: int | None = Field(None, ge=1)
 
 
@@ -108,7 +108,9 @@ PRESETS: dict[str, dict[str, Any]] = {
                  "unlabelled_batch_size": 1},
         "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
         "augment": {"rotate": 10.0, "scale": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0},
-        "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "teacher_noise": 0.02},
+        "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "weighting": "share",
+                "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
+                "consistency_weight": 1.0},
     },
 }  # fmt: skip
 

@@ -20,7 +20,8 @@ from mlbseg.run import write_json
 from mlbseg.training import train
 
 SCANS, TESTED, LABELLED = 50, 12, 4
-STEPS = 800
+STEPS = 1000
+PATCH = "40,48,48"  # voxels; the plan's own, a little larger than the scan, would take a third longer
 STRUCTURES = {1: "organ", 2: "vessel"}
 
 
@@ -129,7 +130,7 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
             labelled=arm.labelled,
             test=TESTED,
             seed=seed,
-            overrides=[f"plan.steps={steps or STEPS}"],
+            overrides=[f"plan.steps={steps or STEPS}", f"plan.patch_size={PATCH}"],
             cache=out / "cache",
             console=console,
         )

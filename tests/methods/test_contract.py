@@ -24,7 +24,7 @@ from mlbseg.types import Batch
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
     ("mlb", {"mode": "paper"}),
-    ("mlb", {"per_residual": True, "chunk": 1}),
+    ("mlb", {"weighting": "residual", "chunk": 1}),
     ("mlb", {"jitter": 0.3, "pseudo_from": "teacher", "views": ()}),
 ]
 SHAPES = {2: (9, 6), 3: (5, 6, 4)}
@@ -278,7 +278,7 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "mode": "joint",
             "views": ("zoom-in", "zoom-out", "zoom-out", "flip"),
-            "per_residual": False,
+            "weighting": "share",
             "jitter": 0.0,
             "pseudo_from": "student",
             "teacher_decay": 0.99,

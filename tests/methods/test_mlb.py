@@ -34,7 +34,7 @@ NOISE = 0.3
 LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
 SHAPES = {2: (8, 10), 3: (6, 4, 5)}
 EXPLICIT: dict[str, Any] = {
-    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "per_residual": False,
+    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "weighting": "share",
     "jitter": 0.0, "pseudo_from": "student", "pseudo_weight": 1.0, "consistency_weight": 1.0,
 }  # fmt: skip
 
@@ -287,10 +287,10 @@ def test_monitors_say_what_keeps_weight_and_who_has_it(ndim: int, spy: Spy) -> N
 
 @dimensions
 @pytest.mark.usefixtures("double")
-def test_per_residual_divides_each_alignment_by_what_the_label_lacks(ndim: int, spy: Spy) -> None:
+def test_residual_weighting_divides_each_alignment_by_what_the_label_lacks(ndim: int, spy: Spy) -> None:
     batch = make_batch(ndim, 3)
-    for per_residual in (False, True):
-        next(iter(make_mlb(ndim, 3, per_residual=per_residual).losses(batch, 5)))
+    for weighting in ("share", "residual"):
+        next(iter(make_mlb(ndim, 3, weighting=weighting).losses(batch, 5)))
     method = make_mlb(ndim, 3)
     reference = Reference(method, batch)
     logits = reference.student(reference.x).detach()

@@ -30,8 +30,6 @@ from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.methods.base import Method
 from mlbseg.types import Batch, Losses
 
-PAPER_VIEWS = ("zoom-in", "zoom-out", "zoom-out", "flip")
-
 
 class MLB(Method):
     """Stage 2 of MLB-Seg; the student comes trained from stage 1.
@@ -44,9 +42,10 @@ class MLB(Method):
         views: The kinds of the views after the identity (see `draw_views`).
         flip_axes: Axes that a flip view may turn; None for all.
         zoom: The range of the zoom views (see `draw_views`).
-        per_residual: Divide each alignment by its pixel's residual 1 - p(label), so that a pixel counts by
-            the direction in which it pushes and not by how far the prediction is from its label. Without it
-            (the paper) borders and wrong labels, which have the largest residuals, take most of the weight.
+        weighting: How a positive alignment becomes a weight, before the weights are made to sum to 1. ``share``
+            is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
+            take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
+            alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike.
         jitter: Largest relative change of contrast, and shift of brightness in units of the normalised intensity,
             of each view that the student sees; the teacher sees the view as it is.
         pseudo_from: Whose predictions over the views make the pseudo label, ``student`` (the paper) or ``teacher``.
@@ -66,16 +65,16 @@ class MLB(Method):
         student: nn.Module,
         *,
         mode: Literal["joint", "paper"] = "joint",
-        views: Sequence[str] = PAPER_VIEWS,
+        views: Sequence[str] = ("zoom-out",),
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
-        per_residual: bool = False,
-        jitter: float = 0.0,
-        pseudo_from: Literal["student", "teacher"] = "student",
+        weighting: Literal["share", "residual", "sign"] = "sign",
+        jitter: float = 0.6,
+        pseudo_from: Literal["student", "teacher"] = "teacher",
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
-        pseudo_weight: float = 1.0,
-        consistency_weight: float = 1.0,
+        pseudo_weight: float = 3.0,
+        consistency_weight: float = 10.0,
         chunk: int | None = None,
     ) -> None:
         super().__init__(student)
@@ -84,7 +83,7 @@ class MLB(Method):
         self.views = tuple(views)
         self.flip_axes = flip_axes
         self.zoom = zoom
-        self.per_residual = per_residual
+        self.weighting = weighting
         self.jitter = jitter
         self.pseudo_from = pseudo_from
         self.teacher_decay = teacher_decay
@@ -195,8 +194,10 @@ class MLB(Method):
         alignments = []
         for label in labels.values():
             g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, tangent)  # type: ignore[misc]
-            if self.per_residual:
+            if self.weighting == "residual":
                 g = g / residual_map(logits, label).clamp(min=1e-3)
+            elif self.weighting == "sign":
+                g = g.sign()
             alignments.append(g)
         weights = dict(zip(labels, normalise(alignments), strict=True))
         for name, label in labels.items():
