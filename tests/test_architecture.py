@@ -23,6 +23,7 @@ FLOORS = {
     "nets": 1,
     "metrics": 1,
     "config": 1,
+    "files": 1,
     "data": 2,
     "methods": 2,
     "run": 3,

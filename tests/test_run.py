@@ -14,6 +14,7 @@ from torch import nn
 
 from mlbseg import checkpoints
 from mlbseg.errors import UserError
+from mlbseg.files import write_atomic
 from mlbseg.run import (
     WEIGHTS,
     Run,
@@ -25,7 +26,6 @@ from mlbseg.run import (
     pick_device,
     save_weights,
     use_bf16,
-    write_atomic,
 )
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from mlbseg.errors import UserError
-from mlbseg.run import dump_tensors, write_atomic
+from mlbseg.files import write_atomic
+from mlbseg.run import dump_tensors
 
 _NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
 KEEP = 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.table import Table
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
+from mlbseg.files import write_atomic
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
 
 LabelMap = npt.NDArray[np.int32]
@@ -102,7 +102,13 @@ class Evaluation:
         for row in self.rows:
             cells = ["" if v is None else f"{v:.6g}" for v in row.scores.as_dict().values()]
             writer.writerow([_harmless(row.case), row.value, _harmless(row.name), *cells])
-        _write_whole(path, text.getvalue())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written: {path.parent} is no folder and cannot be made one ({error.strerror})"
+            ) from None
+        write_atomic(path, text.getvalue().encode())
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as lists, strings and finite numbers, for JSON."""
@@ -298,19 +304,3 @@ def _cell(summary: Summary, digits: int) -> str:
 def _harmless(text: str) -> str:
     """Return `text` so that no spreadsheet takes it for a formula (OWASP, CSV injection)."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write `text` under a temporary name beside `path`, then rename it: nobody reads half a file."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8", newline="")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror or error} (name another file)"
-        ) from error

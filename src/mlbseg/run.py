@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import sys
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +23,7 @@ from mlbseg.config import Config, load_config
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest
+from mlbseg.files import write_atomic
 from mlbseg.nets import make_network
 
 WEIGHTS = "model.safetensors"
@@ -130,28 +130,6 @@ def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:
         for key, tensor in network.state_dict().items()
     }
     write_atomic(root / WEIGHTS, safetensors.torch.save(tensors))
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that no half-written file is ever found.
-
-    Raises:
-        UserError: if the disk is full or the folder cannot be written; what was there before is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror or error} (free some space or fix the rights)"
-        ) from None
 
 
 def dump_tensors(content: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.errors import Fault, ReadError
-from mlbseg.run import write_atomic
+from mlbseg.files import write_atomic
 
 
 def write_initial_label(path: Path, label: npt.NDArray[np.uint8]) -> None:

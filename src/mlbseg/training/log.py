@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlbseg.run import write_atomic
+from mlbseg.files import write_atomic
 
 COLUMNS = (
     "stage", "step", "lr", "clean", "initial", "pseudo", "teacher", "views", "clean_teacher", "clean_views",
