@@ -253,3 +253,20 @@ def test_pseudo_labels_equal_the_loop(make, shape: tuple[int, ...]) -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="'rotate': use zoom-in, zoom-out or flip"):
         draw_views(1, 2, ("rotate",), generator=seeded(0))
+
+
+@both_shapes
+def test_autocast_moves_no_pixel(shape: tuple[int, ...]) -> None:
+    views = drawn(shape, batch=2)
+    image, label = torch.randn(2, 3, *shape), torch.randint(0, 3, (2, *shape))
+
+    def everything() -> list[torch.Tensor]:
+        x = views.expand(image)
+        return [x, views.expand_label(label), views.valid(shape), *views.align(x)]
+
+    exact = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = everything()
+    for a, b in zip(exact, fast, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)

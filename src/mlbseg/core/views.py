@@ -145,7 +145,7 @@ def _sample(image: Tensor, matrix: Tensor, mode: str) -> Tensor:
     shape = image.shape[2:]
     if V == 0:
         return image.new_empty(0, *image.shape[1:])
-    grid = F.affine_grid(matrix.flatten(0, 1).to(image.dtype), [V * B, *shape], align_corners=False)
+    grid = _grid(matrix.to(image.dtype), shape)
     moved = F.grid_sample(image.flatten(0, 1), grid, mode=mode, padding_mode="border", align_corners=False)
     return moved.unflatten(0, (V, B))
 
@@ -153,14 +153,24 @@ def _sample(image: Tensor, matrix: Tensor, mode: str) -> Tensor:
 def _inside(matrix: Tensor, shape: Sequence[int]) -> Tensor:
     """Return (V, B, 1, *shape): 1 where the map's source lies inside [-1, 1] on every axis."""
     V, B = matrix.shape[:2]
-    grid = F.affine_grid(matrix.flatten(0, 1), [V * B, 1, *shape], align_corners=False)
+    grid = _grid(matrix, shape)
     # A hair of tolerance: the identity's outermost centres must not fall outside by rounding.
     inside = (grid.abs() <= 1 + 1e-5).all(-1)
     return inside.unflatten(0, (V, B)).unsqueeze(2).to(matrix.dtype)
 
 
+def _grid(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the places that maps (V, B, n, n + 1) sample, (V * B, *S, n); `shape` ends with S."""
+    spatial = shape[len(shape) - matrix.shape[2] :]
+    # affine_grid multiplies matrices: under autocast it would place pixels with bfloat16's three digits.
+    with torch.autocast(matrix.device.type, enabled=False):
+        flat = matrix.flatten(0, 1)
+        return F.affine_grid(flat, [len(flat), 1, *spatial], align_corners=False)
+
+
 def _invert(matrix: Tensor) -> Tensor:
     """Return the inverse affine maps, (..., n, n + 1)."""
     linear, shift = matrix[..., :-1], matrix[..., -1:]
-    inverse = torch.linalg.inv(linear)
-    return torch.cat([inverse, -inverse @ shift], dim=-1)
+    with torch.autocast(matrix.device.type, enabled=False):
+        inverse = torch.linalg.inv(linear)
+        return torch.cat([inverse, -inverse @ shift], dim=-1)

@@ -117,9 +117,9 @@ class MLB(Method):
 
         views = self._draw(image, generator)
         x, taught = self._see(views.expand(image), generator)
-        with _same_dropout(batch.seed):
+        with _same_dropout(batch):
             labels, weights = self._weigh(x, taught, views, initial, v)
-        with _same_dropout(batch.seed):
+        with _same_dropout(batch):
             logits = self.student(x).float()
         yield {
             "clean": _linearised(clean, v, self.student),
@@ -134,7 +134,7 @@ class MLB(Method):
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         views = self._draw(image, generator)
         x, taught = self._see(views.expand(image), generator)
-        with _same_dropout(batch.seed):
+        with _same_dropout(batch):
             logits = self.student(x).float()
         consistency = self._consistency(logits, taught, views)
 
@@ -148,7 +148,7 @@ class MLB(Method):
         clean_x, clean_taught = self._see(clean_views.expand(batch.clean_image), generator)
         clean_label = clean_views.expand_label(batch.clean_label)
         v = _gradient_at(ahead, self.student, clean_x, clean_label)
-        with _same_dropout(batch.seed):
+        with _same_dropout(batch):
             labels, weights = self._weigh(x, taught, views, initial, v)
         yield {**self._weighted(logits, labels, weights), **consistency}
 
@@ -222,10 +222,11 @@ class MLB(Method):
 
 
 @contextlib.contextmanager
-def _same_dropout(seed: int) -> Iterator[None]:
+def _same_dropout(batch: Batch) -> Iterator[None]:
     """Let two passes over the same images draw the same masks: weights and loss must mean the same network."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    device = batch.clean_image.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(batch.seed)
         yield
 
 
