@@ -46,11 +46,13 @@ def overlay(rows: Sequence[Row], columns: Sequence[str], path: Path, *, aspect: 
     classes = sorted({int(v) for row in rows for v in np.unique(row.reference) if v > 0})
     figure = Figure(figsize=(2.3 * len(columns), 2.4 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=9, parse_math=False)
     for row, line in zip(rows, axes, strict=True):
         plane = _fullest(row.reference)
         image = row.image[plane]
         low, high = np.percentile(image, [1, 99])
-        for axis, title, mask in zip(line, columns, (row.reference, *row.masks), strict=True):
+        for axis, mask in zip(line, (row.reference, *row.masks), strict=True):
             axis.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
             for value, colour in zip(classes, COLOURS * (1 + len(classes) // len(COLOURS)), strict=False):
                 part = (mask[plane] == value).astype(float)
@@ -58,8 +60,6 @@ def overlay(rows: Sequence[Row], columns: Sequence[str], path: Path, *, aspect: 
                     axis.contour(part, levels=[0.5], colors=[colour], linewidths=1.2)
             axis.set_xticks([])
             axis.set_yticks([])
-            if line is axes[0]:
-                axis.set_title(title, fontsize=9)
         # Names come from files: no mathtext, whatever they hold.
         line[0].set_ylabel(row.name, fontsize=8, parse_math=False)
     figure.savefig(path, dpi=110)

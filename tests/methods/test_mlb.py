@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from mlbseg.core.losses import (
 from mlbseg.core.metaweights import normalise
 from mlbseg.core.teacher import make_teacher
 from mlbseg.core.views import Views, draw_views
+from mlbseg.errors import UserError
 from mlbseg.methods import mlb
 from mlbseg.methods.mlb import MLB
 from mlbseg.types import Batch
@@ -382,3 +383,22 @@ def test_weights_and_loss_see_the_same_dropout_masks(monkeypatch: pytest.MonkeyP
     label = torch.randint(0, 2, (2, 6, 6))
     list(method.losses(Batch(image, label, image, label, seed=5), 0))
     torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_a_flip_view_needs_an_axis_to_flip() -> None:
+    with pytest.raises(UserError, match=r"plan\.flip_axes"):
+        MLB(nn.Conv2d(1, 2, 1), views=("flip",), flip_axes=())
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_losses_of_the_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    batch = make_batch(3, 3)
+    method = make_mlb(3, 3).float()
+    image, clean = batch.image.float(), batch.clean_image.float()
+    batch = replace(batch, image=image, clean_image=clean)
+    on_cpu = next(iter(method.losses(batch, 5)))
+    on_gpu = next(iter(method.to("cuda").losses(batch.to(torch.device("cuda")), 5)))
+    for name, value in on_cpu.items():
+        torch.testing.assert_close(on_gpu[name].cpu(), value, rtol=1e-3, atol=1e-5)

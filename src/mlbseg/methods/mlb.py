@@ -27,6 +27,7 @@ from mlbseg.core.metaweights import (
 )
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.core.views import ZOOM, Views, draw_views
+from mlbseg.errors import UserError
 from mlbseg.methods.base import Method
 from mlbseg.types import Batch, Losses
 
@@ -40,7 +41,7 @@ class MLB(Method):
             the weights and as the clean part of one update. ``paper`` takes it after a virtual step on the
             consistency terms and follows the weighted step by a step on the clean batch.
         views: The kinds of the views after the identity (see `draw_views`).
-        flip_axes: Axes that a flip view may turn; None for all.
+        flip_axes: Axes that a flip view may turn; None for all. With none of them a flip view is refused.
         zoom: The range of the zoom views (see `draw_views`).
         weighting: How a positive alignment becomes a weight, before the weights are made to sum to 1. ``share``
             is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
@@ -55,6 +56,9 @@ class MLB(Method):
         consistency_weight: Factor of L_ple + L_mt.
         chunk: Images per forward-mode pass; None for all at once. With dropout, chunks draw other masks than the
             loss's one pass.
+
+    Raises:
+        UserError: for a flip view where no axis may be flipped.
     """
 
     uses_unlabelled = True
@@ -77,6 +81,11 @@ class MLB(Method):
         consistency_weight: float = 10.0,
         chunk: int | None = None,
     ) -> None:
+        if "flip" in views and flip_axes is not None and not flip_axes:
+            raise UserError(
+                "mlb.views: found flip, but the plan says that no flip keeps the anatomy valid "
+                "(name the axes that may be flipped, such as plan.flip_axes=[2], or leave the flip view out)"
+            )
         super().__init__(student)
         self.teacher = make_teacher(student)
         self.mode = mode

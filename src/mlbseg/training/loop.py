@@ -149,7 +149,7 @@ class Loop(pl.LightningModule):
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
             warnings.catch_warnings(),
         ):
-            # Steps are drawn in the main process on purpose: their order is the resume's contract.
+            # Batches are drawn in the main process: on a CPU, workers would only take cores from the network.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # Lightning's own use of torch, and its surprise at a network that just predicted.
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

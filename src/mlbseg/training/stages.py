@@ -127,7 +127,7 @@ class Training:
         section = getattr(self.run.config, self.run.config.method, None)
         if section is not None:
             settings = section.model_dump()
-            settings["flip_axes"] = self.run.plan.flip_axes or None
+            settings["flip_axes"] = self.run.plan.flip_axes
         return kind(student, **settings)
 
     def _fill_cache(self, *, with_others: bool) -> None:
