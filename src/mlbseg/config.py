@@ -27,16 +27,20 @@ class PlanSettings(_Section):
     """Overrides of the plan; what is left empty is decided from the data (see plan.json for the reasons)."""
 
     ndim: Literal[2, 3] | None = None
+    orientation: str | None = None
+    label_values: list[int] | None = None
+    class_names: list[str] | None = None
     spacing: float | list[float] | None = None
     patch_size: int | list[int] | None = None
     normalisation: str | list[str] | None = None
+    intensity: dict[str, float] | list[dict[str, float]] | None = None
     crop: bool | None = None
     network: str | None = None
     network_channels: list[int] | None = None
     batch_size: int | None = Field(None, ge=1)
     unlabelled_batch_size: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
-    flip_axes: list[int] | None = None
+    flip_axes: int | list[int] | None = None
 
 
 class TrainSettings(_Section):

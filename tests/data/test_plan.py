@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlbseg.data.plan import CaseFacts, Fingerprint, Intensity, Plan, fingerprint, make_plan
 from mlbseg.data.readers import write_image, write_label
-from mlbseg.data.rules import VIEWS, step_bytes
+from mlbseg.data.rules import step_bytes
 from mlbseg.errors import UserError
 from mlbseg.nets import make_network, required_multiple
 from mlbseg.types import Case, Geometry, Role
@@ -307,6 +307,23 @@ def test_little_memory_shrinks_patch_then_batch() -> None:
     assert tiny.batch_size == tiny.unlabelled_batch_size == 1
 
 
+def test_more_views_of_each_patch_leave_room_for_smaller_ones() -> None:
+    voxels = [math.prod(plan_for(facts(), device="cuda", views=v).patch_size) for v in (0, 2, 5)]
+    assert voxels == sorted(voxels, reverse=True)
+    assert voxels[0] > voxels[2]
+    assert plan_for(facts(), device="cuda") == plan_for(facts(), device="cuda", views=5)
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing"), [((34, 50, 35), (1.0, 1.0, 1.0)), ((88, 140, 190), (0.625, 0.625, 0.625))]
+)
+def test_on_a_cpu_the_cap_on_voxels_decides_whatever_the_views(
+    size: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    plans = [plan_for(facts(size=size, spacing=spacing), memory_bytes=10 * GIB, views=v) for v in (0, 2, 5)]
+    assert plans[0] == plans[1] == plans[2]
+
+
 @pytest.mark.parametrize("network", ["unet", "unet++", "vnet", "dynunet"])
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_memory_estimate_follows_what_autograd_saves(network: str, ndim: int) -> None:
@@ -323,7 +340,7 @@ def test_the_memory_estimate_follows_what_autograd_saves(network: str, ndim: int
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         net(torch.randn(1, 1, *patch)).square().mean()
     held = sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in weights)
-    estimate = step_bytes(network, patch, channels, 1) / (2 * (1 + VIEWS))
+    estimate = step_bytes(network, patch, channels, 1, views=0) / 2
     assert 0.5 < estimate / held < 2
 
 

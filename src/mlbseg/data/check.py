@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def check(
     faults += _same_images(seen)
     faults += _odd_ones_out(seen)
     if require_roles:
-        faults += _no_clean_case(dataset.cases)
+        faults += no_clean_case(dataset.cases)
         if not any(case.role in (Role.UNLABELLED, Role.NOISY) for case in dataset.cases):
             found, remedy = "no unlabelled case", "add scans without labels to learn from them too"
             warnings.append(Fault(str(dataset.root), found, remedy=remedy, kind="roles"))
@@ -95,11 +95,40 @@ def without_bad(result: CheckResult) -> Dataset:
     rest = [fault for fault in result.faults if fault.case_id is None]
     bad = {fault.case_id for fault in result.faults}
     cases = tuple(case for case in result.dataset.cases if case.id not in bad)
-    rest = rest or _no_clean_case(cases)
+    rest = rest or no_clean_case(cases)
     if rest:
         raise FaultsError(rest, str(result.dataset.root), "these remain when the bad cases are left out")
     order = tuple(name for name in result.dataset.order if name not in bad)
     return replace(result.dataset, cases=cases, order=order, faults=())
+
+
+def unknown_values(result: CheckResult, clean: Collection[str]) -> tuple[Fault, ...]:
+    """Return a fault for each case whose label holds a value that no label of the cases `clean` holds.
+
+    Where nothing else names the classes, the clean training labels do: another label cannot add one.
+    """
+    held = {entry["id"]: {int(value) for value in entry["labels"]} for entry in result.summary["per_case"]}
+    known = {0}.union(*(held[name] for name in clean))
+    return tuple(
+        Fault(
+            name,
+            f"label values {_set(values)}",
+            f"{_set(known)} as in the clean labels",
+            _values_remedy(known | values),
+            name,
+            "labels",
+        )
+        for name, values in held.items()
+        if not values <= known
+    )
+
+
+def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
+    """Return the fault that no case is clean, if it is so."""
+    if any(case.role is Role.CLEAN for case in cases):
+        return []
+    found, remedy = f"no clean case among {len(cases)}", "label at least one scan with care"
+    return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
 _WARNINGS = ("constant-channel", "empty-label")
@@ -183,8 +212,15 @@ def _unexpected_labels(
     for one in labelled:
         if not set(one.labels) <= expected:
             found, wanted = f"label values {_set(one.labels)}", _set(expected)
-            remedy = "correct the label, or state all values that may occur"
+            remedy = _values_remedy({*expected, *one.labels})
             yield Fault(one.case.id, found, wanted, remedy, one.case.id, "labels")
+
+
+def _values_remedy(values: Iterable[int]) -> str:
+    usable = [value for value in sorted(values) if value >= 0]
+    if len(usable) > 12:
+        return "correct the label, or state all values that may occur with --labels"
+    return f"correct the label, or state all values that may occur: --labels {','.join(map(str, usable))}"
 
 
 def _set(values: Iterable[int], most: int = 12) -> str:
@@ -241,13 +277,6 @@ def _patient_spacing(geometry: Geometry) -> npt.NDArray[np.float64]:
     if len(set(nearest_axis.tolist())) < geometry.ndim:
         return spacing  # oblique beyond naming
     return spacing[np.argsort(nearest_axis)]
-
-
-def _no_clean_case(cases: Sequence[Case]) -> list[Fault]:
-    if any(case.role is Role.CLEAN for case in cases):
-        return []
-    found, remedy = f"no clean case among {len(cases)}", "label at least one scan with care"
-    return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
 def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:

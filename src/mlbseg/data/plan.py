@@ -134,6 +134,7 @@ def make_plan(
     class_names: Mapping[int, str] | None = None,
     memory_bytes: int,
     device: str = "cpu",
+    views: int = rules.VIEWS,
     overrides: Mapping[str, object] | None = None,
 ) -> Plan:
     """Decide everything, in an order in which each decision rests on those before it.
@@ -143,6 +144,8 @@ def make_plan(
         class_names: Name of each label value, if the data declares them; other values are then unexpected.
         memory_bytes: Memory of the device; a step plans with half of it.
         device: ``cpu``, or anything else for an accelerator.
+        views: Views of each unlabelled patch that a step looks at, the patch itself among them; 0 if the method
+            uses none.
         overrides: Fields set by the user; None leaves the decision to the rule, a scalar counts for every
             axis or channel.
 
@@ -170,8 +173,8 @@ def make_plan(
 
     network = decide("network", rules.decide_network)
     channels = decide("network_channels", rules.decide_network_channels, kind, network, median)
-    patch = decide("patch_size", rules.decide_patch_size, kind, median, network, channels, budget)
-    batch = decide("batch_size", rules.decide_batch_size, kind, network, patch, channels, budget)
+    patch = decide("patch_size", rules.decide_patch_size, kind, median, network, channels, budget, views)
+    batch = decide("batch_size", rules.decide_batch_size, kind, network, patch, channels, budget, views)
     decide("unlabelled_batch_size", rules.decide_unlabelled_batch_size, facts, batch)
     decide("steps", rules.decide_steps, kind, len(facts.cases))
     decide("flip_axes", rules.decide_flip_axes, facts)

@@ -31,7 +31,7 @@ BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
 FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "swin-unetr": 5}
 """Levels of the networks that have no choice."""
 VIEWS = 5
-"""Copies of each unlabelled patch that a bootstrapping step looks at."""
+"""Views of each unlabelled patch in the paper: the patch itself, one zoomed in, two zoomed out and one flipped."""
 SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "dynunet": 14, "swin-unetr": 48}
 """Feature maps that each network saves for its backward pass, per feature of each level. Measured with
 autograd's saved-tensor hooks; assumed for swin-unetr."""
@@ -182,21 +182,24 @@ def decide_network_channels(kind: str, network: str, median: tuple[int, ...]) ->
     return tuple(base * 2**level for level in range(levels)), f"{why}; {base} features at the first."
 
 
-def step_bytes(network: str, patch: tuple[int, ...], channels: tuple[int, ...], batch: int) -> int:
-    """Estimate the memory of one bootstrapping step, bytes: saved maps and as much for gradients. Rough.
+def step_bytes(
+    network: str, patch: tuple[int, ...], channels: tuple[int, ...], batch: int, views: int
+) -> int:
+    """Estimate the memory of one training step, bytes: saved maps and as much for gradients. Rough.
 
     Args:
         network: Its name.
         patch: Voxels along each axis.
         channels: Features per level, each level half as fine as the one before.
-        batch: Clean patches, and as many unlabelled ones in `VIEWS` views.
+        batch: Clean patches, and as many unlabelled ones.
+        views: Views of each unlabelled patch, the patch itself among them; 0 if the method uses none.
     """
     features = sum(width / 2 ** (len(patch) * level) for level, width in enumerate(channels))
-    return int(2 * 4 * math.prod(patch) * features * SAVED_MAPS.get(network, 48) * batch * (1 + VIEWS))
+    return int(2 * 4 * math.prod(patch) * features * SAVED_MAPS.get(network, 48) * batch * (1 + views))
 
 
 def decide_patch_size(
-    kind: str, median: tuple[int, ...], network: str, channels: tuple[int, ...], budget: int
+    kind: str, median: tuple[int, ...], network: str, channels: tuple[int, ...], budget: int, views: int
 ) -> Reasoned[tuple[int, ...]]:
     """Start from the median prepared scan; shorten the longest side until a step fits the budget (bytes)."""
     multiple = required_multiple(network, channels)
@@ -208,7 +211,7 @@ def decide_patch_size(
     while max(patch) > 2 * multiple:
         if math.prod(patch) > cap:
             limit = f", its longest side shortened for at most {cap} voxels on a {kind.upper()}"
-        elif step_bytes(network, tuple(patch), channels, 2) > budget:
+        elif step_bytes(network, tuple(patch), channels, 2, views) > budget:
             limit = f", its longest side shortened for a step within {budget / 2**30:.1f} GiB"
         else:
             break
@@ -217,12 +220,15 @@ def decide_patch_size(
 
 
 def decide_batch_size(
-    kind: str, network: str, patch: tuple[int, ...], channels: tuple[int, ...], budget: int
+    kind: str, network: str, patch: tuple[int, ...], channels: tuple[int, ...], budget: int, views: int
 ) -> Reasoned[int]:
     """2, unless the patch is tiny or the budget (bytes) is."""
-    if step_bytes(network, patch, channels, 2) > budget:
+    if step_bytes(network, patch, channels, 2, views) > budget:
         return 1, f"2 patches would not fit in {budget / 2**30:.1f} GiB."
-    if math.prod(patch) <= VOXEL_CAP[kind, 3] // 4 and step_bytes(network, patch, channels, 4) <= budget:
+    if (
+        math.prod(patch) <= VOXEL_CAP[kind, 3] // 4
+        and step_bytes(network, patch, channels, 4, views) <= budget
+    ):
         return 4, "4 of such small patches fit easily."
     return 2, "2, as is common with patches of this size."
 

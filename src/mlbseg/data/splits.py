@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,6 +158,25 @@ def apply_split(cases: Sequence[Case], split: Split) -> tuple[Case, ...]:
             raise UserError(f"{case.id}: has no label, expected one as the split has it as {role.value}")
         result.append(replace(case, role=role, label=case.label if keeps else None))
     return tuple(result)
+
+
+def leave_out(split: Split, ids: Collection[str]) -> Split:
+    """Return the split without the cases `ids`; all others keep their part, so fewer may be labelled than asked.
+
+    Raises:
+        UserError: No clean case is left.
+    """
+    parts = {
+        part: tuple(name for name in getattr(split, part) if name not in ids)
+        for part in ("clean", "noisy", "unlabelled", "validation", "test")
+    }
+    gone = [name for part in parts for name in getattr(split, part) if name in ids]
+    if not parts["clean"]:
+        raise UserError(
+            f"no clean case is left to train on without {', '.join(split.clean)} (correct one of them)"
+        )
+    rule = f"{split.rule} Left out for their faults: {', '.join(gone)}." if gone else split.rule
+    return replace(split, **parts, rule=rule)
 
 
 def _ordered(by_id: Mapping[str, Case], order: Sequence[str], seed: int) -> list[Case]:

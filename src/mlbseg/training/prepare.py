@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,14 +13,16 @@ from rich.console import Console
 from mlbseg.config import Config
 from mlbseg.data.cache import default_cache_root
 from mlbseg.data.cases import find_cases
-from mlbseg.data.check import check, without_bad
+from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import make_plan
-from mlbseg.data.splits import apply_split, make_split
+from mlbseg.data.records import write_record
+from mlbseg.data.splits import apply_split, leave_out, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import available_memory, environment, make_student, pick_device, use_bf16, write_json
+from mlbseg.run import available_memory, environment, make_student, pick_device, use_bf16
+from mlbseg.types import Role
 
 
 def prepare_run(
@@ -40,27 +43,31 @@ def prepare_run(
     method = find_method(config.method)
     target = pick_device(device)
     _require_free(root)
-    dataset = find_cases(data)
+    found = find_cases(data)
+    if not any(case.role is Role.CLEAN for case in found.cases):
+        raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
+    # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
+    split = make_split(
+        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed
+    )
+    dataset = replace(found, cases=apply_split(found.cases, split))
+    labels = labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
+    if labels is None and not dataset.class_names and (skip_bad or not result.faults):
+        bad = {fault.case_id for fault in result.faults}
+        unknown = unknown_values(result, [name for name in split.clean if name not in bad])
+        result = replace(result, faults=(*result.faults, *unknown))
     if result.faults and not skip_bad:
         raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
-    dataset = without_bad(result)
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
+    cases = {case.id: case for case in without_bad(result).cases}
+    split = leave_out(split, skipped)
     if console is not None:
         for fault in result.warnings:
             console.print(f"note: {fault}", markup=False, highlight=False)
         if skipped:
             console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
-    split = make_split(
-        dataset.cases,
-        order=dataset.order,
-        labelled=labelled,
-        test=test,
-        validation=validation,
-        seed=config.seed,
-    )
-    cases = {c.id: c for c in apply_split(dataset.cases, split)}
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     if method.uses_unlabelled and not (split.noisy or split.unlabelled):
         raise UserError(
@@ -69,12 +76,15 @@ def prepare_run(
         )
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, progress=lambda done, _: progress.update(done))
-    names = dataset.class_names or ({} if labels is None else {value: f"class {value}" for value in labels})
+    names = dataset.class_names
+    if labels is not None:
+        names = {value: names.get(value, f"label {value}") for value in labels if value or value in names}
     plan = make_plan(
         facts,
         class_names=names,
         memory_bytes=available_memory(target),
         device=target.type,
+        views=1 + len(config.mlb.views) if method.uses_unlabelled else 0,
         overrides=config.plan.model_dump(exclude_none=True),
     )
     if method.needs_initial_labels and plan.steps < 2:
@@ -83,11 +93,11 @@ def prepare_run(
     with _all_or_nothing(root):
         split.write(root / "split.json")
         plan.write(root / "plan.json")
-        write_json(
+        write_record(
             root / "env.json",
             {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)},
         )
-        write_json(
+        write_record(
             root / "data.json",
             {
                 "root": str(data.resolve()),
