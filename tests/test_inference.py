@@ -211,6 +211,27 @@ def test_two_scans_of_one_name_are_refused(supervised_run: Path, scans: Path, tm
     assert not (tmp_path / "masks").exists()
 
 
+def test_a_name_that_cannot_be_used_stops_no_other_scan(supervised_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    for name in ("images/a.nii.gz", "images/a.nrrd", "images/b.nii.gz", "labels/b.nrrd", "labels/b.mha"):
+        save(root / name, blocks(1)[0])
+    result = predict(supervised_run, root, tmp_path / "all")
+    assert set(result.masks) == {"b"}
+    assert [str(fault) for fault in result.faults] == [
+        "a: two cases of this name (a.nii.gz, a.nrrd), expected one (rename or remove one)"
+    ]
+    assert predict(supervised_run, root, tmp_path / "b", only=["b"]).faults == []
+    result = predict(supervised_run, root, tmp_path / "both", only=["a", "b"])
+    assert (set(result.masks), len(result.faults)) == ({"b"}, 1)
+
+
+def test_numbered_scans_get_a_mask_each(supervised_run: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        save(tmp_path / "scans" / f"im_{i:04d}.nii.gz", blocks(i)[0])
+    result = predict(supervised_run, tmp_path / "scans", tmp_path / "masks")
+    assert (set(result.masks), result.faults) == ({"im_0000", "im_0001"}, [])
+
+
 def test_one_bad_scan_stops_no_other(supervised_run: Path, tmp_path: Path) -> None:
     root = tmp_path / "scans"
     for name in ("a", "e"):

@@ -25,6 +25,9 @@ from mlbseg.types import Case, Geometry
 PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
 """The parts of a run's split that `only` may name."""
 
+SLICES = 8
+"""That a 2D network is shown of a 3D scan at once."""
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -34,7 +37,7 @@ class Predictions:
 
     Attributes:
         masks: The file written for each case id.
-        faults: Scans that could not be segmented; the others were.
+        faults: Scans that could not be segmented or whose names cannot be used; the others were segmented.
     """
 
     masks: dict[str, Path] = field(default_factory=dict)
@@ -87,10 +90,13 @@ def predict(
     target = pick_device(device)
     model = opened.network(network).to(target)
     paths = [scans] if isinstance(scans, str | Path) else list(scans)
-    cases = _select([case for path in paths for case in find_scans(Path(path))], only, opened)
+    found = [find_scans(Path(path), opened.plan.channels) for path in paths]
+    cases, faults = _select(
+        [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
+    )
     out = Path(out)
     _make_folder(out)
-    result = Predictions()
+    result = Predictions(faults=faults)
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
@@ -166,24 +172,31 @@ def predict_grid(
         assert total is not None  # noqa: S101 - the empty subset is always there
         return total / len(subsets)
 
-    parts = x.split(8) if sliced else (x,)
+    def slide(part: Tensor) -> npt.NDArray[np.float32]:
+        result: Tensor = sliding_window_inference(
+            part,
+            roi_size=tuple(patch_size),
+            sw_batch_size=1 if device.type == "cpu" else 4,
+            predictor=probability,
+            overlap=overlap,
+            mode="gaussian",
+            padding_mode="replicate",
+            sw_device=device,
+            device=torch.device("cpu"),
+        )
+        return result.numpy()
+
     with torch.inference_mode():
-        results = [
-            sliding_window_inference(
-                part,
-                roi_size=tuple(patch_size),
-                sw_batch_size=1 if device.type == "cpu" else 4,
-                predictor=probability,
-                overlap=overlap,
-                mode="gaussian",
-                padding_mode="replicate",
-                sw_device=device,
-                device=torch.device("cpu"),
-            )
-            for part in parts
-        ]
-    whole: Tensor = torch.cat(results).movedim(0, 1) if sliced else results[0][0]
-    return np.ascontiguousarray(whole.numpy())
+        if not sliced:
+            return np.ascontiguousarray(slide(x)[0])
+        whole: npt.NDArray[np.float32] | None = None
+        for start in range(0, len(x), SLICES):
+            part = slide(x[start : start + SLICES])
+            if whole is None:  # only now is the number of classes known
+                whole = np.empty((part.shape[1], len(x), *part.shape[2:]), np.float32)
+            whole[:, start : start + SLICES] = part.swapaxes(0, 1)
+    assert whole is not None  # noqa: S101 - a scan has a slice
+    return whole
 
 
 def largest_components(mask: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -254,26 +267,29 @@ def _probability_files(case: Case, mask: Path, plan: Plan) -> list[Path]:
     return [folder / f"{case.id}_{value}{suffix}" for value in plan.label_values]
 
 
-def _select(cases: list[Case], only: str | Sequence[str] | None, run: Run) -> list[Case]:
+def _select(
+    cases: list[Case], faults: list[Fault], only: str | Sequence[str] | None, run: Run
+) -> tuple[list[Case], list[Fault]]:
+    """Return the cases that are wanted, and the faults of these or of none in particular."""
     seen: set[str] = set()
     for case in cases:
         if case.id in seen:
             raise UserError(f"two scans are called {case.id!r}: their masks would overwrite each other")
         seen.add(case.id)
     if only is None:
-        return cases
+        return cases, faults
     if isinstance(only, str):
         if only not in PARTS:
             raise UserError(f"the run's split has no part {only!r}: {nearest(only, PARTS)}")
         part, only = only, run.split.as_dict()[only]
         if not only:
             raise UserError(f"{run.root}: no case is in the {part} part of the run's split")
-    missing = sorted(set(only) - seen)
+    missing = sorted(set(only) - seen - {fault.case_id for fault in faults})
     if missing:
         found = f"no scan found for {len(missing)} cases, such as {', '.join(missing[:3])}"
         raise UserError(f"{found} (expected case ids, or one of {', '.join(PARTS)})")
-    wanted = set(only)
-    return [case for case in cases if case.id in wanted]
+    wanted = {*only, None}
+    return [c for c in cases if c.id in wanted], [f for f in faults if f.case_id in wanted]
 
 
 def _make_folder(out: Path) -> None:

@@ -269,7 +269,9 @@ def test_dots_in_a_label_are_refused(tmp_path: Path) -> None:
 
 
 def ids(path: Path) -> list[str]:
-    cases = find_scans(path)
+    scans = find_scans(path)
+    assert scans.faults == ()
+    cases = scans.cases
     assert all(case.label is None and case.role is Role.UNLABELLED for case in cases)
     return [case.id for case in cases]
 
@@ -288,7 +290,45 @@ def test_scans_in_a_bare_folder(tmp_path: Path) -> None:
 def test_scans_with_channel_numbers_are_joined(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{n}_{c:04d}.nii.gz" for n in "ab" for c in (0, 1)))
     assert ids(tmp_path) == ["a", "b"]
-    assert [p.name for p in find_scans(tmp_path)[1].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    for channels in (None, 2):
+        cases = find_scans(tmp_path, channels).cases
+        assert [p.name for p in cases[1].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    assert len(find_scans(tmp_path, 1).cases) == 4
+    (tmp_path / "b_0001.nii.gz").unlink()
+    assert [case.id for case in find_scans(tmp_path, 2).cases] == ["a_0000", "a_0001", "b_0000"]
+
+
+def test_numbered_scans_are_not_channels_of_one_scan(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"im_{i:04d}.png" for i in range(4)))
+    scans = find_scans(tmp_path, 1)
+    assert [case.id for case in scans.cases] == [f"im_{i:04d}" for i in range(4)]
+    assert all(len(case.images) == 1 for case in scans.cases)
+    assert scans.faults == ()
+    for i in range(1, 4):
+        (tmp_path / f"im_{i:04d}.png").unlink()
+    touch(tmp_path, "other_0000.png")
+    assert [case.id for case in find_scans(tmp_path, 1).cases] == ["im", "other"]
+    touch(tmp_path, "third_0007.png")
+    assert [case.id for case in find_scans(tmp_path, 1).cases] == ["im_0000", "other_0000", "third_0007"]
+
+
+def test_faults_of_labels_do_not_matter_to_prediction(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/a.nrrd", "labels/z.nrrd")
+    assert {fault.kind for fault in find_cases(tmp_path).faults} == {"duplicate", "orphan"}
+    assert ids(tmp_path) == ["a", "b"]
+    path = tmp_path / "cases.csv"
+    path.write_text(
+        "image,label,role\nimages/a.nii.gz,labels/none.nrrd,\nimages/b.nii.gz,,sloppy\n", encoding="utf-8"
+    )
+    assert len(find_cases(path).faults) == 2
+    assert ids(path) == ["a", "b"]
+
+
+def test_a_fault_of_one_scan_leaves_the_others(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "images/a.nrrd", "images/b.nii.gz", "images/c\udcff.nii.gz")
+    scans = find_scans(tmp_path)
+    assert [case.id for case in scans.cases] == ["b"]  # of the two called a, nobody knows which is meant
+    assert [fault.kind for fault in scans.faults] == ["duplicate", "id"]
 
 
 def test_one_file_one_series_one_list(tmp_path: Path) -> None:

@@ -23,6 +23,19 @@ _LAYOUTS = """recognised are:
 
 
 @dataclass(frozen=True)
+class Scans:
+    """The scans that were found to predict.
+
+    Attributes:
+        cases: Sorted by id, without labels.
+        faults: What is wrong with the names of other scans, which are not among the cases.
+    """
+
+    cases: tuple[Case, ...]
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dataset:
     """The cases that were found.
 
@@ -68,20 +81,27 @@ def find_cases(root: Path) -> Dataset:
     order = layouts.read_list(folder / "train.list") if folder == root else ()
     tests = layouts.read_list(folder / "test.list") if folder == root else ()
     cases = [case.with_role(Role.TEST) if case.id in tests else case for case in found.cases]
-    faults = [*found.faults, *_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
+    faults = [*found.faults, *found.label_faults]
+    faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)
     return Dataset(
         folder, found.layout, tuple(cases), found.class_names, order, tuple(faults), tuple(found.warnings)
     )
 
 
-def find_scans(path: Path) -> tuple[Case, ...]:
+def find_scans(path: Path, channels: int | None = None) -> Scans:
     """Find the scans to predict: a folder of a known layout, a bare folder of scans, a file, a DICOM folder.
 
     Labels are ignored; every image is taken, those of imagesTs too.
 
+    Args:
+        path: Where to look.
+        channels: Of each scan, where that is known: it tells the channels of one scan in a bare folder
+            (`NAME_0000`, `NAME_0001`) from numbered scans.
+
     Raises:
-        UserError: If there is no scan, or two scans would get the same name.
+        UserError: If there is no scan, or none whose name can be used. What is wrong with single names, such
+            as two scans that would get the same one, is in the result.
     """
     _require_exists(path)
     if path.is_file() and path.suffix.lower() not in (".csv", ".json"):
@@ -89,25 +109,27 @@ def find_scans(path: Path) -> tuple[Case, ...]:
             raise UserError(
                 f"{path}: not a scan; expected a name ending in {' '.join(SUFFIXES)}, or a folder"
             )
-        return (Case(stem(path), (path,)),)
+        return Scans((Case(stem(path), (path,)),))
     if path.is_file():
-        return _images_only(read_datalist(path), path)
+        return _images_only(read_datalist(path, labels=False), path)
     try:
         is_series = bool(dicom.slice_files(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be listed ({error.strerror})") from None
     if is_series:
-        return (Case(path.resolve().name, (path,)),)
-    return _images_only(layouts.recognise(path) or layouts.bare(path), path)
+        return Scans((Case(path.resolve().name, (path,)),))
+    return _images_only(layouts.recognise(path) or layouts.bare(path, channels), path)
 
 
-def _images_only(found: Found, path: Path) -> tuple[Case, ...]:
-    if faults := [fault for fault in found.faults if fault.kind != "orphan"]:
-        raise FaultsError(faults, str(path))
-    if not found.cases:
+def _images_only(found: Found, path: Path) -> Scans:
+    """Drop labels, and the cases that a fault names: of two scans of one name nobody knows which is meant."""
+    faulty = {fault.case_id for fault in found.faults}
+    cases = [replace(case, label=None, role=Role.UNLABELLED) for case in found.cases if case.id not in faulty]
+    if not cases and found.faults:
+        raise FaultsError(found.faults, str(path))
+    if not cases:
         raise UserError(f"{path}: no scans in it (found: {_contents(path)}); expected {' '.join(SUFFIXES)}")
-    cases = (replace(case, label=None, role=Role.UNLABELLED) for case in found.cases)
-    return tuple(sorted(cases, key=lambda case: case.id))
+    return Scans(tuple(sorted(cases, key=lambda case: case.id)), tuple(found.faults))
 
 
 def _require_exists(path: Path) -> None:

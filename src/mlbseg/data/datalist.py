@@ -19,11 +19,15 @@ _IMAGE = re.compile(r"image(_\d+)?")
 _EXPECTED = "columns id, image (or image_0, image_1, ...), label, role, patient, of which image is needed"
 
 
-def read_datalist(path: Path) -> Found:
+def read_datalist(path: Path, *, labels: bool = True) -> Found:
     """Read a CSV with a header line, or a JSON list of objects (or ``{"cases": [...], "labels": {...}}``).
 
     Relative paths start at the list's folder and must stay inside it, so that a list that came from elsewhere
     reads nothing else by accident; an absolute path is taken as it is, since it was written on purpose.
+
+    Args:
+        path: The list.
+        labels: Whether the columns label and role are looked at.
 
     Raises:
         UserError: If the list as a whole cannot be used. What is wrong with one case is in `Found.faults`.
@@ -47,6 +51,8 @@ def read_datalist(path: Path) -> Found:
                 Fault(path.name, f"column {key!r} is ignored", "", nearest(key, _COLUMNS), kind="ignored")
             )
     for where, row in rows:
+        if not labels:
+            row = {key: value for key, value in row.items() if key not in ("label", "role")}
         _add(found, path.parent, f"{path.name}, {where}", row)
     return found
 

@@ -24,12 +24,13 @@ _PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixe
 
 @dataclass
 class Found:
-    """What a layout yields: cases, and what is wrong with the names."""
+    """What a layout yields: cases, and what is wrong with the names of images and of labels."""
 
     layout: str
     cases: list[Case] = field(default_factory=list)
     class_names: dict[int, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
     _by_id: dict[str, Case] = field(default_factory=dict)
 
@@ -78,13 +79,23 @@ def recognise(root: Path) -> Found | None:
     return _promise12(root) or _left_atrium(root)
 
 
-def bare(root: Path) -> Found:
-    """Return every scan directly in `root`, without labels; DICOM folders inside count as scans."""
+def bare(root: Path, channels: int | None = None) -> Found:
+    """Return every scan directly in `root`, without labels; DICOM folders inside count as scans.
+
+    Files numbered as nnU-Net numbers channels are joined if that gives every case `channels` files (any number
+    when None); else they are what numbered exports are, a scan each.
+    """
     found = Found("a folder of scans")
     scans = [p for p in _scans(root, found) if suffix(p) or (p.is_dir() and dicom.slice_files(p))]
-    groups = _channels(scans, found) if _look_like_channels(scans) else None
-    for name, images in groups.items() if groups else ((stem(p), (p,)) for p in scans):
-        found.add(Case(name, tuple(images)))
+    joined = Found(found.layout, warnings=found.warnings)
+    groups = _channels(scans, joined) if _look_like_channels(scans) else {}
+    fits = not joined.faults and all(len(images) == channels for images in groups.values())
+    if groups and (fits or channels is None):
+        for name, images in groups.items():
+            joined.add(Case(name, tuple(images)))
+        return joined
+    for path in scans:
+        found.add(Case(stem(path), (path,)))
     return found
 
 
@@ -117,7 +128,7 @@ def _paired(root: Path, images: str, labels: str) -> Found:
             _collect(
                 found, scans, _by_stem(root / test_labels, found), is_nnunet, lambda _: Role.TEST, Role.TEST
             )
-    if not found.cases and not found.faults:
+    if not (found.cases or found.faults or found.label_faults):
         raise UserError(f"{root / images}: no scans in it; expected files ending in {' '.join(SUFFIXES)}")
     return found
 
@@ -166,7 +177,7 @@ def _collect(
     for name in sorted(set(labels) - {name for name, _ in pairs}):
         remedy = "add the image, or remove the label"
         where = f"{labels[name].parent.name}/{labels[name].name}"
-        found.faults.append(
+        found.label_faults.append(
             Fault(where, "a label without an image", f"an image named {name}", remedy, name, "orphan")
         )
 
@@ -199,7 +210,7 @@ def _by_stem(folder: Path, found: Found) -> dict[str, Path]:
         name = stem(path)
         if name in labels:
             both = f"two labels ({labels[name].name}, {path.name})"
-            found.faults.append(Fault(name, both, "one", "remove one", name, "duplicate"))
+            found.label_faults.append(Fault(name, both, "one", "remove one", name, "duplicate"))
         labels.setdefault(name, path)
     return labels
 
