@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +185,51 @@ def test_memory_is_a_plausible_number_with_and_without_proc(monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "read_text", absent)
     assert available_memory(CPU) == installed // 2
+
+
+MIB = 2**20
+VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = ("", "memory.max", "memory.current", "inactive_file")
+
+
+def fake_system(
+    root: Path, membership: str, groups: dict[str, tuple[object, int, int]], version: Any
+) -> Path:
+    """Write a system with 1 GiB free and control groups with a limit, a use and cached files."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text("MemTotal: 4194304 kB\nMemAvailable: 1048576 kB\n")
+    (root / "proc" / "self" / "cgroup").write_text(membership)
+    folder, limit, used, cached = version
+    for group, (most, current, files) in groups.items():
+        path = root / "sys" / "fs" / "cgroup" / folder / group
+        path.mkdir(parents=True, exist_ok=True)
+        (path / limit).write_text(f"{most}\n")
+        (path / used).write_text(f"{current}\n")
+        (path / "memory.stat").write_text(f"anon 5\n{cached} {files}\nactive_file 7\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("membership", "version", "groups", "expected"),
+    [
+        ("0::/\n", VERSION_2, {}, 1024),
+        ("0::/\n", VERSION_2, {"": ("max", 100 * MIB, 0)}, 1024),
+        ("0::/\n", VERSION_2, {"": (500 * MIB, 100 * MIB, 0)}, 400),
+        ("0::/\n", VERSION_2, {"": (500 * MIB, 400 * MIB, 300 * MIB)}, 400),
+        ("0::/\n", VERSION_2, {"": (9000 * MIB, 0, 0)}, 1024),
+        ("0::/a/b\n", VERSION_2, {"a": (300 * MIB, 0, 0), "a/b": ("max", 0, 0)}, 300),
+        ("0::/a/b\n", VERSION_2, {"a": ("max", 0, 0), "a/b": (200 * MIB, 0, 0), "other": (1, 0, 0)}, 200),
+        ("0::/a\n", VERSION_2, {"a": (200 * MIB, 300 * MIB, 0)}, 0),
+        ("4:memory:/a\n2:cpu:/\n0::/\n", VERSION_1, {"a": (2**63 - 4096, 0, 0)}, 1024),
+        ("4:memory:/a\n2:cpu:/\n0::/\n", VERSION_1, {"a": (600 * MIB, 150 * MIB, 50 * MIB)}, 500),
+        ("4:memory:/of/the/host\n", VERSION_1, {"": (700 * MIB, 0, 0)}, 700),
+    ],
+)
+def test_memory_is_what_the_control_group_grants(
+    tmp_path: Path, membership: str, version: Any, groups: Any, expected: int
+) -> None:
+    system = fake_system(tmp_path, membership, groups, version)
+    assert available_memory(CPU, system=system) == expected * MIB
 
 
 @pytest.mark.parametrize(

@@ -203,13 +203,45 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def available_memory(device: torch.device) -> int:
-    """Return the memory that is free on the device, bytes."""
+def available_memory(device: torch.device, *, system: Path = Path("/")) -> int:
+    """Return the memory that is free on the device, bytes; of the CPU's, what a control group grants.
+
+    Args:
+        device: The device.
+        system: The folder with ``proc`` and ``sys``.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    with contextlib.suppress(OSError):  # only Linux has it; elsewhere half of the installed memory has to do
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return int(pages * size) // 2
+    free = int(pages * size) // 2  # where no one says how much is free, half of the installed has to do
+    with contextlib.suppress(OSError):  # only Linux has it
+        for line in (system / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    return max(0, min([free, *_control_groups(system)]))
+
+
+def _control_groups(system: Path) -> Iterator[int]:
+    """Yield what each control group around this process (of version 1 or 2) has left, bytes."""
+    try:
+        membership = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # only Linux has them
+        return
+    for line in membership:
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            root, limit, used, cached = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, used = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        top = system / root
+        group = top / own.lstrip("/")
+        # In a container the path may be the host's: then only the top is there, and it is the container's own.
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+            with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
+                most = int((folder / limit).read_text())
+                words = (folder / "memory.stat").read_text().split()
+                # Files that were read count as used until another needs the memory.
+                yield most - int((folder / used).read_text()) + int(words[words.index(cached) + 1])

@@ -166,7 +166,7 @@ def leave_out(split: Split, ids: Collection[str]) -> Split:
     Raises:
         UserError: No clean case is left.
     """
-    parts = {
+    parts: dict[str, Any] = {
         part: tuple(name for name in getattr(split, part) if name not in ids)
         for part in ("clean", "noisy", "unlabelled", "validation", "test")
     }
