@@ -15,7 +15,7 @@ import typer
 
 import mlbseg
 from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, set_threads
-from mlbseg.cli.printing import print_line, print_summary, progress_console, result_console
+from mlbseg.cli.printing import print_line, print_names, print_summary, progress_console, result_console
 from mlbseg.errors import Fault, UserError
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
@@ -160,7 +160,11 @@ def train(
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="paper: the settings of the public MLB-Seg code.")
+        str | None,
+        typer.Option(
+            help="paper: the settings of the public MLB-Seg code, on 2D slices of 144x144 pixels; without its "
+            "120 epochs (see -o steps=N) and its resizing of images (see -o plan.spacing=MM)."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     override: Annotated[
@@ -266,6 +270,8 @@ def evaluate(
             raise typer.Exit(2)
         return
     result_console().print(result.table())
+    print_names(result.not_referenced, "without a reference label, not scored")
+    print_names(result.not_predicted, "of the references without a mask")
     if result.faults:
         raise FaultsError(result.faults, str(predictions), "the other cases were scored")
 
