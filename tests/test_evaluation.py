@@ -69,7 +69,7 @@ def test_every_case_and_class_is_scored_with_the_references_spacing(folders: tup
     assert result.mean_dice == pytest.approx((0.875 + 1) / 2)
     assert result.summary[1]["dice"].mean == pytest.approx(0.875)
     assert result.cases == ("case_1", "case_2")
-    assert result.faults == result.not_predicted == ()
+    assert result.faults == result.not_predicted == result.not_referenced == ()
 
 
 def test_names_of_the_classes_choose_what_is_scored(folders: tuple[Path, Path]) -> None:
@@ -113,11 +113,32 @@ def test_a_reference_without_prediction_is_named_and_not_scored(folders: tuple[P
     assert list(result.classes) == [1, 2]
 
 
-def test_a_prediction_without_reference_is_a_fault(folders: tuple[Path, Path]) -> None:
-    save(folders[0], "stranger.nii.gz", label_map())
-    (fault,) = evaluate(*folders).faults
-    assert (fault.kind, fault.case_id) == ("no-reference", "stranger")
-    assert "stranger.nii.gz: no reference label named stranger" in str(fault)
+def test_a_prediction_without_reference_is_named_and_not_scored(folders: tuple[Path, Path]) -> None:
+    save(folders[0], "stranger.nii.gz", label_map() + 4)  # its values are no classes either
+    result = evaluate(*folders)
+    assert result.not_referenced == ("stranger",)
+    assert result.faults == ()
+    assert result.cases == ("case_1", "case_2")
+    assert list(result.classes) == [1, 2]
+
+
+def test_predictions_none_of_which_has_a_reference_are_faults(folders: tuple[Path, Path]) -> None:
+    for name in ("case_1", "case_2"):
+        (folders[0] / f"{name}.nii.gz").rename(folders[0] / f"new {name}.nii.gz")
+    with pytest.raises(FaultsError, match="no case could be scored") as caught:
+        evaluate(*folders)
+    assert [(f.kind, f.case_id) for f in caught.value.faults] == [
+        ("no-reference", "new case_1"),
+        ("no-reference", "new case_2"),
+    ]
+    assert "new case_1.nii.gz: no reference label named new case_1" in str(caught.value)
+
+
+def test_a_name_of_two_references_is_a_fault_and_nothing_else(folders: tuple[Path, Path]) -> None:
+    save(folders[1], "case_1.nrrd", label_map())
+    result = evaluate(*folders)
+    assert [(f.kind, f.case_id) for f in result.faults] == [("duplicate", "case_1")]
+    assert result.not_predicted == result.not_referenced == ()
 
 
 @pytest.mark.parametrize(
@@ -293,13 +314,18 @@ def test_a_csv_that_cannot_be_written_leaves_the_old_file_alone(
 def test_as_dict_is_strict_json(folders: tuple[Path, Path]) -> None:
     save(folders[0], "case_1.nii.gz", label_map(second=False))
     save(folders[0], "stranger.nii.gz", label_map())
+    save(folders[1], "other.nii.gz", label_map())
+    stray = label_map()
+    stray[0, 0, 0] = 7
+    save(folders[0], "case_2.nii.gz", stray)
     result = evaluate(*folders, classes={1: "organ", 2: "vessel"})
     read = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert read["mean_dice"] == result.mean_dice
     assert read["cases"][1]["hd95_mm"] is None
     assert [s["name"] for s in read["summary"]] == ["organ", "vessel", "all classes"]
     assert read["summary"][1]["hd95_mm"] == {"mean": 0.0, "sd": None, "count": 1, "missing": 1}
-    assert read["faults"][0]["case_id"] == "stranger"
+    assert read["faults"][0]["case_id"] == "case_2"
+    assert (read["not_referenced"], read["not_predicted"]) == (["stranger"], ["other"])
 
 
 def test_table_shows_mean_and_deviation_per_class_and_over_all(folders: tuple[Path, Path]) -> None:

@@ -67,6 +67,7 @@ class Evaluation:
             `metrics.summarise`.
         faults: Cases that were not scored, and label values that no class covers.
         not_predicted: References without a prediction.
+        not_referenced: Predictions without a reference.
     """
 
     classes: dict[int, str]
@@ -74,6 +75,7 @@ class Evaluation:
     summary: dict[int | None, dict[str, Summary]]
     faults: tuple[Fault, ...]
     not_predicted: tuple[str, ...]
+    not_referenced: tuple[str, ...] = ()
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -124,6 +126,7 @@ class Evaluation:
             ],
             "faults": [fault.as_dict() for fault in self.faults],
             "not_predicted": list(self.not_predicted),
+            "not_referenced": list(self.not_referenced),
         }
 
     def table(self) -> Table:
@@ -158,7 +161,8 @@ def evaluate(
     Args:
         predictions: Folder of masks, one file per case.
         references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
-            `CASE/mri_norm2.h5` (LA) count as `CASE`. References without a prediction are listed, not scored.
+            `CASE/mri_norm2.h5` (LA) count as `CASE`. A mask without a reference and a reference without a
+            mask are listed, not scored.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named by its number.
         out: CSV file to write.
@@ -177,16 +181,8 @@ def evaluate(
     known, doubles = _masks(Path(references), "reference labels")
     faults += doubles
     paired = sorted(predicted.keys() & known.keys())
-    for case in sorted(predicted.keys() - known.keys()):
-        faults.append(
-            Fault(
-                predicted[case].name,
-                f"no reference label named {case} in {references}",
-                remedy="add the label or remove the mask",
-                case_id=case,
-                kind="no-reference",
-            )
-        )
+    ambiguous = {fault.case_id for fault in faults}
+    alone = sorted(predicted.keys() - known.keys() - ambiguous)
     scored: dict[str, dict[int, Scores]] = {}
     stray: dict[str, set[int]] = {}
     in_references: set[int] = set()
@@ -205,6 +201,7 @@ def evaluate(
         if progress is not None:
             progress(done, len(paired))
     if not scored:
+        faults += [_unmatched(predicted[case], case, Path(references)) for case in alone]
         raise FaultsError(faults, f"{predictions}: no case could be scored")
     names = dict(classes) if classes else {v: str(v) for v in sorted(in_references)}
     if not names:
@@ -222,7 +219,8 @@ def evaluate(
         ),
         summary=summarise(table.values()),
         faults=tuple(faults),
-        not_predicted=tuple(sorted(known.keys() - predicted.keys())),
+        not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
+        not_referenced=tuple(alone),
     )
     if out is not None:
         result.write_csv(Path(out))
@@ -281,6 +279,11 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
 def _values(label: LabelMap) -> set[int]:
     """Return the label values but background, 0."""
     return {int(v) for v in np.unique(label)} - {0}
+
+
+def _unmatched(mask: Path, case: str, references: Path) -> Fault:
+    found = f"no reference label named {case} in {references}"
+    return Fault(mask.name, found, "", "add the label", case, "no-reference")
 
 
 def _stray_fault(case: str, unknown: set[int], names: Mapping[int, str]) -> Fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,13 @@ def progress_console(quiet: bool) -> Console | None:
 def print_line(text: str) -> None:
     """Print a line to stdout."""
     print(printable(text))
+
+
+def print_names(names: Sequence[str], what: str) -> None:
+    """Print a note on cases, naming the first three, if there are any."""
+    if names:
+        shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+        print_line(f"note: {len(names)} {what}: {shown}")
 
 
 def print_summary(summary: dict[str, Any], title: str) -> None:
