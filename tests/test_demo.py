@@ -80,8 +80,31 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, comman
     assert [p.name for p in tmp_path.iterdir()] == ["scans"]
     assert (tmp_path / "scans" / "mine.txt").read_text() == "mine"
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="file: cannot be made a folder for the demo"):
         demo(tmp_path / "file")
+
+
+def test_a_demo_that_was_stopped_early_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(scans: Path, **_: object) -> None:
+        (scans / "images").mkdir(parents=True)
+        (scans / "images" / "phantom_000.nii.gz").write_bytes(b"half a scan")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_phantoms", stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                demo(tmp_path / "demo")
+
+    def all_there(scans: Path, *_: object, **__: object) -> None:
+        assert (scans / "images" / "phantom_000.nii.gz").stat().st_size > 100
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", all_there)
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path / "demo")
 
 
 class _Score:

@@ -22,6 +22,8 @@ from mlbseg.training import train
 SCANS, TESTED, LABELLED = 50, 12, 4
 STEPS = 1000
 PATCH = "40,48,48"  # voxels; the plan's own, a little larger than the scan, would take a third longer
+MARKER = ".mlbseg-demo"
+"""The file that tells a demo's folder from anyone else's, even if the demo was stopped early."""
 STRUCTURES = {1: "organ", 2: "vessel"}
 
 
@@ -113,7 +115,7 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
         console: Where progress is shown.
 
     Raises:
-        UserError: if the folder holds something else.
+        UserError: if the folder holds something else, or cannot be made.
     """
     scans = out / "scans"
     _clear(out)
@@ -146,10 +148,13 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
 
 def _clear(out: Path) -> None:
     """Make room for the demo in its own folder; touch nobody else's."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "scans" / "images" / "phantom_000.nii.gz").is_file():
-        raise UserError(f"{out}: holds something else than a demo (choose another --out)")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not (out / MARKER).is_file():
+            raise UserError(f"{out}: holds something else than a demo (choose another --out)")
+        (out / MARKER).touch()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder for the demo: {error.strerror or error}") from None
     for name in ("scans", "runs", "masks"):
         shutil.rmtree(out / name, ignore_errors=True)
 
