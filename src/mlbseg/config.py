@@ -106,10 +106,12 @@ class Config(_Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The public code's settings (2D); the network is the paper's UNet++.
+    # The public code's settings, in 2D on 3D scans too; the network is the paper's UNet++. Two things are left to
+    # the plan: the length of training (120 epochs there) and the spacing (there each image is resized to 144x144).
     "paper": {
-        "plan": {"network": "unet++", "network_channels": [64, 128, 256, 512, 1024], "batch_size": 2,
-                 "unlabelled_batch_size": 1, "flip_axes": [0, 1]},
+        "plan": {"ndim": 2, "patch_size": 144, "network": "unet++",
+                 "network_channels": [64, 128, 256, 512, 1024], "batch_size": 2, "unlabelled_batch_size": 1,
+                 "flip_axes": [0, 1]},
         "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
         "augment": {"rotate": 10.0, "scale": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0},
         "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "weighting": "share",

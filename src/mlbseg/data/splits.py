@@ -173,7 +173,8 @@ def leave_out(split: Split, ids: Collection[str]) -> Split:
     gone = [name for part in parts for name in getattr(split, part) if name in ids]
     if not parts["clean"]:
         raise UserError(
-            f"no clean case is left to train on without {', '.join(split.clean)} (correct one of them)"
+            f"no clean case is left to train on without {', '.join(split.clean)} (correct one of them: "
+            "`mlbseg check` says what is wrong)"
         )
     rule = f"{split.rule} Left out for their faults: {', '.join(gone)}." if gone else split.rule
     return replace(split, **parts, rule=rule)

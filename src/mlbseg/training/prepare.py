@@ -55,9 +55,8 @@ def prepare_run(
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
     if labels is None and not dataset.class_names and (skip_bad or not result.faults):
-        bad = {fault.case_id for fault in result.faults}
-        unknown = unknown_values(result, [name for name in split.clean if name not in bad])
-        result = replace(result, faults=(*result.faults, *unknown))
+        good = leave_out(split, [fault.case_id for fault in result.faults if fault.case_id is not None])
+        result = replace(result, faults=(*result.faults, *unknown_values(result, good.clean)))
     if result.faults and not skip_bad:
         raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})

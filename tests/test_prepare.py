@@ -1,0 +1,267 @@
+"""From a folder to a run folder: what may decide, what may not, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
+from conftest import Command
+from mlbseg.config import load_config
+from mlbseg.data.plan import Plan
+from mlbseg.data.splits import Split
+from mlbseg.errors import FaultsError, UserError
+from mlbseg.training.prepare import prepare_run
+
+
+def prepared(data: Path, out: Path, *overrides: str, method: str = "mlb", **options: Any) -> str:
+    """Prepare a run and return what was printed."""
+    asked: dict[str, Any] = {
+        "labelled": None, "test": None, "validation": 0, "labels": None, "skip_bad": False, "device": "cpu",
+        "cache": None,
+    }  # fmt: skip
+    config = load_config(overrides=[*TINY, *overrides], method=method)
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    prepare_run(data, out, config, **{**asked, **options}, console=console)
+    return printed.getvalue()
+
+
+def decisions(run: Path) -> tuple[str, str]:
+    return (run / "split.json").read_text(), (run / "plan.json").read_text()
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"not a label")
+
+
+def background(path: Path) -> None:
+    save(path, np.zeros(SIZE, np.uint8))
+
+
+def another_value(path: Path) -> None:
+    save(path, np.full(SIZE, 9, np.uint8))
+
+
+def of_another_size(path: Path) -> None:
+    save(path, blocks(0, (4, 5, 6))[1])
+
+
+def labelled_as(root: Path, name: str, *values: int, folder: str = "labels") -> None:
+    """Give case `name` a label whose two blocks have these values."""
+    (root / "labels" / f"{name}.nii.gz").unlink(missing_ok=True)
+    label = np.array([0, *values], np.uint8)[blocks(0)[1]]
+    save(root / folder / f"{name}.nii.gz", label)
+
+
+# --- hidden and test labels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("damage", [garbage, background, another_value, of_another_size])
+def test_what_a_hidden_or_a_test_label_holds_changes_nothing(
+    damage: Callable[[Path], None], skip_bad: bool, tmp_path: Path
+) -> None:
+    root = write_blocks(tmp_path / "scans", count=8, labelled=6)
+    asked: dict[str, Any] = {"labelled": 2, "test": 2, "skip_bad": skip_bad}
+    prepared(root, tmp_path / "before", **asked)
+    split = Split.read(tmp_path / "before" / "split.json")
+    hidden = set(split.unlabelled) & {f"case_{i}" for i in range(6)}
+    assert len(hidden) == len(split.test) == 2
+    for name in (*hidden, *split.test):
+        damage(root / "labels" / f"{name}.nii.gz")
+    printed = prepared(root, tmp_path / "after", **asked)
+    assert decisions(tmp_path / "after") == decisions(tmp_path / "before")
+    assert json.loads((tmp_path / "after" / "data.json").read_text())["skipped"] == []
+    assert not any(word in printed for word in ("note:", "left out:"))
+
+
+def test_a_label_that_is_trained_on_or_validated_on_is_checked(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=5, labelled=3)
+    for name in ("case_0", "case_1"):
+        garbage(root / "labels" / f"{name}.nii.gz")
+    asked: dict[str, Any] = {"labelled": ["case_0", "case_2"], "validation": ["case_2"]}
+    with pytest.raises(FaultsError, match=r"1 fault in .*\n  labels/case_0"):
+        prepared(root, tmp_path / "run", **asked)
+    asked = {"labelled": ["case_0", "case_2"], "validation": ["case_0"]}
+    with pytest.raises(FaultsError, match=r"1 fault in .*\n  labels/case_0"):
+        prepared(root, tmp_path / "run", **asked)
+
+
+def test_hiding_labels_makes_unlabelled_cases(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=3, labelled=3)
+    assert "no unlabelled case" not in prepared(root, tmp_path / "few", labelled=1)
+    assert "no unlabelled case" in prepared(root, tmp_path / "all", method="supervised")
+
+
+# --- cases that are left out ------------------------------------------------------------------------------
+
+
+def test_a_bad_case_leaves_the_split_of_the_others_as_it_was(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=8, labelled=6)
+    asked: dict[str, Any] = {"labelled": 3, "test": 2, "validation": 1}
+    prepared(root, tmp_path / "before", **asked)
+    before = Split.read(tmp_path / "before" / "split.json")
+    bad = (before.clean[0], before.unlabelled[0], before.test[0])
+    for name in bad:
+        garbage(root / "images" / f"{name}.nii.gz")
+    printed = prepared(root, tmp_path / "after", skip_bad=True, **asked)
+    after = Split.read(tmp_path / "after" / "split.json")
+    for part in ("clean", "noisy", "unlabelled", "validation", "test"):
+        assert getattr(after, part) == tuple(n for n in getattr(before, part) if n not in bad)
+    assert len(after.clean) == 1
+    assert f"left out: {', '.join(sorted(bad))}" in printed
+    assert all(name in after.rule for name in bad)
+    assert json.loads((tmp_path / "after" / "data.json").read_text())["skipped"] == sorted(bad)
+
+
+def test_leaving_out_the_last_clean_case_is_refused(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=5, labelled=3)
+    asked: dict[str, Any] = {"labelled": ["case_0", "case_1"], "validation": ["case_1"], "skip_bad": True}
+    background(root / "labels" / "case_0.nii.gz")
+    with pytest.raises(UserError, match="no clean case is left to train on without case_0"):
+        prepared(root, tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_clean_case_the_faults_of_names_are_told(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=2, labelled=0)
+    save(root / "labels" / "kase_0.nii.gz", blocks(0)[1])
+    with pytest.raises(FaultsError) as caught:
+        prepared(root, tmp_path / "run")
+    assert "kase_0" in str(caught.value)
+    assert "no clean case among 2" in str(caught.value)
+
+
+# --- label values -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["noisy", "validation"])
+def test_a_value_that_no_clean_label_has_is_named_before_there_is_a_run(part: str, tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=6, labelled=4)
+    noisy = part == "noisy"
+    for name in ("case_2", "case_3"):  # two of them: not the odd one out
+        labelled_as(root, name, 1, 7, folder="labels_noisy" if noisy else "labels")
+    asked: dict[str, Any] = {} if noisy else {"validation": ["case_2", "case_3"]}
+    with pytest.raises(FaultsError) as caught:
+        prepared(root, tmp_path / "run", **asked)
+    assert [fault.case_id for fault in caught.value.faults] == ["case_2", "case_3"]
+    message = str(caught.value.faults[0])
+    assert message.startswith("case_2: label values {0, 1, 7}, expected {0, 1, 2} as in the clean labels")
+    assert "--labels 0,1,2,7" in message
+    assert not (tmp_path / "run").exists()
+
+    prepared(root, tmp_path / "all", labels=[0, 1, 2, 7], **asked)
+    plan = Plan.read(tmp_path / "all" / "plan.json")
+    assert plan.label_values == (0, 1, 2, 7)
+    assert plan.class_names == ("background", "label 1", "label 2", "label 7")
+    assert "left out: case_2, case_3" in prepared(root, tmp_path / "rest", skip_bad=True, **asked)
+    assert Plan.read(tmp_path / "rest" / "plan.json").label_values == (0, 1, 2)
+
+
+@pytest.mark.slow
+def test_a_value_that_only_noisy_labels_have_can_be_trained_with(tmp_path: Path, command: Command) -> None:
+    root = write_blocks(tmp_path / "scans", count=3, labelled=2)
+    labelled_as(root, "case_1", 1, 7, folder="labels_noisy")
+    settings = [v for text in (*TINY, "steps=2") for v in ("-o", text)]
+    refused = command("train", root, "--out", tmp_path / "run", *settings, "-q")
+    assert refused.code == 2
+    [remedy] = [word for line in refused.err.splitlines() if "--labels" in line for word in line.split()[-1:]]
+    values = remedy.strip(")")
+    assert values == "0,1,2,7"
+    assert command("train", root, "--out", tmp_path / "run", *settings, "-q", "--labels", values).code == 0
+
+
+# --- overrides of the plan --------------------------------------------------------------------------------
+
+
+def test_every_decision_of_the_plan_can_be_overridden(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    window = {"lower": 0.0, "upper": 300.0, "mean": 120.0, "std": 40.0}
+    prepared(
+        root, tmp_path / "run", "plan.flip_axes=0", "plan.orientation=RAS", "plan.label_values=0,2,1",
+        "plan.class_names=nothing,core,rim", "plan.normalisation=ct",
+        f"plan.intensity={json.dumps(window)}",
+    )  # fmt: skip
+    plan = Plan.read(tmp_path / "run" / "plan.json")
+    assert plan.flip_axes == (0,)
+    assert plan.orientation == "RAS"
+    assert (plan.label_values, plan.class_names) == ((0, 2, 1), ("nothing", "core", "rim"))
+    assert plan.intensity == (window,)
+    for name in ("flip_axes", "orientation", "label_values", "class_names", "intensity"):
+        assert plan.reasons[name] == "Set by the user."
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["plan"]
+    assert saved["orientation"] == "RAS"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("plan.orientation=XYZ", "plan.orientation: .*expected one letter of each"),
+        ("plan.label_values=0,1", r"label values \{0, 1, 2\}, expected \{0, 1\}"),
+        ("plan.class_names=a,b", "plan.class_names: found .*3 names"),
+        ("plan.flip_axes=3", r"plan.flip_axes: found \(3,\), expected axes below 3"),
+    ],
+)
+def test_an_override_that_does_not_fit_makes_no_run_folder(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    root = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    with pytest.raises(UserError, match=message):
+        prepared(root, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_flipped_orientation_gives_masks_in_the_scans_own_pose(tmp_path: Path, command: Command) -> None:
+    root = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    settings = [v for text in (*TINY, "steps=4", "plan.orientation=RAS") for v in ("-o", text)]
+    assert command("train", root, "--out", tmp_path / "run", *settings, "-q").code == 0
+    assert command("predict", tmp_path / "run", root, "--out", tmp_path / "masks", "-q").code == 0
+    assert command("evaluate", tmp_path / "masks", root / "labels").code in (0, 2)
+    assert len(list((tmp_path / "masks").iterdir())) == 4
+
+
+# --- the paper's settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_paper_preset_trains_in_2d_on_3d_scans(tmp_path: Path, command: Command) -> None:
+    root = tmp_path / "scans"
+    for i in range(4):
+        write_case(root, f"case_{i}.nii.gz", i, labelled=i < 2, size=(8, 18, 20))
+    small = [v for text in ("network_channels=2,2,4,4,4", "patch_size=32", "steps=2") for v in ("-o", text)]
+    done = command(
+        "train", root, "--out", tmp_path / "run", "--preset", "paper", *small, "--device", "cpu", "-q"
+    )
+    assert (done.code, done.err) == (0, "")
+    plan = Plan.read(tmp_path / "run" / "plan.json")
+    assert (plan.ndim, plan.scan_ndim, plan.network) == (2, 3, "unet++")
+    assert plan.patch_size == (32, 32)  # larger than a slice
+    assert plan.flip_axes == (0, 1)
+    from mlbseg.run import Run
+
+    names = {type(module).__name__ for module in Run.open(tmp_path / "run").network().modules()}
+    assert "BatchNorm2d" in names
+    assert not any("InstanceNorm" in name for name in names)
+    assert command("predict", tmp_path / "run", root, "--out", tmp_path / "masks", "-q").code == 0
+
+
+def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
+    root = write_blocks(tmp_path / "scans", count=3, labelled=2)
+    prepare_run(
+        root, tmp_path / "run", load_config(preset="paper"), labelled=None, test=None, validation=0, labels=None,
+        skip_bad=False, device="cpu", cache=None, console=None,
+    )  # fmt: skip
+    plan = Plan.read(tmp_path / "run" / "plan.json")
+    assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")
+    assert plan.network_channels == (64, 128, 256, 512, 1024)
+    assert (plan.batch_size, plan.unlabelled_batch_size) == (2, 1)
