@@ -12,11 +12,11 @@ from rich.table import Table
 
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.records import write_record
 from mlbseg.errors import UserError
 from mlbseg.evaluation import Evaluation, evaluate
 from mlbseg.inference import predict
 from mlbseg.pictures import Row, overlay
-from mlbseg.run import write_json
 from mlbseg.training import train
 
 SCANS, TESTED, LABELLED = 50, 12, 4
@@ -142,7 +142,7 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
         )
     result = DemoResult(scores, out / "demo.png")
     _draw(out, result)
-    write_json(out / "demo.json", result.as_dict())
+    write_record(out / "demo.json", result.as_dict())
     return result
 
 

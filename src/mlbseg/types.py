@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+IGNORE = -1
+"""The label of a pixel that no loss may look at (padding, outside a view)."""
+
 Losses = dict[str, torch.Tensor]
 """Named scalar loss terms of one optimiser step; what is minimised is their sum."""
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlbseg.core.losses import IGNORE
 from mlbseg.core.views import ZOOM, Views, draw_views
+from mlbseg.types import IGNORE
 from oracles import affine_loops
 
 SHAPES = [(7, 10), (5, 4, 6)]  # non-cubic, odd and even

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mlbseg.data.augment import Augment
-from mlbseg.data.batches import IGNORE, StepDataset
+from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import write_image, write_label
-from mlbseg.types import Batch, Case, Geometry, Role
+from mlbseg.types import IGNORE, Batch, Case, Geometry, Role
 
 PLAN = Plan(
     ndim=3,

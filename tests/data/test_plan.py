@@ -236,6 +236,8 @@ def test_hounsfield_units_are_windowed_by_the_clean_labels() -> None:
     assert plan.intensity[0]["mean"] == 100
     unlabelled = Fingerprint(tuple(replace(c, foreground=()) for c in facts(minimum=-1024).cases))
     assert plan_for(unlabelled).intensity[0]["lower"] == 5
+    assert plan.reasons["intensity"].endswith("mean and SD under the clean labels.")
+    assert plan_for(unlabelled).reasons["intensity"].endswith("no clean label has this channel's).")
     phase = Fingerprint(tuple(replace(c, minimum=(-4096.0,)) for c in facts().cases))
     assert plan_for(phase).normalisation == ("zscore",)
     fractions = Fingerprint(tuple(replace(c, integers=(False,)) for c in facts(minimum=-1024).cases))

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -1
-"""The label of a pixel that no loss may look at (padding, outside a view)."""
+from mlbseg.types import IGNORE as IGNORE  # for users of the losses
 
 
 def cross_entropy_map(logits: Tensor, label: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlbseg.core.losses import IGNORE
+from mlbseg.types import IGNORE
 
 ZOOM = (4 / 144, 30 / 144)
 """The public code pads or crops 4 to 30 of 144 pixels per side; here as a share of the side."""

@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 
 from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
-from mlbseg.types import Batch, Case, Role
+from mlbseg.types import IGNORE, Batch, Case, Role
 
-IGNORE = -1
 _CLEAN, _UNLABELLED = 0, 1  # streams of random numbers
 
 

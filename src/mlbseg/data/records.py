@@ -1,4 +1,4 @@
-"""Small JSON records (plan, split): checked when read, written whole or not at all."""
+"""Small JSON records (plan, split, result): checked when read, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def write_record(path: Path, record: Mapping[str, object]) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    # A path may hold bytes that are no text; what Python writes for them is JSON's own escape.
+    write_atomic(path, text.encode(errors="backslashreplace"))
 
 
 def read_record(path: Path, what: str) -> dict[str, object]:

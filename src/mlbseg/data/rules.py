@@ -36,6 +36,9 @@ SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "dynunet": 14, "swin-unetr": 
 """Feature maps that each network saves for its backward pass, per feature of each level. Measured with
 autograd's saved-tensor hooks; assumed for swin-unetr."""
 
+LABELLED = "under the clean labels"
+CONTENT = "above each scan's minimum (no clean label has this channel's)"
+
 Reasoned = tuple[T, str]
 """A value, and why."""
 
@@ -133,11 +136,13 @@ def decide_intensity(
     if "ct" not in normalisation:
         return (), "z-scores need none."
     result: list[dict[str, float]] = []
+    sources: list[str] = []
     for channel, kind in enumerate(normalisation):
         if kind != "ct":
             result.append({})
             continue
         parts = [part for case in facts.cases if case.foreground and (part := case.foreground[channel])]
+        sources.append(LABELLED if parts else CONTENT)
         parts = parts or [part for case in facts.cases if (part := case.content[channel])]
         if not parts:
             raise UserError(
@@ -154,7 +159,7 @@ def decide_intensity(
                 "std": float(max(math.sqrt(variance), 1e-6)),
             }
         )
-    return tuple(result), "Percentiles 0.5 and 99.5, mean and SD under the clean labels."
+    return tuple(result), f"Percentiles 0.5 and 99.5, mean and SD {'; '.join(dict.fromkeys(sources))}."
 
 
 def prepared_size(

@@ -17,7 +17,7 @@ from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
-from mlbseg.data.records import read_record
+from mlbseg.data.records import read_record, write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
 from mlbseg.inference import predict_grid
@@ -25,7 +25,7 @@ from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, make_student, out_of_memory, save_weights, write_json
+from mlbseg.run import Run, autocast, make_student, out_of_memory, save_weights
 from mlbseg.training.initial_labels import check_initial_label, write_initial_label
 from mlbseg.training.loop import Loop
 from mlbseg.training.signals import Interrupted, StopSignals
@@ -115,7 +115,7 @@ class Training:
             else "the weights of the last step; no case chose anything"
         )
         result = TrainResult(self.run.root, steps, best, selection)
-        write_json(
+        write_record(
             self.run.root / "result.json",
             {"steps": steps, "validation_dice": best, "selection": selection},
         )
