@@ -18,7 +18,6 @@ from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.readers import (
     is_scan_file,
     mask_suffix,
-    read_geometry,
     read_label,
     read_scan,
     stem,
@@ -45,8 +44,6 @@ def test_image_comes_back_with_its_geometry(suffix: str, tmp_path: Path) -> None
     assert scan.array.dtype == np.float32
     assert np.array_equal(scan.array, array[None])
     assert geometry_difference(scan.geometry, OBLIQUE) is None
-    geometry, components = read_geometry(path)
-    assert (geometry, components) == (scan.geometry, 1)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
@@ -66,10 +63,9 @@ def test_label_is_written_in_the_smallest_type(suffix: str, top: int, kind: str,
 def test_write_image_with_channels(tmp_path: Path) -> None:
     channels = np.stack([noise(0), noise(1)])
     write_image(tmp_path / "p.nii.gz", channels, OBLIQUE)
-    assert read_geometry(tmp_path / "p.nii.gz")[1] == 2
     assert np.array_equal(read_scan([tmp_path / "p.nii.gz"]).array, channels)
     write_image(tmp_path / "q.nii.gz", channels[:1], OBLIQUE)
-    assert read_geometry(tmp_path / "q.nii.gz")[1] == 1
+    assert np.array_equal(read_scan([tmp_path / "q.nii.gz"]).array, channels[:1])
     write_image(tmp_path / "r.nrrd", channels[1], OBLIQUE)
     assert np.array_equal(read_scan([tmp_path / "r.nrrd"]).array[0], channels[1])
 
@@ -119,13 +115,14 @@ def test_trailing_axis_of_one_is_dropped_and_others_are_a_fault(suffix: str, tmp
     assert scan.geometry == Geometry.identity((10, 8, 6))
     save(path, noise(0, (2, 6, 8, 10)))
     with pytest.raises(ReadError) as caught:
-        read_geometry(path)
+        read_scan([path])
     assert caught.value.fault.kind == "4d"
 
 
 def test_one_slice_in_3d_stays_3d_and_2d_stays_2d(tmp_path: Path) -> None:
-    assert read_geometry(save(tmp_path / "a.nii.gz", noise(0, (1, 8, 10))))[0].size == (10, 8, 1)
-    assert read_geometry(save(tmp_path / "b.nii.gz", noise(0, (8, 10))))[0].size == (10, 8)
+    for shape in ((1, 8, 10), (8, 10)):
+        scan = read_scan([save(tmp_path / "a.nii.gz", noise(0, shape))])
+        assert (scan.array.shape, scan.geometry.size) == ((1, *shape), shape[::-1])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
@@ -206,21 +203,21 @@ def test_sheared_nrrd_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nrrd", noise(0))
     path.write_bytes(path.read_bytes().replace(b"(1,0,0)", b"(1,1,0)"))
     with pytest.raises(ReadError, match="at right angles"):
-        read_geometry(path)
+        read_scan([path])
 
 
 def test_nifti_two_coordinate_systems_may_differ(tmp_path: Path) -> None:
     """Scanner (qform, code 1) and template (sform, code 4) are two places on purpose; ITK takes one."""
     path = save(tmp_path / "a.nii.gz", noise(0))
     patch(path, (254, "<h", [4]), (280, "<4f", [-1, 0, 0, 40]))
-    assert read_geometry(path)[0].size == (10, 8, 6)
+    assert read_scan([path]).geometry.size == (10, 8, 6)
 
 
 def test_nifti_qform_alone_and_oblique(tmp_path: Path) -> None:
     spelt = {"spacing": OBLIQUE.spacing, "origin": OBLIQUE.origin, "direction": OBLIQUE.direction}
     path = save(tmp_path / "a.nii", noise(0), **spelt)
     patch(path, (254, "<h", [0]), (280, "<12f", [0.0] * 12))
-    assert geometry_difference(read_geometry(path)[0], OBLIQUE) is None
+    assert geometry_difference(read_scan([path]).geometry, OBLIQUE) is None
 
 
 def test_nifti_of_the_other_byte_order(tmp_path: Path) -> None:
@@ -310,7 +307,6 @@ def test_hdf5_axes_are_x_y_z(tmp_path: Path) -> None:
     scan = read_scan([path])
     assert np.array_equal(scan.array[0], noise(0))
     assert scan.geometry == Geometry.identity((10, 8, 6), (0.5, 0.75, 3.0))
-    assert read_geometry(path) == (scan.geometry, 1)
     label, _ = read_label(path)
     assert np.array_equal(label, mask())
 
@@ -356,7 +352,6 @@ def test_dicom_is_ordered_by_position_not_by_name(tmp_path: Path) -> None:
     assert straight.geometry.size == (14, 12, 6)
     assert straight.geometry.spacing == pytest.approx((0.8, 0.8, 2.5))
     assert straight.geometry.origin == pytest.approx((5, 7, 0))
-    assert read_geometry(tmp_path / "series") == (straight.geometry, 1)
 
 
 def test_dicom_agrees_with_simpleitk(tmp_path: Path) -> None:

@@ -40,21 +40,19 @@ _NIFTI_FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype("f4"), 64: np.dtype("f8"
 _MET_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 
 
-def verify(path: Path, *, content: bool) -> None:
+def verify(path: Path) -> None:
     """Raise if a NIfTI, MetaImage, NRRD or JPEG file cannot be what its header says; other files pass.
 
-    Args:
-        path: The file; its name says the format.
-        content: Also verify that all pixels are there, for which a compressed file is read to its end.
+    All pixels must be there: a compressed file is read to its end. The name says the format.
 
     Raises:
         ReadError: With the contradiction.
     """
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        _verify_nifti(path, content=content)
+        _verify_nifti(path)
     elif name.endswith((".mha", ".mhd")):
-        _verify_meta(path, content=content)
+        _verify_meta(path)
     elif name.endswith((".nrrd", ".nhdr")):
         _verify_nrrd(path)
     elif name.endswith((".jpg", ".jpeg")):
@@ -71,7 +69,7 @@ def _head(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def _verify_nifti(path: Path, *, content: bool) -> None:
+def _verify_nifti(path: Path) -> None:
     compressed = _head(path, 2) == _GZIP
     if compressed and not path.name.lower().endswith(".gz"):
         fail(path, "gzip data under a .nii name", remedy="rename it to .nii.gz")
@@ -79,8 +77,7 @@ def _verify_nifti(path: Path, *, content: bool) -> None:
         with gzip.open(path) if compressed else path.open("rb") as file:
             header = _parse_nifti(path, file.read(_NIFTI.itemsize))
             _verify_nifti_header(path, header)
-            if content:
-                _verify_nifti_content(path, file, header)
+            _verify_nifti_content(path, file, header)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fail(path, "truncated or damaged gzip data", "a complete .nii.gz file", f"copy it again; {error}")
 
@@ -188,7 +185,7 @@ def _qform(header: Any, spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     return np.column_stack([rotation * spacing * (1, 1, handed), header["qoffset"].astype(float)])
 
 
-def _verify_meta(path: Path, *, content: bool) -> None:
+def _verify_meta(path: Path) -> None:
     """Check sizes in a MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
     head = _head(path, _CHUNK)
     named = re.search(rb"^ElementDataFile\s*=[^\n]*\n", head, re.MULTILINE)
@@ -202,8 +199,6 @@ def _verify_meta(path: Path, *, content: bool) -> None:
     data, start = path, named.end()
     if fields["ElementDataFile"] != "LOCAL":
         data, start = _beside(path, fields["ElementDataFile"]), 0
-    if not content:
-        return
     try:
         element = _MET_BYTES[
             fields["ElementType"].removeprefix("MET_").removeprefix("U").removesuffix("_ARRAY")

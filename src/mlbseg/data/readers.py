@@ -70,25 +70,6 @@ def mask_suffix(images: Sequence[Path]) -> str:
     return _MASK_SUFFIX.get(SUFFIXES.get(suffix(images[0]), ""), ".nii.gz")
 
 
-def read_geometry(path: Path) -> tuple[Geometry, int]:
-    """Read the header of an image.
-
-    Returns:
-        The geometry, and the number of components per pixel (channels in the file).
-
-    Raises:
-        ReadError: If the file is not readable, lies about its geometry or is 4D.
-    """
-    if path.is_dir():
-        _, geometry, components = dicom.series(path)
-        return geometry, components
-    if is_hdf5(path):
-        with hdf5.open_dataset(path, "image") as dataset:
-            return hdf5.geometry(path, dataset), 1
-    _, geometry, components = _header(path, content=False)
-    return geometry, components
-
-
 def read_scan(paths: Sequence[Path]) -> Scan:
     """Read the image files of one case.
 
@@ -131,7 +112,7 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
         with hdf5.open_dataset(path, "label") as dataset:
             geometry, array = hdf5.geometry(path, dataset), np.ascontiguousarray(dataset[()].T)
     else:
-        reader, geometry, components = _header(path, content=True)
+        reader, geometry, components = _header(path)
         if components != 1:
             remedy = "save it with one grey value per class"
             fail(path, f"{components} components per pixel", "one label value per pixel", remedy, "label")
@@ -175,7 +156,7 @@ def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
         with hdf5.open_dataset(path, "image") as dataset:
             geometry = hdf5.geometry(path, dataset)
             return np.ascontiguousarray(dataset[()].T, dtype=np.float32)[None], geometry
-    reader, geometry, components = _header(path, content=True)
+    reader, geometry, components = _header(path)
     reader.SetOutputPixelType(_pixel_type(components))
     with _itk_errors(path):
         return _channels(reader.Execute()), geometry
@@ -191,7 +172,7 @@ def _channels(image: sitk.Image) -> npt.NDArray[np.float32]:
     return np.array(np.moveaxis(array, -1, 0) if vector else array[None], dtype=np.float32, order="C")
 
 
-def _header(path: Path, *, content: bool) -> tuple[sitk.ImageFileReader, Geometry, int]:
+def _header(path: Path) -> tuple[sitk.ImageFileReader, Geometry, int]:
     """Open a file that ITK reads; the reader is set to drop trailing axes of length 1."""
     kind = SUFFIXES.get(suffix(path), "")
     if not kind:
@@ -199,7 +180,7 @@ def _header(path: Path, *, content: bool) -> tuple[sitk.ImageFileReader, Geometr
     try:
         if path.stat().st_size == 0:
             fail(path, "an empty file", f"a {kind} file", "copy it again")
-        verify(path, content=content)
+        verify(path)
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror or error})")
     reader = sitk.ImageFileReader()
@@ -296,7 +277,7 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
     try:
         with _itk_errors(temporary):
             sitk.WriteImage(image, str(temporary), useCompression=True)
-        verify(temporary, content=True)  # a full disk must not leave half a mask under the final name
+        verify(temporary)  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))
