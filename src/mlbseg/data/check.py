@@ -60,7 +60,8 @@ def check(
     """Read each file of `dataset` once, one case in memory at a time.
 
     Args:
-        dataset: As `find_cases` returns it.
+        dataset: As `find_cases` returns it, or with the cases of `apply_split`: then hidden and test labels are
+            not there to be read.
         labels: The label values that may occur. Without it: those that the data set names; else those of at
             least two labelled cases; else, with fewer than three labelled cases, whatever there is.
         require_roles: Whether something will be trained, so that no clean case is a fault.

@@ -51,12 +51,14 @@ def train(
         labelled: Hide labels for an experiment: keep those of the first K cases, or of the named ones.
         test: Set cases apart that training never sees: the last N, or the named ones.
         validation: Clean cases taken out of training to choose the checkpoint by: the last N, or the named ones.
-        labels: The label values to expect; those that the data declares, or that occur, when None.
+        labels: All label values that may occur; those that the data declares, else those of the clean training
+            labels, when None.
         seed: Of everything random.
         preset: A name in `mlbseg.config.PRESETS`.
         config: A YAML file of settings.
         overrides: ``key=value`` settings, such as ``train.lr=0.01``.
-        skip_bad: Leave faulty cases out instead of stopping.
+        skip_bad: Leave faulty cases out instead of stopping. The others keep their part: fewer than asked may be
+            labelled.
         device: ``auto``, ``cpu``, ``cuda`` ...
         cache: Where preprocessed scans are kept; the user's cache folder when None.
         console: Where progress is shown; silent when None.

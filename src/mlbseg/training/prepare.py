@@ -39,7 +39,7 @@ def prepare_run(
     cache: str | Path | None,
     console: Console | None,
 ) -> None:
-    """Check the data, split, plan, and write all decisions into a new run folder."""
+    """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     method = find_method(config.method)
     target = pick_device(device)
     _require_free(root)
