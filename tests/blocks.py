@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 SIZE = (16, 18, 20)  # z, y, x
-TINY = ("network=unet", "network_channels=4,8,8", "patch_size=16", "checkpoint_every=4")
+TINY = ("network=unet", "network_channels=4,8,8", "patch_size=16", "checkpoint_every=4", "stage1_share=0.5")
 """Settings with which a training step takes some milliseconds."""
 
 
