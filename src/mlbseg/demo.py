@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlbseg.data.phantom import write_phantoms
+from mlbseg.data.phantom import CLASS_NAMES, write_phantoms
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import write_record
 from mlbseg.errors import UserError
@@ -24,7 +24,6 @@ STEPS = 1000
 PATCH = "40,48,48"  # voxels; the plan's own, a little larger than the scan, would take a third longer
 MARKER = ".mlbseg-demo"
 """The file that tells a demo's folder from anyone else's, even if the demo was stopped early."""
-STRUCTURES = {1: "organ", 2: "vessel"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class DemoResult:
         table = Table(
             "trained with",
             "mean Dice",
-            *STRUCTURES.values(),
+            *CLASS_NAMES.values(),
             title=f"Dice on {TESTED} phantoms that no training saw (mean ± SD over scans)",
             caption=closed,
         )
@@ -138,7 +137,7 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
         )
         predict(run, scans, masks, only="test")
         scores[arm.folder] = evaluate(
-            masks, scans / "labels", classes=STRUCTURES, out=out / f"{arm.folder}.csv"
+            masks, scans / "labels", classes=CLASS_NAMES, out=out / f"{arm.folder}.csv"
         )
     result = DemoResult(scores, out / "demo.png")
     _draw(out, result)
