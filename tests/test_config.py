@@ -140,3 +140,8 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: bytes, message: str) -> 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: cannot be read \(No such file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_precision_is_set_from_the_command_line_as_help_names_it() -> None:
+    for text in ("auto", "32", "bf16"):
+        assert load_config(overrides=[f"train.precision={text}"]).train.precision == text

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mlbseg.errors import UserError, nearest
 
@@ -53,7 +53,10 @@ class TrainSettings(_Section):
     clip: float = Field(1.0, gt=0, description="largest L2 norm of the gradient")
     schedule: Literal["poly", "paper", "constant"] = "poly"
     stage1_share: float = Field(0.75, gt=0, lt=1, description="share of the steps that stage 1 takes")
-    precision: Literal["auto", "32", "bf16"] = "auto"
+    # `-o train.precision=32` is a number to YAML
+    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: "32" if v == 32 else v)] = (
+        "auto"
+    )
     norm: Literal["instance", "group", "batch"] = "instance"
     dropout: float = Field(0.0, ge=0, lt=1)
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
