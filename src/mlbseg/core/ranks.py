@@ -49,6 +49,14 @@ class Ranks:
         # Adding 0 to the value hands the gradient on to this rank's part.
         return total + (x - x.detach())
 
+    def sum_each(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Return `sum` of each of a few small tensors, exchanged together in the first one's type."""
+        if self.count == 1:
+            return parts
+        whole = self.sum(torch.cat([part.to(parts[0]).flatten() for part in parts]))
+        sums = whole.split([part.numel() for part in parts])
+        return tuple(s.reshape(part.shape) for s, part in zip(sums, parts, strict=True))
+
     def max(self, x: Tensor) -> Tensor:
         """Return the elementwise maximum over all ranks, without gradient."""
         if self.count == 1:
