@@ -6,10 +6,9 @@ no graph, no second order. Networks with an operator that has no forward mode ge
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,12 +73,19 @@ def loss_and_gradient(
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for part, back in zip(x.split(chunk), pull.split(chunk), strict=True):
         out = model(part)
-        grads = torch.autograd.grad(
-            out, list(named.values()), back.to(out.dtype), materialize_grads=True
-        )
+        grads = torch.autograd.grad(out, list(named.values()), back.to(out.dtype), materialize_grads=True)
         for name, g in zip(named, grads, strict=True):
             total[name] += g
     return value.detach(), total
+
+
+def with_gradient(value: Tensor, grads: Direction, model: nn.Module) -> Tensor:
+    """Return a scalar of this value whose backward pass only adds these gradients, for gradients known already."""
+    parameters = dict(model.named_parameters())
+    return cast(
+        Tensor,
+        _WithGradient.apply(value, len(grads), *(parameters[n] for n in grads), *grads.values()),
+    )
 
 
 def directional_derivative(
@@ -169,6 +175,22 @@ def central_difference(
         return _output(functional_call(model, {**parameters, **_copied_buffers(model)}, (x,))), tangent
 
 
+class _WithGradient(torch.autograd.Function):
+    """Hand a value on, and in the backward pass gradients that are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        """Take the value, the number of parameters, the parameters and as many gradients."""
+        ctx.save_for_backward(*tensors[count:])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """Return each gradient times what follows the value."""
+        grads = ctx.saved_tensors
+        return None, None, *(g * factor for g in grads), *(None for _ in grads)
+
+
 def _forward_mode(model: nn.Module, direction: Direction, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), forward_ad.dual_level():
         duals = {}
@@ -205,7 +227,9 @@ def _output(value: object) -> Tensor:
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.detach()) for t in tensors.values()]))
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(t.detach()) for t in tensors.values()])
+    )
 
 
 def _lacks_forward_mode(error: BaseException) -> bool:
@@ -221,7 +245,9 @@ def _explain(model: nn.Module, direction: Direction, x: Tensor, error: BaseExcep
     step = torch.finfo(x.dtype).eps ** (1 / 3)
     one, other = (central_difference(model, direction, x, step=k * step)[1] for k in (1, 2))
     # The error of the step is quadratic, so that of the shorter step is a third of the change.
-    relative = float(torch.linalg.vector_norm(other - one) / torch.linalg.vector_norm(one).clamp(min=1e-30)) / 3
+    relative = (
+        float(torch.linalg.vector_norm(other - one) / torch.linalg.vector_norm(one).clamp(min=1e-30)) / 3
+    )
     warnings.warn(
         f"no forward-mode derivative of this model ({reason}): a central difference is taken instead, with a relative "
         f"error of about {relative:.0e}",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from mlbseg.core.directional import Direction, How, directional_derivative
+from mlbseg.core.losses import widened
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.scope import Scope, parameters_in_scope
 
@@ -85,7 +86,7 @@ def pixel_weights(
         inside = parameters_in_scope(model, x, scope)
         direction = {name: t for name, t in direction.items() if name in inside}
     logits, tangent = directional_derivative(model, direction, x, chunk=chunk, how=how)
-    logits, tangent = logits.float(), tangent.float()
+    logits, tangent = widened(logits), widened(tangent)
     alignments = {name: alignment(cost, logits, tangent) for name, cost in costs.items()}
     weights = normalise(
         list(alignments.values()), rule=rule, per_source=per_source, per_image=per_image, ranks=ranks
@@ -125,7 +126,6 @@ def normalise(
     per_source: bool = False,
     per_image: bool = False,
     ranks: Ranks = ALONE,
-    eps: float = 1e-12,
 ) -> list[Tensor]:
     """Turn alignments into weights that sum to 1 over all pixels, images, label sources and ranks.
 
@@ -142,13 +142,12 @@ def normalise(
         per_source: Let each source's weights sum to 1 / number of sources.
         per_image: Let each image's weights sum to 1 / number of images.
         ranks: Those that hold the other images; sums run over all of them.
-        eps: Keeps 0 / 0 defined.
     """
     g = torch.stack(list(alignments))  # (sources, B, *S)
     mask = torch.ones_like(g) if known is None else torch.stack([k.to(g.dtype) for k in known])
     raw = _raw(g, rule, mask, ranks)
     # In double precision: a float32 sum over millions of pixels loses the small ones.
-    sums = raw.flatten(2).sum(-1, dtype=torch.float64)  # (sources, B)
+    sums = raw.reshape(*g.shape[:2], -1).sum(-1, dtype=torch.float64)  # (sources, B)
     images = g.shape[1] * ranks.count
     if per_image:
         total = sums if per_source else sums.sum(0, keepdim=True)
@@ -157,7 +156,8 @@ def normalise(
         total = ranks.sum(sums.sum(1, keepdim=True) if per_source else sums.sum().reshape(1, 1))
         parts = len(g) if per_source else 1
     total = total.expand_as(sums).reshape(*sums.shape, *(1,) * (g.ndim - 2))
-    return list((raw / (parts * (total + eps))).to(g.dtype))
+    # Raw numbers are not negative, so where the total is 0 all of them are.
+    return list((raw / (parts * total.clamp(min=torch.finfo(torch.float64).tiny))).to(g.dtype))
 
 
 def _raw(g: Tensor, rule: Rule, mask: Tensor, ranks: Ranks) -> Tensor:
@@ -172,9 +172,12 @@ def _raw(g: Tensor, rule: Rule, mask: Tensor, ranks: Ranks) -> Tensor:
         raise ValueError(f"unknown rule {rule!r}: use share, sign, softmax or sigmoid")
     peak = ranks.max((g.abs() * mask).max()).clamp(min=tiny)
     scaled = g / peak  # squares of g itself may underflow
-    moments = ranks.sum(torch.stack([(scaled.square() * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64)]))
+    moments = ranks.sum(
+        torch.stack([(scaled.square() * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
+    )
     rms = (moments[0] / moments[1].clamp(min=1)).sqrt().to(g.dtype).clamp(min=tiny)
     z = scaled / rms
     if rule == "sigmoid":
         return torch.sigmoid(z) * mask
-    return torch.exp(z - ranks.max(torch.where(mask > 0, z, -torch.inf).max())) * mask
+    z = torch.where(mask > 0, z, -torch.inf)
+    return torch.exp(z - ranks.max(z.max()).clamp(min=torch.finfo(z.dtype).min))

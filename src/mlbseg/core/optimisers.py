@@ -66,7 +66,7 @@ def _held(
 ) -> list[tuple[str, Tensor, Mapping[str, Tensor], Settings]]:
     """Return name, value, optimiser state and group of each of the parameters named."""
     settings = {id(p): group for group in optimiser.param_groups for p in group["params"]}
-    held = []
+    held: list[tuple[str, Tensor, Mapping[str, Tensor], Settings]] = []
     for name, p in model.named_parameters():
         if name not in names:
             continue

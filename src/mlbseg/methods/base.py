@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mlbseg.core.ranks import ALONE
 from mlbseg.types import Batch, Losses
 
 
@@ -26,6 +27,7 @@ class Method(nn.Module, ABC):
     Attributes:
         student: The network that the optimiser moves.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
+        ranks: The processes that share the batch; set by training. Gradients of all ranks are summed.
         monitors: Scalars of the last step worth showing, by name.
     """
 
@@ -36,6 +38,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.student = student
         self.optimiser: torch.optim.Optimizer | None = None
+        self.ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
 
     @abstractmethod
