@@ -135,7 +135,7 @@ def test_forward_mode_agrees_with_a_finite_difference(name: str, ndim: int) -> N
 )
 def test_convolutions_of_thin_maps_have_right_gradients_in_bfloat16(ndim: int, side: int, depth: int) -> None:
     """torch's own are wrong or infinite there; V-Net's kernels are of 5 voxels to a side."""
-    network = build("vnet", ndim, channels=(32,))
+    network = build("vnet", ndim, in_channels=1, channels=(32,))
     kernels = [m for m in network.modules() if getattr(m, "kernel_size", None) == (5,) * ndim]
     convolution = next(m for m in kernels if m.in_channels >= 128)
     x = torch.randn(2, convolution.in_channels, *(depth, side, side)[:ndim], requires_grad=True)
