@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import printable
+
+
+def speaks() -> bool:
+    """Return whether this process speaks for all that torchrun has started with it, as one of them does."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def result_console() -> Console:

@@ -15,4 +15,4 @@ class Supervised(Method):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss, of the clean batch."""
         logits = self.student(batch.clean_image).float()
-        yield {"clean": supervised_loss(logits, batch.clean_label)}
+        yield {"clean": supervised_loss(logits, batch.clean_label, ranks=self.ranks)}
