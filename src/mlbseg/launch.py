@@ -26,8 +26,21 @@ from mlbseg.files import write_atomic
 
 # torch is imported where it is needed: a process that starts must soon be able to take a signal.
 
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment of a rank, as torchrun sets it."""
+
 GRACE = 10.0
 """Seconds that the others have to end by themselves when one has failed."""
+
+
+def started() -> bool:
+    """Return whether this process was started as one of several ranks."""
+    return all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1"
+
+
+def speaks() -> bool:
+    """Return whether this process speaks for all that were started with it, as one of them does."""
+    return not started() or os.environ["RANK"] == "0"
 
 
 class Signalled(UserError):

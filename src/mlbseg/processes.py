@@ -13,20 +13,22 @@ import torch.distributed as dist
 
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.errors import OtherRank, UserError
+from mlbseg.launch import started
 from mlbseg.run import pick_device
 
 T = TypeVar("T")
-
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""The environment of a rank, as torchrun sets it."""
 
 TIMEOUT = 30.0
 """Minutes that a rank waits for another unless told otherwise."""
 
 
-def started() -> bool:
-    """Return whether this process was started as one of several ranks."""
-    return all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1"
+def require_no_launch(devices: int) -> None:
+    """Refuse to start processes from one that was itself started with others."""
+    if devices > 1 and started():
+        raise UserError(
+            f"found --devices {devices} in one of the {os.environ['WORLD_SIZE']} processes that torchrun has "
+            "started (leave --devices out)"
+        )
 
 
 def nodes() -> tuple[int, int]:

@@ -14,16 +14,16 @@ from typing import Annotated, NoReturn
 import typer
 
 import mlbseg
-from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, set_threads
+from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, part_of, set_threads
 from mlbseg.cli.printing import (
     print_line,
     print_names,
     print_summary,
     progress_console,
     result_console,
-    speaks,
 )
 from mlbseg.errors import Fault, OtherRank, UserError
+from mlbseg.launch import speaks
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
 
@@ -241,8 +241,13 @@ def predict(
     ] = False,
     overlap: Annotated[float, typer.Option(help="Of windows, share of the side.", min=0, max=0.9)] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are there.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="K/N: the K-th of N shares of the scans, such as 3/16 in a job array.")
+    ] = None,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    devices: Devices = 1,
+    accelerator: Accelerator = None,
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -254,12 +259,18 @@ def predict(
 
     set_threads(threads)
     chosen = only if only is None or only in PARTS else case_ids(only)
-    with StepProgress(progress_console(quiet or as_json), "predicting", 0) as progress:
+    console = progress_console(quiet or as_json)
+    with StepProgress(console, "predicting", 0) as progress:
         result = run_predict(
             run, scans, out, network=network, only=chosen, flips=flips, largest=largest,
-            probabilities=probabilities, overlap=overlap, overwrite=overwrite, device=device,
-            progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
+            probabilities=probabilities, overlap=overlap, overwrite=overwrite, part=part_of(part),
+            device=device, devices=devices, accelerator=accelerator,
+            progress=None if console is None else lambda done, total, case: progress.update(
+                done, {"case": case}, total=total
+            ),
         )  # fmt: skip
+    if not speaks():
+        raise typer.Exit(2 if result.faults else 0)
     if as_json:
         print(json.dumps({"masks": {k: str(v) for k, v in result.masks.items()},
                           "faults": [f.as_dict() for f in result.faults]}))  # fmt: skip

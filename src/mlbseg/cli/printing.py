@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import printable
-
-
-def speaks() -> bool:
-    """Return whether this process speaks for all that torchrun has started with it, as one of them does."""
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+from mlbseg.launch import speaks
 
 
 def result_console() -> Console:
@@ -26,7 +21,7 @@ def result_console() -> Console:
 
 def progress_console(quiet: bool) -> Console | None:
     """Return where progress goes: stderr, so that stdout holds results only."""
-    return None if quiet else Console(stderr=True)
+    return None if quiet or not speaks() else Console(stderr=True)
 
 
 def print_line(text: str) -> None:

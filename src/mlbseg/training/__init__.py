@@ -82,10 +82,7 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
     name = device_name(device, accelerator, devices)
-    if processes.started() and devices > 1:
-        raise UserError(
-            f"found --devices {devices} for ranks that torchrun has started (leave --devices out)"
-        )
+    processes.require_no_launch(devices)
     target = processes.own_device(name)
 
     def begin(count: int) -> Path:
