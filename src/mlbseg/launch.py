@@ -101,7 +101,8 @@ def launch(function: str, arguments: Mapping[str, Any], count: int) -> list[Any]
             finally:
                 for process in processes:
                     process.kill()
-                    process.wait()
+                    with process:  # waits, and closes its input
+                        pass
         reports = [_read_report(folder, index) for index in range(count)]
     if signals and any(process.returncode for process in processes):
         raise Signalled(signals[0])
