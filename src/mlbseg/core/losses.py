@@ -31,6 +31,11 @@ def cross_entropy_map(logits: Tensor, label: Tensor) -> Tensor:
     return cost * known
 
 
+def widened(t: Tensor) -> Tensor:
+    """Return a tensor in float32 or better: sums of logits in half precision lose too many digits."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
 def residual_map(logits: Tensor, label: Tensor) -> Tensor:
     """Return 1 - p(label) of every pixel (B, *S): how far the prediction is from the label, in [0, 1]."""
     return 1 - torch.exp(-cross_entropy_map(logits, label))
