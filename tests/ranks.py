@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,6 +33,9 @@ def together(count: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 def _rank(index: int, count: int, folder: str, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
+    # What Lightning reads of torchrun's environment. The rendezvous is a file: no port is to be found free.
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "GROUP_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=index, world_size=count, timeout=TIMEOUT
     )

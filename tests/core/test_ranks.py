@@ -26,7 +26,7 @@ def sums(ranks: Ranks) -> dict[str, Any]:
     x = torch.tensor([1.0, 2.0]).double().mul(ranks.index + 1).requires_grad_()
     total = ranks.sum(x)
     (total**2).sum().backward()
-    count, matrix = ranks.sum_each(torch.tensor(3), torch.full((2, 2), ranks.index))
+    count, matrix = ranks.sum_each(torch.tensor(3), torch.full((2, 2), ranks.index + 0.5))
     return {
         "total": total.detach(),
         "gradient": x.grad,
@@ -44,7 +44,7 @@ def test_sums_are_over_all_ranks_and_gradients_of_the_own_part() -> None:
         assert torch.equal(found["gradient"], torch.tensor([12.0, 24.0]).double())
         assert torch.equal(found["most"], torch.tensor([3.0, 6.0]).double())
         assert int(found["count"]) == 9
-        assert torch.equal(found["matrix"], torch.full((2, 2), 3))
+        assert torch.equal(found["matrix"], torch.full((2, 2), 4.5))
         assert torch.equal(found["all"]["a"], found["total"])
         assert torch.equal(found["all"]["b"], 3 * torch.eye(2).double())
 

@@ -50,10 +50,10 @@ class Ranks:
         return total + (x - x.detach())
 
     def sum_each(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """Return `sum` of each of a few small tensors, exchanged together in the first one's type."""
+        """Return `sum` of each of a few small tensors, exchanged together in a type that holds all."""
         if self.count == 1:
             return parts
-        whole = self.sum(torch.cat([part.to(parts[0]).flatten() for part in parts]))
+        whole = self.sum(torch.cat([part.flatten() for part in parts]))
         sums = whole.split([part.numel() for part in parts])
         return tuple(s.reshape(part.shape) for s, part in zip(sums, parts, strict=True))
 
