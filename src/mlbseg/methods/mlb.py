@@ -29,6 +29,7 @@ from mlbseg.core.losses import (
 from mlbseg.core.metaweights import alignment, normalise
 from mlbseg.core.optimisers import precondition, virtual_step
 from mlbseg.core.scope import Scope, parameters_in_scope
+from mlbseg.core.shared_pass import output_and_tangent
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
@@ -159,21 +160,28 @@ class MLB(Method):
         x, taught = self._see(views, image, batch.seed, _SIGHT)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
-        known: Tensor | None = None
-        if weigh:
-            with self._same_dropout(batch):
-                labels, weights, known = self._weigh(x, taught, views, initial, self.ranks.sum_all(v))
+        logits: Tensor | None = None
+        with self._same_dropout(batch):
+            if weigh:
+                direction = self._within_scope(self.ranks.sum_all(v), x)
+                if self.chunk is None:
+                    logits, tangent = output_and_tangent(self.student, direction, x)
+                else:
+                    logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
+                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial)
+            elif self.chunk is None:
+                logits = self.student(x)
 
         def terms(logits: Tensor) -> Losses:
             logits = widened(logits)
             return {**self._weighted(logits, labels, weights), **self._consistency(logits, taught, views)}
 
-        with self._same_dropout(batch):
-            if self.chunk is None:
-                others = terms(self.student(x))
-            else:
-                others, rest = _terms_and_gradient(self.student, x, terms, self.chunk, known)
-                v = {name: v[name] + rest[name] for name in v}
+        if self.chunk is None and logits is not None:
+            others = terms(logits)
+        else:
+            with self._same_dropout(batch):
+                others, rest = _terms_and_gradient(self.student, x, terms, self.chunk, logits)
+            v = {name: v[name] + rest[name] for name in v}
         yield {"clean": with_gradient(clean, v, self.student), **others}
 
     def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
@@ -198,7 +206,10 @@ class MLB(Method):
             v = self.ranks.sum_all(self._gradient_at(ahead, clean_x, clean_label))
             v = precondition(v, self.student, self.optimiser, regulariser)
             with self._same_dropout(batch):
-                labels, weights, _ = self._weigh(x, taught, views, initial, v)
+                seen, tangent = directional_derivative(
+                    self.student, self._within_scope(v, x), x, chunk=self.chunk
+                )
+            labels, weights = self._weigh(seen, tangent, taught, views, initial)
         yield {**self._weighted(logits, labels, weights), **consistency}
 
         logits = widened(self.student(clean_x))
@@ -242,15 +253,20 @@ class MLB(Method):
             x = x * (1 + contrast) + shift
         return x, taught
 
+    def _within_scope(self, v: Direction, x: Tensor) -> Direction:
+        """Return the part of a direction that moves parameters in the scope."""
+        if self.scope == "all":
+            return v
+        if self._in_scope is None:
+            self._in_scope = parameters_in_scope(self.student, x, self.scope)
+        return {name: t for name, t in v.items() if name in self._in_scope}
+
+    @torch.no_grad()
     def _weigh(
-        self, x: Tensor, taught: Tensor, views: Views, initial: Tensor, v: Direction
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Return labels and weights of both sources, each (V * B, *S), by name, and the logits, (V * B, K, *S)."""
-        if self.scope != "all":
-            if self._in_scope is None:
-                self._in_scope = parameters_in_scope(self.student, x, self.scope)
-            v = {name: t for name, t in v.items() if name in self._in_scope}
-        logits, tangent = map(widened, directional_derivative(self.student, v, x, chunk=self.chunk))
+        self, logits: Tensor, tangent: Tensor, taught: Tensor, views: Views, initial: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return labels and weights of both sources, each (V * B, *S), by name; logits are (V * B, K, *S)."""
+        logits, tangent = widened(logits), widened(tangent)
         pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial < 0, initial, pseudo)
@@ -282,7 +298,7 @@ class MLB(Method):
             )
             self.monitors[f"kept_{name}"] = kept / all_known.clamp(min=1)
             self.monitors[f"mass_{name}"] = mass
-        return labels, weights, logits
+        return labels, weights
 
     def _weighted(self, logits: Tensor, labels: dict[str, Tensor], weights: dict[str, Tensor]) -> Losses:
         """Return Σ w c for each label source; the weights of both sources sum to 1 over all ranks."""
@@ -319,7 +335,7 @@ class MLB(Method):
 
 
 def _terms_and_gradient(
-    model: nn.Module, x: Tensor, terms: Callable[[Tensor], Losses], chunk: int, output: Tensor | None
+    model: nn.Module, x: Tensor, terms: Callable[[Tensor], Losses], chunk: int | None, output: Tensor | None
 ) -> tuple[Losses, dict[str, Tensor]]:
     """Return loss terms, detached, and the gradient of their sum, a chunk at a time (see `loss_and_gradient`)."""
     found: Losses = {}
