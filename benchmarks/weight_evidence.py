@@ -18,7 +18,7 @@ push      the same of -g / (1 - p(label)): what the direction says once the size
 both      the same of a logistic regression on the logit of p and the push, fitted to half of the scans and scored
           on the others: above 1-p, the direction adds to the network's own doubt
 mass      wrong pixels' share of this source's weights over their share of its pixels, for each weighting;
-          below 1 the weights avoid wrong labels
+          below 1 the weights avoid wrong labels. doubt: no alignment, but max(0, 2 p(label) - 1)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,14 @@ from mlbseg.methods import mlb
 from mlbseg.run import Run
 from mlbseg.types import Batch, Losses, Role
 
+SOURCES = ("initial", "pseudo")
 UNSURE = (0.02, 0.98)
 PIXELS = 20_000  # of a scan and a group of pixels that enter an AUROC
 WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "share": lambda g, r: g.clamp(min=0),
     "residual": lambda g, r: (g / r.clamp(min=1e-3)).clamp(min=0),
     "sign": lambda g, r: (g > 0).float(),
+    "doubt": lambda g, r: (1 - 2 * r).clamp(min=0),
 }
 COLUMNS = ("step", "source", "pixels", "wrong", "g", "push", "1-p", "both", *WEIGHTINGS)
 
@@ -139,7 +142,7 @@ class Probe:
         """Add this step's rows to the table."""
         scans = [self._scan(case, model, direction) for case in self.cases]
         self.shown[self.step] = scans[0]
-        for source in ("initial", "pseudo"):
+        for source in SOURCES:
             groups: dict[str, Callable[[Scan], Tensor]] = {
                 "all": lambda s: s["true"] >= 0,
                 "unsure": lambda s, n=source: (s[f"r_{n}"] - 0.5).abs() < UNSURE[1] - 0.5,
@@ -166,14 +169,10 @@ class Probe:
         shape = (logits.shape[1], *initial.shape)
         # (Z, K, Y, X) of a 2D network's slices, (1, K, *S) otherwise
         logits, tangent = (t.movedim(1, 0).reshape(1, *shape) for t in (logits, tangent))
-        for source in ("initial", "pseudo"):
+        for source in SOURCES:
             label = scan[source].unsqueeze(0)
             scan[f"r_{source}"] = residual_map(logits, label)[0]
-            scan[f"g_{source}"] = alignment(
-                lambda z, y=label: cross_entropy_map(z, y),
-                logits,
-                tangent,  # type: ignore[misc]
-            )[0]
+            scan[f"g_{source}"] = alignment(partial(cross_entropy_map, label=label), logits, tangent)[0]
         return scan
 
     def _slide(self, image: Tensor, predictor: Callable[[Tensor], Tensor]) -> Tensor:
@@ -240,6 +239,17 @@ def _row(scans: list[Scan], source: str, group: Callable[[Scan], Tensor]) -> dic
     }
 
 
+def summary(table: Table) -> Table:
+    """Return mean and SD over the measured steps of each group of pixels: a direction may differ at every step."""
+    rows: Table = []
+    for group in dict.fromkeys((row["source"], row["pixels"]) for row in table):
+        mine = [row for row in table if (row["source"], row["pixels"]) == group]
+        for name, over in (("mean", np.nanmean), ("SD", np.nanstd)):
+            figures = {c: float(over([row[c] for row in mine])) for c in ("n", *COLUMNS[3:])}
+            rows.append({"step": name, "source": group[0], "pixels": group[1], **figures})
+    return rows
+
+
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table in Markdown."""
     cells = [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS]
@@ -269,7 +279,7 @@ def draw(shown: dict[int, Scan], weighting: str, path: Path) -> None:
         )
         row[1].imshow(scan["initial"] != scan["true"], cmap="gray")
         row[2].imshow(push, cmap="PuOr", vmin=-limit, vmax=limit)
-        for axis, source in zip(row[3:], ("initial", "pseudo"), strict=True):
+        for axis, source in zip(row[3:], SOURCES, strict=True):
             weight = WEIGHTINGS[weighting](scan[f"g_{source}"], scan[f"r_{source}"])
             axis.imshow(weight, cmap="magma", vmin=0, vmax=float(weight.quantile(0.995)) or 1.0)
             axis.contour(scan[source] != scan["true"], levels=[0.5], colors=["#7ae582"], linewidths=0.6)
@@ -323,10 +333,12 @@ def main() -> None:
         probe.install()
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
         mlbseg.train(resume=scratch, device="cpu", console=Console(stderr=True))
+    means = summary(probe.table)
+    print("\n".join(map(line, means)))
     with (asked.out / "weights.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*COLUMNS[:3], "n", *COLUMNS[3:]])
         writer.writeheader()
-        writer.writerows(probe.table)
+        writer.writerows(probe.table + means)
     draw(probe.shown, run.config.mlb.weighting, asked.out / "weights.png")
 
 
