@@ -28,7 +28,7 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ import mlbseg
 from mlbseg import checkpoints
 from mlbseg.config import load_config
 from mlbseg.core.losses import cross_entropy_map, residual_map
-from mlbseg.core.metaweights import Direction, alignment, directional_derivative
+from mlbseg.core.metaweights import alignment
 from mlbseg.core.views import draw_views
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
@@ -54,6 +54,7 @@ from mlbseg.methods import mlb
 from mlbseg.run import Run
 from mlbseg.types import Batch, Losses, Role
 
+directional_derivative = mlb.directional_derivative  # the method's own, before the probe stands in its place
 SOURCES = ("initial", "pseudo")
 UNSURE = (0.02, 0.98)
 PIXELS = 20_000  # of a scan and a group of pixels that enter an AUROC
@@ -65,6 +66,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 COLUMNS = ("step", "source", "pixels", "wrong", "g", "push", "1-p", "both", *WEIGHTINGS)
 
+Direction = Mapping[str, Tensor]
 Scan = dict[str, Tensor]
 Table = list[dict[str, Any]]
 
@@ -280,7 +282,7 @@ def draw(shown: dict[int, Scan], weighting: str, path: Path) -> None:
         row[1].imshow(scan["initial"] != scan["true"], cmap="gray")
         row[2].imshow(push, cmap="PuOr", vmin=-limit, vmax=limit)
         for axis, source in zip(row[3:], SOURCES, strict=True):
-            weight = WEIGHTINGS[weighting](scan[f"g_{source}"], scan[f"r_{source}"])
+            weight = WEIGHTINGS.get(weighting, WEIGHTINGS["share"])(scan[f"g_{source}"], scan[f"r_{source}"])
             axis.imshow(weight, cmap="magma", vmin=0, vmax=float(weight.quantile(0.995)) or 1.0)
             axis.contour(scan[source] != scan["true"], levels=[0.5], colors=["#7ae582"], linewidths=0.6)
         row[0].set_ylabel(f"step {step}", fontsize=8)
