@@ -113,8 +113,8 @@ class Probe:
         self.run, self.every = run, every
         self.cache = Cache(cache, run.plan)
         # Only here is a case that training calls unlabelled read as a clean one.
-        known = {c.id: c.with_role(Role.CLEAN) for c in find_cases(data).cases if c.label is not None}
-        self.cases = [known[name] for name in run.split.unlabelled[-scans:] if name in known]
+        self.known = {c.id: c.with_role(Role.CLEAN) for c in find_cases(data).cases if c.label is not None}
+        self.cases = [self.known[name] for name in run.split.unlabelled[-scans:] if name in self.known]
         if not self.cases:
             raise SystemExit(f"{data}: no true label of any unlabelled case of the run")
         self.table: Table = []
@@ -134,14 +134,14 @@ class Probe:
             if self.step % self.every == 0 and self.step != self.done:
                 self.done = self.step
                 with torch.autocast(x.device.type, enabled=False):
-                    self.measure(model, direction)
+                    self.measure(model, direction, self.step)
             return directional_derivative(model, direction, x, **options)
 
         mlb.MLB.losses = watched  # type: ignore[method-assign]
         mlb.directional_derivative = derivative  # type: ignore[attr-defined]
 
-    def measure(self, model: nn.Module, direction: Direction) -> None:
-        """Add this step's rows to the table."""
+    def measure(self, model: nn.Module, direction: Direction, name: int | str) -> None:
+        """Add rows to the table, whose first column is `name`."""
         scans = [self._scan(case, model, direction) for case in self.cases]
         self.shown[self.step] = scans[0]
         for source in SOURCES:
@@ -150,8 +150,8 @@ class Probe:
                 "unsure": lambda s, n=source: (s[f"r_{n}"] - 0.5).abs() < UNSURE[1] - 0.5,
                 "differ": lambda s: s["initial"] != s["pseudo"],
             }
-            for name, group in groups.items():
-                row = {"step": self.step, "source": source, "pixels": name, **_row(scans, source, group)}
+            for pixels, group in groups.items():
+                row = {"step": name, "source": source, "pixels": pixels, **_row(scans, source, group)}
                 self.table.append(row)
                 print(line(row), flush=True)
 
@@ -265,9 +265,10 @@ def draw(shown: dict[int, Scan], weighting: str, path: Path) -> None:
         "scan, truth (solid), initial (dotted)", "initial label wrong", "push towards the initial label",
         "weight of the initial label", "weight of the pseudo label",
     )  # fmt: skip
-    figure = Figure(figsize=(2.6 * len(titles), 2.3 * len(steps) + 0.3), layout="constrained")
-    axes = figure.subplots(len(steps), len(titles), squeeze=False)
     errors = shown[steps[0]]["initial"] != shown[steps[0]]["true"]
+    height = 2.6 * errors.shape[-2] / errors.shape[-1]
+    figure = Figure(figsize=(2.6 * len(titles), (height + 0.1) * len(steps) + 0.3), layout="constrained")
+    axes = figure.subplots(len(steps), len(titles), squeeze=False)
     plane = (int(errors.flatten(1).sum(1).argmax()),) if errors.ndim == 3 else ()
     for step, row in zip(steps, axes, strict=True):
         scan = {name: values[plane] for name, values in shown[step].items()}
