@@ -55,6 +55,10 @@ from mlbseg.run import Run
 from mlbseg.types import Batch, Losses, Role
 
 directional_derivative = mlb.directional_derivative  # the method's own, before the probe stands in its place
+FORWARD_MODE = (
+    "directional_derivative",
+    "output_and_tangent",
+)  # as the method calls it: (model, direction, x)
 SOURCES = ("initial", "pseudo")
 UNSURE = (0.02, 0.98)
 PIXELS = 20_000  # of a scan and a group of pixels that enter an AUROC
@@ -130,15 +134,20 @@ class Probe:
             self.method, self.step = method, step
             return losses(method, batch, step)
 
-        def derivative(model: nn.Module, direction: Direction, x: Tensor, **options: Any) -> Any:
-            if self.step % self.every == 0 and self.step != self.done:
-                self.done = self.step
-                with torch.autocast(x.device.type, enabled=False):
-                    self.measure(model, direction, self.step)
-            return directional_derivative(model, direction, x, **options)
+        def probed(forward_mode: Callable[..., Any]) -> Callable[..., Any]:
+            def derivative(model: nn.Module, direction: Direction, x: Tensor, **options: Any) -> Any:
+                if self.step % self.every == 0 and self.step != self.done:
+                    self.done = self.step
+                    with torch.autocast(x.device.type, enabled=False):
+                        self.measure(model, direction, self.step)
+                return forward_mode(model, direction, x, **options)
+
+            return derivative
 
         mlb.MLB.losses = watched  # type: ignore[method-assign]
-        mlb.directional_derivative = derivative  # type: ignore[attr-defined]
+        for name in FORWARD_MODE:
+            if hasattr(mlb, name):
+                setattr(mlb, name, probed(getattr(mlb, name)))
 
     def measure(self, model: nn.Module, direction: Direction, name: int | str) -> None:
         """Add rows to the table, whose first column is `name`."""
