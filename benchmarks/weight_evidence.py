@@ -45,6 +45,7 @@ from torch import Tensor, nn
 import mlbseg
 from mlbseg import checkpoints
 from mlbseg.config import load_config
+from mlbseg.core.directional import directional_derivative
 from mlbseg.core.losses import cross_entropy_map, residual_map
 from mlbseg.core.metaweights import alignment
 from mlbseg.core.views import draw_views
@@ -54,11 +55,7 @@ from mlbseg.methods import mlb
 from mlbseg.run import Run
 from mlbseg.types import Batch, Losses, Role
 
-directional_derivative = mlb.directional_derivative  # the method's own, before the probe stands in its place
-FORWARD_MODE = (
-    "directional_derivative",
-    "output_and_tangent",
-)  # as the method calls it: (model, direction, x)
+output_and_tangent = mlb.output_and_tangent  # the method's own, before the probe stands in its place
 SOURCES = ("initial", "pseudo")
 UNSURE = (0.02, 0.98)
 PIXELS = 20_000  # of a scan and a group of pixels that enter an AUROC
@@ -134,20 +131,15 @@ class Probe:
             self.method, self.step = method, step
             return losses(method, batch, step)
 
-        def probed(forward_mode: Callable[..., Any]) -> Callable[..., Any]:
-            def derivative(model: nn.Module, direction: Direction, x: Tensor, **options: Any) -> Any:
-                if self.step % self.every == 0 and self.step != self.done:
-                    self.done = self.step
-                    with torch.autocast(x.device.type, enabled=False):
-                        self.measure(model, direction, self.step)
-                return forward_mode(model, direction, x, **options)
-
-            return derivative
+        def derivative(model: nn.Module, direction: Direction, x: Tensor) -> Any:
+            if self.step % self.every == 0 and self.step != self.done:
+                self.done = self.step
+                with torch.autocast(x.device.type, enabled=False):
+                    self.measure(model, direction, self.step)
+            return output_and_tangent(model, direction, x)
 
         mlb.MLB.losses = watched  # type: ignore[method-assign]
-        for name in FORWARD_MODE:
-            if hasattr(mlb, name):
-                setattr(mlb, name, probed(getattr(mlb, name)))
+        mlb.output_and_tangent = derivative  # type: ignore[attr-defined]
 
     def measure(self, model: nn.Module, direction: Direction, name: int | str) -> None:
         """Add rows to the table, whose first column is `name`."""
@@ -200,9 +192,9 @@ class Probe:
         method = self.method
         assert method is not None
         network = method.teacher if method.pseudo_from == "teacher" else method.student
-        generator = torch.Generator().manual_seed(self.step)
+        seeds = [self.step * len(x) + i for i in range(len(x))]
         views = draw_views(
-            len(x), x.ndim - 2, method.views, generator=generator, device=x.device,
+            seeds, x.ndim - 2, method.views, device=x.device,
             flip_axes=method.flip_axes, zoom=method.zoom,
         )  # fmt: skip
         aligned, seen = views.align(torch.softmax(network(views.expand(x)).float(), 1))

@@ -130,6 +130,25 @@ def test_forward_mode_agrees_with_a_finite_difference(name: str, ndim: int) -> N
     assert (difference - tangent).norm() < 1e-5 * tangent.norm()
 
 
+@pytest.mark.parametrize(
+    ("ndim", "side", "depth"), [(3, 8, 2), (3, 4, 4), (3, 3, 3), (3, 2, 2), (3, 8, 8), (2, 8, 1), (2, 4, 4)]
+)
+def test_convolutions_of_thin_maps_have_right_gradients_in_bfloat16(ndim: int, side: int, depth: int) -> None:
+    """torch's own are wrong or infinite there; V-Net's kernels are of 5 voxels to a side."""
+    network = build("vnet", ndim, in_channels=1, channels=(32,))
+    kernels = [m for m in network.modules() if getattr(m, "kernel_size", None) == (5,) * ndim]
+    convolution = next(m for m in kernels if m.in_channels >= 128)
+    x = torch.randn(2, convolution.in_channels, *(depth, side, side)[:ndim], requires_grad=True)
+    cotangent = torch.randn_like(convolution(x))
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = convolution(x)
+        found.append(torch.autograd.grad(y, [convolution.weight, x], cotangent.to(y.dtype)))
+    for exact, fast in zip(*found, strict=True):
+        assert torch.cosine_similarity(exact.flatten(), fast.flatten(), dim=0) > 0.999
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "swin-unetr"])
 def test_forward_mode_does_not_mind_the_memory_layout(name: str, norm: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -25,7 +26,8 @@ from mlbseg.training.prepare import prepare_run
 def prepared(data: Path, out: Path, *overrides: str, method: str = "mlb", **options: Any) -> str:
     """Prepare a run and return what was printed."""
     asked: dict[str, Any] = {
-        "labelled": None, "test": None, "validation": 0, "labels": None, "skip_bad": False, "device": "cpu",
+        "labelled": None, "test": None, "validation": 0, "labels": None, "skip_bad": False,
+        "device": torch.device("cpu"), "count": 1,
         "cache": None,
     }  # fmt: skip
     config = load_config(overrides=[*TINY, *overrides], method=method)
@@ -259,7 +261,7 @@ def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
     root = write_blocks(tmp_path / "scans", count=3, labelled=2)
     prepare_run(
         root, tmp_path / "run", load_config(preset="paper"), labelled=None, test=None, validation=0, labels=None,
-        skip_bad=False, device="cpu", cache=None, console=None,
+        skip_bad=False, device=torch.device("cpu"), count=1, cache=None, console=None,
     )  # fmt: skip
     plan = Plan.read(tmp_path / "run" / "plan.json")
     assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")

@@ -83,7 +83,12 @@ class MLBSettings(_Section):
 
     mode: Literal["joint", "paper"] = "joint"
     views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-out"]
-    weighting: Literal["share", "residual", "sign"] = "sign"
+    clean_views: bool = False
+    weighting: Literal["share", "residual", "sign", "softmax", "sigmoid"] = "sign"
+    per_source: bool = False
+    per_image: bool = False
+    scope: Literal["all", "decoder", "head"] = "all"
+    every: int = Field(1, ge=1)
     jitter: float = Field(0.6, ge=0, lt=1)
     pseudo_from: Literal["student", "teacher"] = "teacher"
     teacher_decay: float = Field(0.99, ge=0, lt=1)

@@ -61,6 +61,14 @@ class ReadError(UserError):
         self.fault = fault
 
 
+class OtherRank(UserError):
+    """Another of the processes that work together has failed, and says itself why where it can."""
+
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class FaultsError(UserError):
     """Several faults found together, reported together."""
 

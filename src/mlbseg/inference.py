@@ -6,20 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.inferers.utils import sliding_window_inference
+from rich.console import Console
 from scipy import ndimage
 from torch import Tensor, nn
 
+from mlbseg import processes
 from mlbseg.data.cases import find_scans
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, read_scan, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
-from mlbseg.run import Run, autocast, out_of_memory, pick_device
+from mlbseg.launch import launch, speaks
+from mlbseg.progress import StepProgress
+from mlbseg.run import Run, autocast, device_name, out_of_memory
 from mlbseg.types import Case, Geometry
 
 PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
@@ -28,7 +33,12 @@ PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
 SLICES = 8
 """That a 2D network is shown of a 3D scan at once."""
 
+PATIENCE = 24 * 60.0
+"""Minutes to wait for the slowest of several processes; one that dies is noticed at once."""
+
 Progress = Callable[[int, int, str], None]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -56,11 +66,16 @@ def predict(
     probabilities: bool = False,
     overlap: float = 0.5,
     overwrite: bool = False,
+    part: tuple[int, int] | None = None,
     device: str = "auto",
+    devices: int = 1,
+    accelerator: str | None = None,
     precision: str | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
     """Segment scans with a trained run and write a mask for each.
+
+    Processes that were started together, by `devices` or by torchrun, segment a share of the scans each.
 
     Args:
         run: The run folder.
@@ -76,26 +91,102 @@ def predict(
             ``probabilities/ID_CLASS`` in `out` (a folder of masks holds nothing but masks).
         overlap: Of neighbouring windows, share of the side.
         overwrite: Replace masks that are there already; without it they are a fault.
+        part: (k, n) for the k-th (from 1) of n shares of the scans; the shares are disjoint, and together all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        devices: Number of devices of this machine to use together, a process each.
+        accelerator: ``auto``, ``cpu`` or ``gpu``: the kind of the devices, in place of `device`.
         precision: ``auto``, ``32`` or ``bf16``; as in training when None.
-        progress: Called with (done, all, case id).
+        progress: Called with (done, all, case id), of this process's share. With several `devices` the share of
+            the first is shown on stderr instead.
 
     Returns:
-        The masks, and the scans that failed.
+        The masks, and the scans that failed, of all processes together.
 
     Raises:
         UserError: if nothing can be predicted at all.
+        OtherRank: if another process failed.
     """
-    opened = Run.open(Path(run))
-    target = pick_device(device)
-    model = opened.network(network).to(target)
-    paths = [scans] if isinstance(scans, str | Path) else list(scans)
-    found = [find_scans(Path(path), opened.plan.channels) for path in paths]
-    cases, faults = _select(
-        [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise UserError(f"part {part[0]}/{part[1]}: expected K/N with K from 1 to N, such as 3/16")
+    name = device_name(device, accelerator, devices)
+    paths = [Path(path) for path in ([scans] if isinstance(scans, str | Path) else scans)]
+    processes.require_no_launch(devices)
+    if devices > 1:
+        arguments = {
+            "run": str(run), "scans": [str(path) for path in paths], "out": str(out), "network": network,
+            "only": only if only is None or isinstance(only, str) else list(only), "flips": flips,
+            "largest": largest, "probabilities": probabilities, "overlap": overlap, "overwrite": overwrite,
+            "part": part, "device": name, "precision": precision, "shown": progress is not None,
+        }  # fmt: skip
+        masks, faults = launch("mlbseg.inference:_launched", arguments, devices)[0]
+        return Predictions({k: Path(v) for k, v in masks.items()}, [Fault(**fault) for fault in faults])
+
+    def find(opened: Run) -> tuple[list[Case], list[Fault]]:
+        found = [find_scans(path, opened.plan.channels) for path in paths]
+        selected = _select(
+            [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
+        )
+        _make_folder(Path(out))
+        return selected
+
+    target = processes.own_device(name)
+    with processes.joined(torch.device("cpu"), PATIENCE) as ranks:
+        try:
+            opened = Run.open(Path(run))
+            model = opened.network(network).to(target)
+        except UserError as error:
+            raise processes.same_on_all(ranks, error) from None
+        # One looks for all: while another still looks, the folder may change.
+        cases, faults = processes.of_first(ranks, lambda: find(opened))
+        place = {case.id: number for number, case in enumerate(cases)}
+        for share in (part or (1, 1), (ranks.index + 1, ranks.count)):
+            cases, faults = _share(cases, share), _share(faults, share)
+        own = _predict_cases(
+            cases, faults, Path(out), model, opened, target, flips=flips, largest=largest,
+            probabilities=probabilities, overlap=overlap, overwrite=overwrite, precision=precision, progress=progress,
+        )  # fmt: skip
+        shares = processes.of_all(ranks, own)
+    masks = {name: mask for share in shares for name, mask in share.masks.items()}
+    faults = [fault for share in shares for fault in share.faults]
+    return Predictions(
+        dict(sorted(masks.items(), key=lambda item: place[item[0]])),
+        sorted(faults, key=lambda fault: place.get(fault.case_id or "", -1)),
     )
-    out = Path(out)
-    _make_folder(out)
+
+
+def _launched(shown: bool, part: list[int] | None, **arguments: Any) -> tuple[dict[str, str], list[Any]]:
+    """Be one of the processes that `predict` starts."""
+    console = Console(stderr=True) if shown and speaks() else None
+    with StepProgress(console, "predicting (the first device's share)", 0) as progress:
+        result = predict(
+            part=None if part is None else (part[0], part[1]),
+            progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
+            **arguments,
+        )
+    return {k: str(v) for k, v in result.masks.items()}, [fault.as_dict() for fault in result.faults]
+
+
+def _share(items: list[T], share: tuple[int, int]) -> list[T]:
+    """Return the k-th (from 1) of n shares: neighbours, which are often alike in size, go to different ones."""
+    return items[share[0] - 1 :: share[1]]
+
+
+def _predict_cases(
+    cases: list[Case],
+    faults: list[Fault],
+    out: Path,
+    model: nn.Module,
+    opened: Run,
+    target: torch.device,
+    *,
+    flips: bool,
+    largest: bool,
+    probabilities: bool,
+    overlap: float,
+    overwrite: bool,
+    precision: str | None,
+    progress: Progress | None,
+) -> Predictions:
     result = Predictions(faults=faults)
     for number, case in enumerate(cases):
         if progress is not None:

@@ -8,6 +8,7 @@ What is done to MONAI's networks so that they are alike:
 * No activation works in place: in-place operations do not mix with forward-mode differentiation, by which the
   meta-learned weights are computed.
 * Normalisation is chosen by name for all of them, always with learnt scale and shift.
+* On a CPU, convolutions of maps thinner than their kernel leave bfloat16 for float32: see `_safe_in_bfloat16`.
 * Only parameters that the output depends on are kept, each under one name: no unused heads, no aliases.
 """
 
@@ -112,6 +113,8 @@ def make_network(
     for module in network.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]
+        if type(module) in _SAFE:
+            module.__class__ = _SAFE[type(module)]
     return network
 
 
@@ -199,6 +202,30 @@ def _unet(
         dropout=dropout,
     )
     return net
+
+
+def _safe_in_bfloat16(module: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """Return the convolution, in float32 where bfloat16 would give a wrong gradient.
+
+    torch 2.13 on a CPU with AVX-512 bf16: the weight's gradient is off or infinite where the map has fewer voxels
+    along an axis than the kernel (measured: 3x3x3 on 2 voxels, 5x5x5 on 1 to 4). Such maps are small.
+    """
+    thin = any(n < k for n, k in zip(x.shape[2:], module.kernel_size, strict=True))
+    if not thin or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return module._conv_forward(x, module.weight, module.bias)
+    with torch.autocast("cpu", enabled=False):
+        return module._conv_forward(x.float(), module.weight, module.bias)
+
+
+class _Conv2d(nn.Conv2d):
+    forward = _safe_in_bfloat16  # type: ignore[assignment]
+
+
+class _Conv3d(nn.Conv3d):
+    forward = _safe_in_bfloat16  # type: ignore[assignment]
+
+
+_SAFE: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}
 
 
 class _UNetPlusPlus(BasicUNetPlusPlus):

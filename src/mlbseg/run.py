@@ -169,6 +169,40 @@ def has_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
+def device_name(device: str, accelerator: str | None = None, devices: int = 1) -> str:
+    """Return the name of a device by either way of saying it.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        accelerator: ``auto``, ``cpu`` or ``gpu``, in place of it.
+        devices: Number of them.
+
+    Raises:
+        UserError: if they contradict each other, or the machine does not have as many.
+    """
+    kinds = {"auto": "auto", "cpu": "cpu", "gpu": "cuda"}
+    if accelerator is not None:
+        if accelerator not in kinds:
+            raise UserError(f"unknown accelerator {accelerator!r}: {nearest(accelerator, kinds)}")
+        if device not in ("auto", kinds[accelerator]):
+            raise UserError(
+                f"found --device {device} and --accelerator {accelerator} (leave one of them out)"
+            )
+        device = kinds[accelerator]
+    if devices < 1:
+        raise UserError(f"--devices: found {devices}, expected a whole number from 1")
+    if devices > 1:
+        chosen = pick_device(device)
+        if chosen.index is not None:
+            raise UserError(
+                f"found --device {device} and --devices {devices} (use --accelerator gpu, and choose among "
+                "the GPUs with the environment variable CUDA_VISIBLE_DEVICES)"
+            )
+        if chosen.type == "cuda" and (count := torch.cuda.device_count()) < devices:
+            raise UserError(f"--devices: found {count} GPU(s), expected {devices} (use --devices {count})")
+    return device
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of that name; the first GPU, else the CPU, for ``auto``.
 

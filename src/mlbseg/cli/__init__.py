@@ -14,9 +14,16 @@ from typing import Annotated, NoReturn
 import typer
 
 import mlbseg
-from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, set_threads
-from mlbseg.cli.printing import print_line, print_names, print_summary, progress_console, result_console
-from mlbseg.errors import Fault, UserError
+from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, part_of, set_threads
+from mlbseg.cli.printing import (
+    print_line,
+    print_names,
+    print_summary,
+    progress_console,
+    result_console,
+)
+from mlbseg.errors import Fault, OtherRank, UserError
+from mlbseg.launch import speaks
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
 
@@ -34,12 +41,24 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Devices = Annotated[int, typer.Option(help="Devices of this machine to use together, a process each.", min=1)]
+Accelerator = Annotated[
+    str | None, typer.Option(help="auto, cpu or gpu: the kind of the devices, in place of --device.")
+]
+Timeout = Annotated[
+    float, typer.Option(help="Minutes that one of several processes waits for another.", min=0.01)
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
 
 
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
     try:
         code = app(prog_name="mlbseg", standalone_mode=False)
+    except OtherRank as error:
+        if not speaks():
+            sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except UserError as error:
         _fail(str(error), error.exit_code, error.faults)
     except _UsageError as error:
@@ -174,7 +193,10 @@ def train(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    devices: Devices = 1,
+    accelerator: Accelerator = None,
+    timeout: Timeout = 30.0,
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -185,9 +207,12 @@ def train(
     result = run_train(
         data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         validation=count_or_ids(validation) or 0, labels=label_values(labels), seed=seed, preset=preset, config=config,
-        overrides=override or (), skip_bad=skip_bad, device=device, cache=cache,
+        overrides=override or (), skip_bad=skip_bad, device=device, devices=devices,
+        accelerator=accelerator, timeout=timeout, cache=cache,
         console=progress_console(quiet or as_json),
     )  # fmt: skip
+    if not speaks():
+        return
     if as_json:
         print(json.dumps({"run": str(result.run), "steps": result.steps,
                           "validation_dice": result.validation_dice, "selection": result.selection}))  # fmt: skip
@@ -216,8 +241,13 @@ def predict(
     ] = False,
     overlap: Annotated[float, typer.Option(help="Of windows, share of the side.", min=0, max=0.9)] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are there.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="K/N: the K-th of N shares of the scans, such as 3/16 in a job array.")
+    ] = None,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    devices: Devices = 1,
+    accelerator: Accelerator = None,
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -229,12 +259,18 @@ def predict(
 
     set_threads(threads)
     chosen = only if only is None or only in PARTS else case_ids(only)
-    with StepProgress(progress_console(quiet or as_json), "predicting", 0) as progress:
+    console = progress_console(quiet or as_json)
+    with StepProgress(console, "predicting", 0) as progress:
         result = run_predict(
             run, scans, out, network=network, only=chosen, flips=flips, largest=largest,
-            probabilities=probabilities, overlap=overlap, overwrite=overwrite, device=device,
-            progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
+            probabilities=probabilities, overlap=overlap, overwrite=overwrite, part=part_of(part),
+            device=device, devices=devices, accelerator=accelerator,
+            progress=None if console is None else lambda done, total, case: progress.update(
+                done, {"case": case}, total=total
+            ),
         )  # fmt: skip
+    if not speaks():
+        raise typer.Exit(2 if result.faults else 0)
     if as_json:
         print(json.dumps({"masks": {k: str(v) for k, v in result.masks.items()},
                           "faults": [f.as_dict() for f in result.faults]}))  # fmt: skip

@@ -29,6 +29,20 @@ def label_values(text: str | None) -> list[int] | None:
         raise UserError(f"--labels {text!r}: expected whole numbers, such as 0,1,2") from None
 
 
+def part_of(text: str | None) -> tuple[int, int] | None:
+    """Return k and n of ``k/n``.
+
+    Raises:
+        UserError: if it says no such thing.
+    """
+    if text is None:
+        return None
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise UserError(f"--part {text!r}: expected K/N with K from 1 to N, such as 3/16")
+    return int(k), int(n)
+
+
 def count_or_ids(text: str | None) -> int | list[str] | None:
     """Return a number, or the case ids of a file or of a comma-separated list."""
     if text is None:

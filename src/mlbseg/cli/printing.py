@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import printable
+from mlbseg.launch import speaks
 
 
 def result_console() -> Console:
@@ -20,7 +21,7 @@ def result_console() -> Console:
 
 def progress_console(quiet: bool) -> Console | None:
     """Return where progress goes: stderr, so that stdout holds results only."""
-    return None if quiet else Console(stderr=True)
+    return None if quiet or not speaks() else Console(stderr=True)
 
 
 def print_line(text: str) -> None:

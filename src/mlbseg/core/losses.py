@@ -1,4 +1,8 @@
-"""Costs and losses. Labels are class indices (B, *S); a negative label means "not known here" and costs nothing."""
+"""Costs and losses. Labels are class indices (B, *S); a negative label means "not known here" and costs nothing.
+
+The losses are ratios of sums over pixels. With several `ranks` these sums run over the pixels of all of them: every
+rank has the loss of the whole batch, with the gradient of its own part, and the gradients of the ranks add up.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.types import IGNORE as IGNORE  # for users of the losses
 
 
@@ -26,12 +31,17 @@ def cross_entropy_map(logits: Tensor, label: Tensor) -> Tensor:
     return cost * known
 
 
+def widened(t: Tensor) -> Tensor:
+    """Return a tensor in float32 or better: sums of logits in half precision lose too many digits."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
 def residual_map(logits: Tensor, label: Tensor) -> Tensor:
     """Return 1 - p(label) of every pixel (B, *S): how far the prediction is from the label, in [0, 1]."""
     return 1 - torch.exp(-cross_entropy_map(logits, label))
 
 
-def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5, *, ranks: Ranks = ALONE) -> Tensor:
     """Return 1 - soft Dice, averaged over the foreground classes, the batch taken as one volume.
 
     Source: Milletari et al., V-Net (3DV 2016), eq. 2 without the squares; sums over the whole batch as in
@@ -42,27 +52,38 @@ def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tenso
         logits: (B, K, *S).
         label: (B, *S) class indices; negative ones are left out.
         smooth: Keeps 0/0 defined.
+        ranks: Those that share the batch.
 
     Returns:
         A scalar.
     """
+    overlap, total = ranks.sum_each(*_overlap_and_total(logits, label))
+    return _dice_loss(overlap, total, smooth)
+
+
+def supervised_loss(logits: Tensor, label: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
+    """Return mean cross-entropy over the known pixels plus `soft_dice_loss`: a scalar."""
+    known = (label >= 0).sum().to(logits.dtype)
+    cost = cross_entropy_map(logits, label).sum()
+    cost, known, overlap, total = ranks.sum_each(cost, known, *_overlap_and_total(logits, label))
+    return cost / known.clamp(min=1) + _dice_loss(overlap, total)
+
+
+def _overlap_and_total(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, each (K,), the sum of p y and of p + y over the known pixels."""
     known = (label >= 0).unsqueeze(1)
     probability = torch.softmax(logits, dim=1) * known
     target = F.one_hot(label.clamp(min=0).long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype) * known
     axes = [0, *range(2, logits.ndim)]
-    overlap = (probability * target).sum(axes)
-    total = probability.sum(axes) + target.sum(axes)
+    return (probability * target).sum(axes), probability.sum(axes) + target.sum(axes)
+
+
+def _dice_loss(overlap: Tensor, total: Tensor, smooth: float = 1e-5) -> Tensor:
     dice = (2 * overlap + smooth) / (total + smooth)
     return 1 - dice[1:].mean()
 
 
-def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Return mean cross-entropy over the known pixels plus `soft_dice_loss`: a scalar."""
-    known = (label >= 0).sum().clamp(min=1)
-    return cross_entropy_map(logits, label).sum() / known + soft_dice_loss(logits, label)
-
-
-def pairwise_consistency(aligned: Tensor, seen: Tensor) -> Tensor:
+def pairwise_consistency(aligned: Tensor, seen: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
     """Return the mean squared difference over all pairs of aligned views: the PLE consistency.
 
     The sum over pairs is K times the spread around the mean, so it costs O(K) and not O(K²):
@@ -72,6 +93,7 @@ def pairwise_consistency(aligned: Tensor, seen: Tensor) -> Tensor:
     Args:
         aligned: (V, B, K, *S) predictions of V views in the identity frame.
         seen: (V, B, 1, *S) 1 where the view saw the pixel, else 0.
+        ranks: Those that share the batch.
 
     Returns:
         A scalar: the mean over pairs of views, pixels that both saw, and classes.
@@ -80,16 +102,19 @@ def pairwise_consistency(aligned: Tensor, seen: Tensor) -> Tensor:
     mean = (aligned * seen).sum(0) / count.clamp(min=1)
     spread = (seen * (aligned - mean).square()).sum(0)
     pairs = (count * (count - 1) / 2).sum() * aligned.shape[2]
-    return (count * spread).sum() / pairs.clamp(min=1)
+    spread, pairs = ranks.sum_each((count * spread).sum(), pairs)
+    return spread / pairs.clamp(min=1)
 
 
-def prediction_distance(logits: Tensor, other: Tensor, valid: Tensor) -> Tensor:
+def prediction_distance(logits: Tensor, other: Tensor, valid: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
     """Return the mean squared difference of two predictions' class probabilities where `valid`: a scalar.
 
     Args:
         logits: (B, K, *S).
         other: (B, K, *S) logits of the other network; gradients flow into it only if it carries any.
         valid: (B, 1, *S) 1 where a pixel counts.
+        ranks: Those that share the batch.
     """
     difference = (torch.softmax(logits, 1) - torch.softmax(other, 1)).square() * valid
-    return difference.sum() / (valid.sum() * logits.shape[1]).clamp(min=1)
+    total, count = ranks.sum_each(difference.sum(), valid.sum() * logits.shape[1])
+    return total / count.clamp(min=1)

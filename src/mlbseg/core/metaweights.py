@@ -5,88 +5,110 @@ the loss on the clean batch fall? With the virtual step θ̂(w) = θ - A ∇[R +
 
     g_i = -∂ L_clean(θ̂(w)) / ∂ w_i  at w = 0  =  < A ∇c_i(θ), v >,    v = ∇ L_clean(θ̂(0)),
 
-because the step is linear in w. So all g_i are the derivative of the unreduced cost map in the single
-direction A v: one Jacobian-vector product, exact, without a second-order graph. The learning rate scales every
-g_i alike and falls out of the normalised weights; for SGD, momentum and weight decay add terms that do not
-depend on w. So for SGD the direction is v itself.
+because the step is linear in w (to first order for adaptive optimisers). So all g_i are the derivative of the
+unreduced cost map in the single direction A v: one Jacobian-vector product, exact, without a second-order graph.
+For SGD, A is the learning rate, which scales every g_i alike and falls out of the normalised weights: the
+direction is v itself. `mlbseg.core.optimisers` has the virtual step and A for SGD, Adam and AdamW.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
-Direction = Mapping[str, Tensor]
-"""One tensor per parameter name; parameters that are missing have a zero tangent."""
+from mlbseg.core.directional import Direction, How, directional_derivative
+from mlbseg.core.losses import widened
+from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.core.scope import Scope, parameters_in_scope
+
+Cost = Callable[[Tensor], Tensor]
+"""Maps logits (B, K, *S) to a cost of every pixel (B, *S)."""
+
+Rule = Literal["share", "sign", "softmax", "sigmoid"]
+"""How alignments become weights; see `normalise`."""
 
 
-def gradient(loss: Tensor, model: nn.Module, *, retain_graph: bool = False) -> dict[str, Tensor]:
-    """Return the gradient of a scalar with respect to the model's trainable parameters, by name.
+@dataclass(frozen=True)
+class PixelWeights:
+    """What `pixel_weights` found; maps are (B, *S), by the name of their cost.
 
-    A parameter that the loss does not reach gets zeros.
+    Attributes:
+        weights: Non-negative; all of them together sum to 1.
+        alignments: g, before any rule.
+        logits: (B, K, *S) of the model, without gradient.
     """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    grads = torch.autograd.grad(loss, list(named.values()), retain_graph=retain_graph, materialize_grads=True)
-    return dict(zip(named, grads, strict=True))
+
+    weights: dict[str, Tensor]
+    alignments: dict[str, Tensor]
+    logits: Tensor
 
 
-def directional_derivative(
-    model: nn.Module, direction: Direction, x: Tensor, *, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the model's output and its derivative along a direction of the parameters.
-
-    Forward mode with dual numbers, under `no_grad`. `torch.func.jvp` does the same but fails under CPU autocast
-    (torch 2.13), where `torch.autograd.forward_ad` works. Running statistics of the model are left alone.
+def pixel_weights(
+    model: nn.Module,
+    x: Tensor,
+    costs: Mapping[str, Cost],
+    direction: Direction,
+    *,
+    scope: Scope = "all",
+    rule: Rule = "share",
+    per_source: bool = False,
+    per_image: bool = False,
+    chunk: int | None = None,
+    how: How = "auto",
+    ranks: Ranks = ALONE,
+) -> PixelWeights:
+    """Weigh every pixel's costs by what following them would do to the loss whose gradient is `direction`.
 
     Args:
-        model: A network in the mode (train or eval) in which the costs are taken.
-        direction: The tangent of each parameter.
+        model: Maps images to logits; in the mode (train or eval) in which the costs are taken.
         x: (B, C, *S).
-        chunk: Images per pass; all at once when None. With BatchNorm in train mode, whose statistics couple
-            the images of a pass, chunks change the result.
+        costs: One per label source. Any cost that is differentiable and has a value for each pixel.
+        direction: A v (see the module): with SGD the clean gradient, such as `gradient` returns. Under data
+            parallelism the sum over all ranks.
+        scope: The parameters that the direction moves; the others stand still.
+        rule: See `normalise`, also for `per_source` and `per_image`.
+        per_source: Give every source the same total.
+        per_image: Give every image the same total.
+        chunk: Images per pass of the network; all at once when None.
+        how: See `directional_derivative`.
+        ranks: Those that hold the other images of the batch.
 
-    Returns:
-        output: (B, K, *S).
-        tangent: (B, K, *S), d output / dε along θ + ε direction.
+    Raises:
+        ValueError: if a cost is not one number per pixel, or the direction or scope does not fit the model.
+        TypeError: if the model does not return a single tensor.
     """
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    outputs, tangents = [], []
-    for part in x.split(chunk or len(x)):
-        # Copies, so that BatchNorm's running buffers do not move: this pass is only a measurement.
-        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-        with torch.no_grad(), forward_ad.dual_level():
-            duals = {
-                name: forward_ad.make_dual(p, direction[name].detach().to(p.dtype))
-                if name in direction
-                else p
-                for name, p in parameters.items()
-            }
-            dual = forward_ad.unpack_dual(functional_call(model, {**duals, **buffers}, (part,)))
-            if dual.tangent is None:
-                raise ValueError("the direction names no parameter that the model's output depends on")
-            outputs.append(dual.primal)
-            tangents.append(dual.tangent)
-    return torch.cat(outputs), torch.cat(tangents)
+    if scope != "all":
+        inside = parameters_in_scope(model, x, scope)
+        direction = {name: t for name, t in direction.items() if name in inside}
+    logits, tangent = directional_derivative(model, direction, x, chunk=chunk, how=how)
+    logits, tangent = widened(logits), widened(tangent)
+    alignments = {name: alignment(cost, logits, tangent) for name, cost in costs.items()}
+    weights = normalise(
+        list(alignments.values()), rule=rule, per_source=per_source, per_image=per_image, ranks=ranks
+    )
+    return PixelWeights(dict(zip(costs, weights, strict=True)), alignments, logits)
 
 
-def alignment(cost: Callable[[Tensor], Tensor], logits: Tensor, tangent: Tensor) -> Tensor:
-    """Return g: the derivative of an unreduced cost map along the direction that gave `tangent`.
+def alignment(cost: Cost, logits: Tensor, tangent: Tensor) -> Tensor:
+    """Return g (B, *S): the derivative of an unreduced cost map along the direction that gave `tangent`.
 
     Positive where following the pixel's cost lowers the clean loss.
 
     Args:
-        cost: Maps logits (B, K, *S) to a cost of every pixel (B, *S).
+        cost: Differentiable.
         logits: (B, K, *S) of the model.
         tangent: (B, K, *S), their derivative along v.
 
     Raises:
         ValueError: if the cost is not one number per pixel.
     """
-    value, derivative = jvp(cost, (logits,), (tangent,))[:2]
+    with torch.no_grad():
+        value, derivative = jvp(cost, (logits,), (tangent,))[:2]
     expected = (logits.shape[0], *logits.shape[2:])
     if value.shape != expected:
         raise ValueError(
@@ -96,45 +118,66 @@ def alignment(cost: Callable[[Tensor], Tensor], logits: Tensor, tangent: Tensor)
     return derivative
 
 
-def normalise(alignments: Sequence[Tensor], eps: float = 1e-12) -> list[Tensor]:
-    """Return w = max(g, 0) / (Σ max(g, 0) + ε), the sum running over all pixels of all label sources.
+def normalise(
+    alignments: Sequence[Tensor],
+    *,
+    rule: Rule = "share",
+    known: Sequence[Tensor] | None = None,
+    per_source: bool = False,
+    per_image: bool = False,
+    ranks: Ranks = ALONE,
+) -> list[Tensor]:
+    """Turn alignments into weights that sum to 1 over all pixels, images, label sources and ranks.
 
-    The scale of g is divided out before ε is added, so that neither the learning rate nor the size of the
-    clean gradient changes the weights. All weights are 0 where no alignment is positive.
-    """
-    positive = [g.clamp(min=0) for g in alignments]
-    peak = torch.stack([p.max() for p in positive]).max()
-    scaled = [p / peak.clamp(min=torch.finfo(p.dtype).tiny) for p in positive]
-    total = torch.stack([p.sum(dtype=torch.float64) for p in scaled]).sum()
-    return [(p / (total + eps)).to(p.dtype) for p in scaled]
-
-
-@torch.no_grad()
-def virtual_step(model: nn.Module, grads: Direction, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the parameters that one SGD step along `grads` would give, without taking it.
+    The scale of g is divided out first, so that neither the learning rate nor the size of the clean gradient changes
+    the weights. Where nothing is positive, all weights are 0 (``share``, ``sign``).
 
     Args:
-        model: The network whose parameters the optimiser holds.
-        grads: The gradient of every trainable parameter, by name.
-        optimiser: A `torch.optim.SGD` (momentum, dampening, Nesterov and weight decay are honoured).
-
-    Raises:
-        TypeError: for another optimiser.
+        alignments: g of each label source, (B, *S).
+        rule: ``share`` is the paper's, max(g, 0) / Σ max(g, 0). ``sign`` lets every pixel with g > 0 count alike.
+            ``softmax`` and ``sigmoid`` take exp(g / s) and 1 / (1 + exp(-g / s)), s being the root mean square of g:
+            a pixel that disagrees then counts for little instead of nothing.
+        known: For each source, (B, *S), where a pixel has a label; the others get weight 0. With ``share`` and
+            ``sign`` a cost that is constantly 0 there does the same.
+        per_source: Let each source's weights sum to 1 / number of sources.
+        per_image: Let each image's weights sum to 1 / number of images.
+        ranks: Those that hold the other images; sums run over all of them.
     """
-    if not isinstance(optimiser, torch.optim.SGD):
-        raise TypeError(f"the virtual step is written for SGD, not {type(optimiser).__name__}")
-    settings = {id(p): group for group in optimiser.param_groups for p in group["params"]}
-    moved = {}
-    for name, p in model.named_parameters():
-        if name not in grads:
-            continue
-        group = settings[id(p)]
-        step = grads[name] + group["weight_decay"] * p
-        if group["momentum"]:
-            buffer = optimiser.state.get(p, {}).get("momentum_buffer")
-            velocity = (
-                step if buffer is None else group["momentum"] * buffer + (1 - group["dampening"]) * step
-            )
-            step = step + group["momentum"] * velocity if group["nesterov"] else velocity
-        moved[name] = p - group["lr"] * step
-    return moved
+    g = torch.stack(list(alignments))  # (sources, B, *S)
+    mask = torch.ones_like(g) if known is None else torch.stack([k.to(g.dtype) for k in known])
+    raw = _raw(g, rule, mask, ranks)
+    # In double precision: a float32 sum over millions of pixels loses the small ones.
+    sums = raw.reshape(*g.shape[:2], -1).sum(-1, dtype=torch.float64)  # (sources, B)
+    images = g.shape[1] * ranks.count
+    if per_image:
+        total = sums if per_source else sums.sum(0, keepdim=True)
+        parts = images * (len(g) if per_source else 1)
+    else:
+        total = ranks.sum(sums.sum(1, keepdim=True) if per_source else sums.sum().reshape(1, 1))
+        parts = len(g) if per_source else 1
+    total = total.expand_as(sums).reshape(*sums.shape, *(1,) * (g.ndim - 2))
+    # Raw numbers are not negative, so where the total is 0 all of them are.
+    return list((raw / (parts * total.clamp(min=torch.finfo(torch.float64).tiny))).to(g.dtype))
+
+
+def _raw(g: Tensor, rule: Rule, mask: Tensor, ranks: Ranks) -> Tensor:
+    """Return non-negative numbers of order 1, in proportion to the weights; 0 where the mask is."""
+    tiny = torch.finfo(g.dtype).tiny
+    if rule == "share":
+        positive = g.clamp(min=0) * mask
+        return positive / ranks.max(positive.max()).clamp(min=tiny)
+    if rule == "sign":
+        return (g > 0) * mask
+    if rule not in ("softmax", "sigmoid"):
+        raise ValueError(f"unknown rule {rule!r}: use share, sign, softmax or sigmoid")
+    peak = ranks.max((g.abs() * mask).max()).clamp(min=tiny)
+    scaled = g / peak  # squares of g itself may underflow
+    moments = ranks.sum(
+        torch.stack([(scaled.square() * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
+    )
+    rms = (moments[0] / moments[1].clamp(min=1)).sqrt().to(g.dtype).clamp(min=tiny)
+    z = scaled / rms
+    if rule == "sigmoid":
+        return torch.sigmoid(z) * mask
+    z = torch.where(mask > 0, z, -torch.inf)
+    return torch.exp(z - ranks.max(z.max()).clamp(min=torch.finfo(z.dtype).min))

@@ -89,11 +89,10 @@ class Views:
 
 
 def draw_views(
-    batch: int,
+    seeds: Sequence[int],
     ndim: int,
     kinds: Sequence[str],
     *,
-    generator: torch.Generator,
     device: torch.device | str = "cpu",
     flip_axes: Sequence[int] | None = None,
     zoom: tuple[float, float] = ZOOM,
@@ -101,11 +100,10 @@ def draw_views(
     """Draw the views of a batch.
 
     Args:
-        batch: Number of images B; each draws its own zoom and flip.
+        seeds: One for each of the B images: its zooms and flips depend on it alone, whatever the batch.
         ndim: 2 or 3.
         kinds: What the views after the identity are: ``zoom-in``, ``zoom-out`` or ``flip``. The paper's PLE
             has one zoom-in, two zoom-outs and one flip.
-        generator: A CPU generator; all draws come from it.
         device: Where the maps live.
         flip_axes: Axes (of S, in array order) among which a flip view chooses a non-empty subset; all when None.
         zoom: The range of the share of the side that is cropped (in) or padded (out) per side.
@@ -117,10 +115,11 @@ def draw_views(
         ValueError: for an unknown kind.
     """
     axes = list(range(ndim)) if flip_axes is None else list(flip_axes)
-    matrix = torch.zeros(1 + len(kinds), batch, ndim, ndim + 1)
+    matrix = torch.zeros(1 + len(kinds), len(seeds), ndim, ndim + 1)
     matrix[..., range(ndim), range(ndim)] = 1
-    for v, kind in enumerate(kinds, start=1):
-        for b in range(batch):
+    for b, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for v, kind in enumerate(kinds, start=1):
             share = zoom[0] + (zoom[1] - zoom[0]) * float(torch.rand((), generator=generator))
             if kind == "zoom-in":
                 matrix[v, b] *= 1 - 2 * share

@@ -1,4 +1,7 @@
-"""What training step t sees. It depends only on (seed, t, index in the batch), so any step can be drawn again."""
+"""What training step t sees. It depends only on (seed, t, index in the batch), so any step can be drawn again.
+
+Ranks that train together draw a step's batch in slices: theirs joined are what one rank draws.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
 from mlbseg.types import IGNORE, Batch, Case, Role
@@ -29,13 +33,17 @@ class StepDataset(Dataset[Batch]):
         initial_labels: A `.npy` file of class indices on the prepared grid for each unlabelled case of `others`.
             A noisy case brings its own label.
         patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
-        batch_size: Clean patches per step.
-        unlabelled_batch_size: Patches of `others` per step.
+        batch_size: Clean patches per step, of all ranks together.
+        unlabelled_batch_size: Patches of `others` per step, of all ranks together.
         steps: Length.
         seed: Of the run.
         stage: Stages of one run draw different numbers.
         foreground: Share of the clean patches that are centred on a labelled voxel.
         augment: Applied to every patch.
+        ranks: Those that share the batch.
+
+    Raises:
+        ValueError: if the ranks cannot share a batch evenly.
     """
 
     def __init__(
@@ -53,7 +61,12 @@ class StepDataset(Dataset[Batch]):
         stage: int,
         foreground: float,
         augment: Augment,
+        ranks: Ranks = ALONE,
     ) -> None:
+        if batch_size % ranks.count or (others and unlabelled_batch_size % ranks.count):
+            raise ValueError(
+                f"{ranks.count} ranks cannot share {batch_size} and {unlabelled_batch_size} patches"
+            )
         self.cache = cache
         self.clean = list(clean)
         self.others = list(others)
@@ -65,22 +78,29 @@ class StepDataset(Dataset[Batch]):
         self.key = (seed, stage)
         self.foreground = foreground
         self.augment = augment
+        self.ranks = ranks
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        """Draw the batch of a step; see `Batch` for the shapes."""
-        clean = [self._patch(self.clean, _CLEAN, step, i, self.batch_size) for i in range(self.batch_size)]
+        """Draw this rank's slice of the batch of a step; see `Batch` for the shapes."""
+        count = self.batch_size
+        clean = [self._patch(self.clean, _CLEAN, step, i, count) for i in self._own(count)]
         images, labels, ids = zip(*clean, strict=True)
         batch = Batch(torch.stack(images), torch.stack(labels), case_ids=ids, seed=self._seed(2, step, 0))
         if self.others:
             count = self.unlabelled_batch_size
-            others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in range(count)]
+            others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in self._own(count)]
             images, labels, more = zip(*others, strict=True)
             batch.image, batch.initial_label = torch.stack(images), torch.stack(labels)
             batch.case_ids += more
         return batch
+
+    def _own(self, count: int) -> range:
+        """Return the indices in the batch that are this rank's, of `count`."""
+        share = count // self.ranks.count
+        return range(self.ranks.index * share, (self.ranks.index + 1) * share)
 
     def _seed(self, *parts: int) -> int:
         return int(np.random.SeedSequence([*self.key, *parts]).generate_state(1)[0])

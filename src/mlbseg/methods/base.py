@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.types import Batch, Losses
 
 
@@ -26,7 +27,9 @@ class Method(nn.Module, ABC):
     Attributes:
         student: The network that the optimiser moves.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
-        monitors: Scalars of the last step worth showing, by name.
+        ranks: Set by training; those that share the batch. A loss is that of the whole batch, with the gradient
+            of this rank's part (see `mlbseg.core.losses`): training adds the gradients up.
+        monitors: Scalars of the last step worth showing, by name; of the whole batch.
     """
 
     uses_unlabelled = False
@@ -36,6 +39,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.student = student
         self.optimiser: torch.optim.Optimizer | None = None
+        self.ranks: Ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
 
     @abstractmethod

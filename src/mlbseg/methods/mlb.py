@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlbseg.core.directional import (
+    Direction,
+    directional_derivative,
+    gradient,
+    loss_and_gradient,
+    with_gradient,
+)
 from mlbseg.core.losses import (
     cross_entropy_map,
     pairwise_consistency,
     prediction_distance,
     residual_map,
     supervised_loss,
+    widened,
 )
-from mlbseg.core.metaweights import (
-    Direction,
-    alignment,
-    directional_derivative,
-    gradient,
-    normalise,
-    virtual_step,
-)
+from mlbseg.core.metaweights import alignment, normalise
+from mlbseg.core.optimisers import precondition, virtual_step
+from mlbseg.core.scope import Scope, parameters_in_scope
+from mlbseg.core.shared_pass import output_and_tangent
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
 from mlbseg.methods.base import Method
 from mlbseg.types import Batch, Losses
+
+_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT = range(4)  # streams of random numbers
 
 
 class MLB(Method):
@@ -41,12 +48,20 @@ class MLB(Method):
             the weights and as the clean part of one update. ``paper`` takes it after a virtual step on the
             consistency terms and follows the weighted step by a step on the clean batch.
         views: The kinds of the views after the identity (see `draw_views`).
+        clean_views: Let joint mode see the clean batch in these views too, as paper mode always does; each view
+            costs a forward and a backward pass of the clean batch.
         flip_axes: Axes that a flip view may turn; None for all. With none of them a flip view is refused.
         zoom: The range of the zoom views (see `draw_views`).
-        weighting: How a positive alignment becomes a weight, before the weights are made to sum to 1. ``share``
+        weighting: How an alignment becomes a weight, before the weights are made to sum to 1. ``share``
             is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
             take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
-            alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike.
+            alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike. ``softmax`` and
+            ``sigmoid``: see `normalise`.
+        per_source: Give the initial and the pseudo labels the same total of weight.
+        per_image: Give every view of every image the same total of weight.
+        scope: The parameters that the direction moves, ``all``, ``decoder`` or ``head``.
+        every: Weigh and follow the labels at every n-th step only, n-fold; the steps between are those of a mean
+            teacher.
         jitter: Largest relative change of contrast, and shift of brightness in units of the normalised intensity,
             of each view that the student sees; the teacher sees the view as it is.
         pseudo_from: Whose predictions over the views make the pseudo label, ``student`` (the paper) or ``teacher``.
@@ -54,8 +69,9 @@ class MLB(Method):
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
         consistency_weight: Factor of L_ple + L_mt.
-        chunk: Images per forward-mode pass; None for all at once. With dropout, chunks draw other masks than the
-            loss's one pass.
+        chunk: Images per pass of the network, for the least memory; None for all at once. Joint mode then holds one
+            chunk's graph at a time, for one more forward pass of the clean batch; paper mode chunks the
+            forward-mode pass only.
 
     Raises:
         UserError: for a flip view where no axis may be flipped.
@@ -70,9 +86,14 @@ class MLB(Method):
         *,
         mode: Literal["joint", "paper"] = "joint",
         views: Sequence[str] = ("zoom-out",),
+        clean_views: bool = False,
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
-        weighting: Literal["share", "residual", "sign"] = "sign",
+        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid"] = "sign",
+        per_source: bool = False,
+        per_image: bool = False,
+        scope: Scope = "all",
+        every: int = 1,
         jitter: float = 0.6,
         pseudo_from: Literal["student", "teacher"] = "teacher",
         teacher_decay: float = 0.99,
@@ -90,9 +111,14 @@ class MLB(Method):
         self.teacher = make_teacher(student)
         self.mode = mode
         self.views = tuple(views)
+        self.clean_views = clean_views
         self.flip_axes = flip_axes
         self.zoom = zoom
         self.weighting = weighting
+        self.per_source = per_source
+        self.per_image = per_image
+        self.scope = scope
+        self.every = every
         self.jitter = jitter
         self.pseudo_from = pseudo_from
         self.teacher_decay = teacher_decay
@@ -100,14 +126,15 @@ class MLB(Method):
         self.pseudo_weight = pseudo_weight
         self.consistency_weight = consistency_weight
         self.chunk = chunk
+        self._in_scope: frozenset[str] | None = None
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss in joint mode, two (the weighted step, then the clean step) in paper mode."""
         if batch.image is None or batch.initial_label is None:
             raise ValueError("MLB needs unlabelled images and their initial labels in every batch")
-        generator = torch.Generator().manual_seed(batch.seed)
+        weigh = step % self.every == 0
         yield from (self._joint if self.mode == "joint" else self._paper)(
-            batch, batch.image, batch.initial_label, generator
+            batch, batch.image, batch.initial_label, weigh
         )
 
     def after_step(self, step: int) -> None:
@@ -118,84 +145,128 @@ class MLB(Method):
         """Return teacher and student; the teacher predicts unless told otherwise."""
         return {"teacher": self.teacher, "student": self.student}
 
-    def _joint(
-        self, batch: Batch, image: Tensor, initial: Tensor, generator: torch.Generator
-    ) -> Iterator[Losses]:
-        clean = supervised_loss(self.student(batch.clean_image).float(), batch.clean_label)
-        v = gradient(clean, self.student)
+    def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
+        clean_x, clean_label = batch.clean_image, batch.clean_label
+        if self.clean_views:
+            clean_views = self._draw(clean_x, batch.seed, _CLEAN_VIEWS)
+            clean_x, clean_label = clean_views.expand(clean_x), clean_views.expand_label(clean_label)
+        clean, v = loss_and_gradient(
+            self.student,
+            clean_x,
+            lambda z: supervised_loss(widened(z), clean_label, ranks=self.ranks),
+            chunk=self.chunk,
+        )
+        views = self._draw(image, batch.seed, _VIEWS)
+        x, taught = self._see(views, image, batch.seed, _SIGHT)
+        labels: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        logits: Tensor | None = None
+        with self._same_dropout(batch):
+            if weigh:
+                direction = self._within_scope(self.ranks.sum_all(v), x)
+                if self.chunk is None:
+                    logits, tangent = output_and_tangent(self.student, direction, x)
+                else:
+                    logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
+                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial)
+            elif self.chunk is None:
+                logits = self.student(x)
 
-        views = self._draw(image, generator)
-        x, taught = self._see(views.expand(image), generator)
-        with _same_dropout(batch):
-            labels, weights = self._weigh(x, taught, views, initial, v)
-        with _same_dropout(batch):
-            logits = self.student(x).float()
-        yield {
-            "clean": _linearised(clean, v, self.student),
-            **self._weighted(logits, labels, weights),
-            **self._consistency(logits, taught, views),
-        }
+        def terms(logits: Tensor) -> Losses:
+            logits = widened(logits)
+            return {**self._weighted(logits, labels, weights), **self._consistency(logits, taught, views)}
 
-    def _paper(
-        self, batch: Batch, image: Tensor, initial: Tensor, generator: torch.Generator
-    ) -> Iterator[Losses]:
+        if self.chunk is None and logits is not None:
+            others = terms(logits)
+        else:
+            with self._same_dropout(batch):
+                others, rest = _terms_and_gradient(self.student, x, terms, self.chunk, logits)
+            v = {name: v[name] + rest[name] for name in v}
+        yield {"clean": with_gradient(clean, v, self.student), **others}
+
+    def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
-        views = self._draw(image, generator)
-        x, taught = self._see(views.expand(image), generator)
-        with _same_dropout(batch):
-            logits = self.student(x).float()
+        views = self._draw(image, batch.seed, _VIEWS)
+        x, taught = self._see(views, image, batch.seed, _SIGHT)
+        with self._same_dropout(batch):
+            logits = widened(self.student(x))
         consistency = self._consistency(logits, taught, views)
-
-        # The virtual step at w = 0 follows the consistency terms alone; v is the clean gradient there.
-        ahead = virtual_step(
-            self.student,
-            gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True),
-            self.optimiser,
-        )
-        clean_views = self._draw(batch.clean_image, generator)
-        clean_x, clean_taught = self._see(clean_views.expand(batch.clean_image), generator)
+        clean_views = self._draw(batch.clean_image, batch.seed, _CLEAN_VIEWS)
+        clean_x, clean_taught = self._see(clean_views, batch.clean_image, batch.seed, _CLEAN_SIGHT)
         clean_label = clean_views.expand_label(batch.clean_label)
-        v = _gradient_at(ahead, self.student, clean_x, clean_label)
-        with _same_dropout(batch):
-            labels, weights = self._weigh(x, taught, views, initial, v)
+        labels: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        if weigh:
+            # The virtual step at w = 0 follows the consistency terms alone; v is the clean gradient there.
+            regulariser = self.ranks.sum_all(
+                gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True)
+            )
+            ahead = virtual_step(self.student, regulariser, self.optimiser)
+            v = self.ranks.sum_all(self._gradient_at(ahead, clean_x, clean_label))
+            v = precondition(v, self.student, self.optimiser, regulariser)
+            with self._same_dropout(batch):
+                seen, tangent = directional_derivative(
+                    self.student, self._within_scope(v, x), x, chunk=self.chunk
+                )
+            labels, weights = self._weigh(seen, tangent, taught, views, initial)
         yield {**self._weighted(logits, labels, weights), **consistency}
 
-        logits = self.student(clean_x).float()
+        logits = widened(self.student(clean_x))
         terms = self._consistency(logits, clean_taught, clean_views)
         yield {
-            "clean": supervised_loss(logits, clean_label),
+            "clean": supervised_loss(logits, clean_label, ranks=self.ranks),
             **{f"clean_{name}": term for name, term in terms.items()},
         }
 
-    def _draw(self, image: Tensor, generator: torch.Generator) -> Views:
+    def _seeds(self, count: int, seed: int, stream: int) -> list[int]:
+        """Return a seed for each image of this rank: its own, wherever in the global batch the rank's part begins."""
+        first = self.ranks.index * count
+        return [
+            int(np.random.SeedSequence([seed, stream, first + i]).generate_state(1)[0]) for i in range(count)
+        ]
+
+    def _draw(self, image: Tensor, seed: int, stream: int) -> Views:
         return draw_views(
-            len(image),
+            self._seeds(len(image), seed, stream),
             image.ndim - 2,
             self.views,
-            generator=generator,
             device=image.device,
             flip_axes=self.flip_axes,
             zoom=self.zoom,
         )
 
-    def _see(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _see(self, views: Views, image: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
         """Return what the student sees of the views, (V * B, C, *S), and the teacher's logits, (V * B, K, *S)."""
-        noise = torch.randn(x.shape, generator=generator).to(x) * self.teacher_noise
+        x = views.expand(image)
+        noise, changes = [], []
+        for s in self._seeds(len(image), seed, stream):
+            generator = torch.Generator(image.device).manual_seed(s)
+            shape = (len(views), *image.shape[1:])
+            noise.append(torch.randn(shape, generator=generator, device=image.device, dtype=image.dtype))
+            few = (2, *shape[:2], *(1,) * (image.ndim - 2))
+            changes.append(torch.rand(few, generator=generator, device=image.device, dtype=image.dtype))
         with torch.no_grad():
-            taught = self.teacher(x + noise).float()
+            taught = widened(self.teacher(x + self.teacher_noise * torch.stack(noise, 1).flatten(0, 1)))
         if self.jitter:
-            shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
-            contrast, shift = ((2 * torch.rand(2, *shape, generator=generator) - 1) * self.jitter).to(x)
+            contrast, shift = (2 * torch.stack(changes, 2).flatten(1, 2) - 1) * self.jitter
             x = x * (1 + contrast) + shift
         return x, taught
 
+    def _within_scope(self, v: Direction, x: Tensor) -> Direction:
+        """Return the part of a direction that moves parameters in the scope."""
+        if self.scope == "all":
+            return v
+        if self._in_scope is None:
+            self._in_scope = parameters_in_scope(self.student, x, self.scope)
+        return {name: t for name, t in v.items() if name in self._in_scope}
+
+    @torch.no_grad()
     def _weigh(
-        self, x: Tensor, taught: Tensor, views: Views, initial: Tensor, v: Direction
+        self, logits: Tensor, tangent: Tensor, taught: Tensor, views: Views, initial: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return labels and weights of both sources, each (V * B, *S), by source name."""
-        logits, tangent = directional_derivative(self.student, v, x, chunk=self.chunk)
-        logits, tangent = logits.float(), tangent.float()
+        """Return labels and weights of both sources, each (V * B, *S), by name; logits are (V * B, K, *S)."""
+        logits, tangent = widened(logits), widened(tangent)
         pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial < 0, initial, pseudo)
@@ -205,55 +276,73 @@ class MLB(Method):
             g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, tangent)  # type: ignore[misc]
             if self.weighting == "residual":
                 g = g / residual_map(logits, label).clamp(min=1e-3)
-            elif self.weighting == "sign":
-                g = g.sign()
             alignments.append(g)
-        weights = dict(zip(labels, normalise(alignments), strict=True))
-        for name, label in labels.items():
-            known = (label >= 0).sum().clamp(min=1)
-            self.monitors[f"kept_{name}"] = (weights[name] > 0).sum() / known
-            self.monitors[f"mass_{name}"] = weights[name].sum()
+        known = [label >= 0 for label in labels.values()]
+        weights = dict(
+            zip(
+                labels,
+                normalise(
+                    alignments,
+                    rule="share" if self.weighting == "residual" else self.weighting,
+                    known=known,
+                    per_source=self.per_source,
+                    per_image=self.per_image,
+                    ranks=self.ranks,
+                ),
+                strict=True,
+            )
+        )
+        for name, mask in zip(labels, known, strict=True):
+            kept, all_known, mass = self.ranks.sum_each(
+                (weights[name] > 0).sum(), mask.sum(), weights[name].sum()
+            )
+            self.monitors[f"kept_{name}"] = kept / all_known.clamp(min=1)
+            self.monitors[f"mass_{name}"] = mass
         return labels, weights
 
     def _weighted(self, logits: Tensor, labels: dict[str, Tensor], weights: dict[str, Tensor]) -> Losses:
-        """Return Σ w c for each label source; the weights of both sources sum to 1."""
+        """Return Σ w c for each label source; the weights of both sources sum to 1 over all ranks."""
+        factor = self.pseudo_weight * self.every
         return {
-            name: self.pseudo_weight * (weights[name] * cross_entropy_map(logits, label)).sum()
+            name: factor * self.ranks.sum((weights[name] * cross_entropy_map(logits, label)).sum())
             for name, label in labels.items()
         }
 
     def _consistency(self, logits: Tensor, taught: Tensor, views: Views) -> Losses:
         """Return L_ple and L_mt."""
-        terms = {"teacher": prediction_distance(logits, taught, views.valid(logits.shape[2:]))}
+        valid = views.valid(logits.shape[2:])
+        terms = {"teacher": prediction_distance(logits, taught, valid, ranks=self.ranks)}
         if self.views:
-            terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)))
+            terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)), ranks=self.ranks)
         return {name: self.consistency_weight * term for name, term in terms.items()}
 
+    def _gradient_at(self, ahead: dict[str, Tensor], x: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Return the supervised loss's gradient at the parameters `ahead`, leaving the student as it is."""
+        ahead = {name: p.detach().requires_grad_() for name, p in ahead.items()}
+        buffers = {name: b.detach().clone() for name, b in self.student.named_buffers()}
+        logits = widened(functional_call(self.student, {**ahead, **buffers}, (x,)))
+        loss = supervised_loss(logits, label, ranks=self.ranks)
+        grads = torch.autograd.grad(loss, list(ahead.values()), materialize_grads=True)
+        return dict(zip(ahead, grads, strict=True))
 
-@contextlib.contextmanager
-def _same_dropout(batch: Batch) -> Iterator[None]:
-    """Let two passes over the same images draw the same masks: weights and loss must mean the same network."""
-    device = batch.clean_image.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(batch.seed)
-        yield
-
-
-def _linearised(loss: Tensor, v: Direction, model: nn.Module) -> Tensor:
-    """Return a scalar with the value of `loss` and the gradient v, whose backward pass costs nothing more."""
-    parameters = dict(model.named_parameters())
-    return (
-        loss.detach()
-        + torch.stack(
-            [(p * v[n]).sum() - (p.detach() * v[n]).sum() for n, p in parameters.items() if n in v]
-        ).sum()
-    )
+    @contextlib.contextmanager
+    def _same_dropout(self, batch: Batch) -> Iterator[None]:
+        """Let two passes over the same images draw the same masks: weights and loss must mean the same network."""
+        device = batch.clean_image.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(batch.seed + self.ranks.index)
+            yield
 
 
-def _gradient_at(ahead: dict[str, Tensor], model: nn.Module, x: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Return the supervised loss's gradient at the parameters `ahead`, leaving the model as it is."""
-    ahead = {name: p.detach().requires_grad_() for name, p in ahead.items()}
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    loss = supervised_loss(functional_call(model, {**ahead, **buffers}, (x,)).float(), label)
-    grads = torch.autograd.grad(loss, list(ahead.values()), materialize_grads=True)
-    return dict(zip(ahead, grads, strict=True))
+def _terms_and_gradient(
+    model: nn.Module, x: Tensor, terms: Callable[[Tensor], Losses], chunk: int | None, output: Tensor | None
+) -> tuple[Losses, dict[str, Tensor]]:
+    """Return loss terms, detached, and the gradient of their sum, a chunk at a time (see `loss_and_gradient`)."""
+    found: Losses = {}
+
+    def total(logits: Tensor) -> Tensor:
+        found.update(terms(logits))
+        return torch.stack(list(found.values())).sum()
+
+    _, grads = loss_and_gradient(model, x, total, chunk=chunk, output=output)
+    return {name: term.detach() for name, term in found.items()}, grads

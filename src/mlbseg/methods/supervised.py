@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlbseg.core.losses import supervised_loss
+from mlbseg.core.losses import supervised_loss, widened
 from mlbseg.methods.base import Method
 from mlbseg.types import Batch, Losses
 
@@ -14,5 +14,5 @@ class Supervised(Method):
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss, of the clean batch."""
-        logits = self.student(batch.clean_image).float()
-        yield {"clean": supervised_loss(logits, batch.clean_label)}
+        logits = widened(self.student(batch.clean_image))
+        yield {"clean": supervised_loss(logits, batch.clean_label, ranks=self.ranks)}

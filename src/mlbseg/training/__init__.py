@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 
+from mlbseg import checkpoints, processes
 from mlbseg.config import load_config
-from mlbseg.errors import UserError
-from mlbseg.run import Run, pick_device
+from mlbseg.errors import OtherRank, UserError
+from mlbseg.launch import Killed, Signalled, launch
+from mlbseg.run import Run, device_name
 from mlbseg.training.lock import sole_trainer
-from mlbseg.training.prepare import prepare_run
-from mlbseg.training.signals import Interrupted
+from mlbseg.training.prepare import prepare_run, require_shares
+from mlbseg.training.signals import Interrupted, how_to_continue
 from mlbseg.training.stages import Training, TrainResult
 
 __all__ = ["Interrupted", "TrainResult", "train"]
@@ -38,6 +44,9 @@ def train(
     overrides: Sequence[str] = (),
     skip_bad: bool = False,
     device: str = "auto",
+    devices: int = 1,
+    accelerator: str | None = None,
+    timeout: float = processes.TIMEOUT,
     cache: str | Path | None = None,
     console: Console | None = None,
 ) -> TrainResult:
@@ -46,7 +55,7 @@ def train(
     Args:
         data: The folder (or datalist); see `mlbseg.data.cases.find_cases` for the layouts.
         out: The run folder to make; it must not exist or be empty.
-        resume: Continue this run folder instead; nothing else but `device` may be given.
+        resume: Continue this run folder instead; nothing else may be given but where to compute.
         method: A name in `mlbseg.methods.METHODS`; ``mlb`` when None.
         labelled: Hide labels for an experiment: keep those of the first K cases, or of the named ones.
         test: Set cases apart that training never sees: the last N, or the named ones.
@@ -60,26 +69,37 @@ def train(
         skip_bad: Leave faulty cases out instead of stopping. The others keep their part: fewer than asked may be
             labelled.
         device: ``auto``, ``cpu``, ``cuda`` ...
+        devices: Number of devices of this machine to train on together, a process each. Where torchrun has
+            started the processes, they are the ranks, and this stays 1. See `docs/many-devices.md`.
+        accelerator: ``auto``, ``cpu`` or ``gpu``: the kind of the devices, in place of `device`.
+        timeout: Minutes that a rank waits for another before it takes it for lost.
         cache: Where preprocessed scans are kept; the user's cache folder when None.
         console: Where progress is shown; silent when None.
 
     Raises:
         UserError: for faults of data, settings or machine, and if another process is training this run.
+        OtherRank: on the ranks that did not fail themselves.
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
-    if resume is not None:
-        root = Path(resume)
-        choices = {
-            "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
-            "validation": validation or None, "seed": seed, "preset": preset, "config": config,
-            "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
-        }  # fmt: skip
-        if given := [name for name, value in choices.items() if value is not None]:
-            raise UserError(f"--resume continues {root} as it was begun, found also: {', '.join(given)}")
-    elif data is None or out is None:
-        raise UserError("training needs a data folder and --out RUN (or --resume RUN)")
-    else:
-        root = Path(out)
+    name = device_name(device, accelerator, devices)
+    processes.require_no_launch(devices)
+    target = processes.own_device(name)
+
+    def begin(count: int) -> Path:
+        if resume is not None:
+            root = Path(resume)
+            choices = {
+                "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
+                "validation": validation or None, "seed": seed, "preset": preset, "config": config,
+                "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
+            }  # fmt: skip
+            if given := [name for name, value in choices.items() if value is not None]:
+                raise UserError(f"--resume continues {root} as it was begun, found also: {', '.join(given)}")
+            run = Run.open(root)
+            require_shares(run.plan, run.config, count, begun=True)
+            return root
+        if data is None or out is None:
+            raise UserError("training needs a data folder and --out RUN (or --resume RUN)")
         settings = load_config(
             None if config is None else Path(config),
             preset=preset,
@@ -88,9 +108,48 @@ def train(
             seed=seed,
         )
         prepare_run(
-            Path(data), root, settings, labelled=labelled, test=test, validation=validation, labels=labels,
-            skip_bad=skip_bad, device=device, cache=cache, console=console,
+            Path(data), Path(out), settings, labelled=labelled, test=test, validation=validation, labels=labels,
+            skip_bad=skip_bad, device=target, count=count, cache=cache, console=console,
         )  # fmt: skip
-    run = Run.open(root)
-    with sole_trainer(root):
-        return Training(run, pick_device(device), console).run_stages()
+        return Path(out)
+
+    if devices > 1:
+        return _launch(begin(devices), name, devices, timeout, shown=console is not None)
+    return _train_as_rank(begin, target, timeout, console)
+
+
+def _train_as_rank(
+    begin: Callable[[int], Path], target: torch.device, timeout: float, console: Console | None
+) -> TrainResult:
+    """Train in this process: by itself, or as one of the ranks that were started."""
+    root: Path | None = None
+    try:
+        with processes.joined(target, timeout) as ranks, ExitStack() as held:
+            root = processes.of_first(ranks, lambda: begin(ranks.count))
+            processes.of_first(ranks, lambda: held.enter_context(sole_trainer(root)))
+            run = Run.open(root)
+            return Training(run, target, console if ranks.index == 0 else None, ranks).run_stages()
+    except OtherRank as lost:
+        if root is None or lost.__cause__ is None:
+            raise
+        raise OtherRank(f"{lost} ({how_to_continue(root)})") from None
+
+
+def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool) -> TrainResult:
+    """Train a run that is prepared with several processes of this machine."""
+    arguments = {"root": str(root), "device": device, "timeout": timeout, "shown": shown}
+    try:
+        return TrainResult(root, **launch("mlbseg.training:_launched", arguments, count)[0])
+    except Signalled as stop:
+        newest = checkpoints.find(root / "checkpoints")[-1:]
+        where = "".join(f" at step {c.step} of stage {c.stage}" for c in newest)
+        raise Interrupted(root, stop.number, where) from None
+    except Killed as error:
+        raise UserError(f"{error} ({how_to_continue(root)})") from None
+
+
+def _launched(root: str, device: str, timeout: float, shown: bool) -> dict[str, Any]:
+    """Be a rank of those that `_launch` starts."""
+    console = Console(stderr=True) if shown else None
+    result = train(resume=root, device=device, timeout=timeout, console=console)
+    return {name: value for name, value in asdict(result).items() if name != "run"}

@@ -10,11 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mlbseg import checkpoints
+from mlbseg import checkpoints, processes
+from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
 from mlbseg.methods import Method
@@ -30,6 +33,9 @@ LOG_EVERY = 10  # steps between rows of log.csv
 class Loop(pl.LightningModule):
     """One stage, by manual optimisation: whatever the method yields is one optimiser step.
 
+    Ranks that train together go through it in step. All of them end a step alike, whichever of them met a signal or
+    a loss that is no number; rank 0 alone shows and writes.
+
     Args:
         run: The run folder.
         stage: 1 or 2.
@@ -40,6 +46,7 @@ class Loop(pl.LightningModule):
         signals: Obeyed after a step.
         score: Called now and then to validate; the weights with the highest score are kept. None keeps the last.
         console: Where progress is shown; silent when None.
+        ranks: Those that train together.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Loop(pl.LightningModule):
         signals: StopSignals,
         score: Callable[[Method], float] | None,
         console: Console | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -67,6 +75,7 @@ class Loop(pl.LightningModule):
         self.signals = signals
         self.score = score
         self.console = console
+        self.ranks = ranks
         self.settings = run.config.train
         self.step = 0
         self.saved = 0
@@ -82,6 +91,7 @@ class Loop(pl.LightningModule):
             weight_decay=self.settings.weight_decay,
         )
         method.optimiser = self.sgd
+        method.ranks = ranks
 
     # --- state -------------------------------------------------------------------------------------------
 
@@ -118,7 +128,8 @@ class Loop(pl.LightningModule):
     def save(self) -> None:
         """Write a checkpoint of the state after `step` steps."""
         final = self.step == len(self.dataset)
-        checkpoints.save(self.folder, self.stage, self.step, self.state(), final=final)
+        if self.ranks.index == 0:
+            checkpoints.save(self.folder, self.stage, self.step, self.state(), final=final)
         self.saved = self.step
 
     # --- the loop ----------------------------------------------------------------------------------------
@@ -129,10 +140,12 @@ class Loop(pl.LightningModule):
         # Weights before the first step, so that an early end can be resumed too.
         if self.step == 0:
             self.save()
-        cut_log(root / "log.csv", self.stage, self.step)
+        if self.ranks.index == 0:
+            cut_log(root / "log.csv", self.stage, self.step)
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
-            devices=1 if device.index is None else [device.index],
+            **self._placement(),
+            use_distributed_sampler=False,  # the dataset draws this rank's slice itself
             max_epochs=1,
             logger=TensorBoardLogger(
                 str(root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
@@ -156,6 +169,14 @@ class Loop(pl.LightningModule):
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             trainer.fit(self, loader)
 
+    def _placement(self) -> dict[str, Any]:
+        """Return where Lightning is to train: on this device alone, or as one of the ranks that have been started."""
+        if self.ranks.count == 1:
+            return {"devices": 1 if self.target.index is None else [self.target.index]}
+        strategy: Strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment())
+        devices, machines = processes.nodes()
+        return {"strategy": strategy, "devices": devices, "num_nodes": machines}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the one optimiser."""
         return self.sgd
@@ -167,20 +188,20 @@ class Loop(pl.LightningModule):
     def training_step(self, batch: Batch, index: int) -> None:
         """Take the optimiser steps of one training step."""
         method, step = self.method, self.step
-        torch.manual_seed(batch.seed)  # dropout
+        torch.manual_seed(batch.seed + self.ranks.index)  # dropout
         for group in self.sgd.param_groups:
             group["lr"] = self.base_lr * self._lr_factor(step)
         method.train()
         values: dict[str, float] = {}
         for losses in self._losses(batch):
             total = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(total):
-                raise UserError(self._nan_message(losses, batch))
+            self._require_finite(total, losses, batch)
             self.sgd.zero_grad(set_to_none=True)
-            self.manual_backward(total)
+            # Lightning's DDP takes the mean over ranks, and each rank's gradient is one part of the sum.
+            self.manual_backward(total * self.ranks.count)
             norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
-            if not torch.isfinite(norm):  # a step along it would spoil the weights, and the next checkpoint
-                raise UserError(self._nan_message({**losses, "gradient": norm}, batch))
+            # A step along it would spoil the weights, and the next checkpoint.
+            self._require_finite(norm, {**losses, "gradient": norm}, batch)
             self.optimizers().step()
             values |= {name: float(term.detach()) for name, term in losses.items()}
         method.after_step(step)
@@ -207,10 +228,12 @@ class Loop(pl.LightningModule):
                 self.best = score
                 self.best_weights = {k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()}
         self._report(self.values)
-        stopping = bool(self.signals.stopped_by)
+        stopped_by = int(self.ranks.max(torch.tensor(self.signals.stopped_by)))
+        stopping = bool(stopped_by)
         if self.step % self.settings.checkpoint_every == 0 or last or stopping:
             self.save()
         if stopping:
+            self.signals.stopped_by = stopped_by
             self.trainer.should_stop = True
             self.trainer.limit_train_batches = 0
 
@@ -228,6 +251,8 @@ class Loop(pl.LightningModule):
         self.shown |= {k: v if "kept" not in k else f"{v:.0%}" for k, v in values.items() if "mass" not in k}
         if self.progress is not None:
             self.progress.update(self.step, self.shown)
+        if self.ranks.index > 0:
+            return
         if self.step % LOG_EVERY and self.step != len(self.dataset) and "validation_dice" not in values:
             return
         # Not `self.log_dict`: Lightning counts steps anew in a resumed run.
@@ -236,11 +261,18 @@ class Loop(pl.LightningModule):
         row = {"stage": self.stage, "step": self.step, "lr": self.sgd.param_groups[0]["lr"], **values}
         append_row(self.run.root / "log.csv", row)
 
-    def _nan_message(self, losses: Losses, batch: Batch) -> str:
-        bad = ", ".join(name for name, term in losses.items() if not math.isfinite(float(term.detach())))
-        return (
-            f"the loss ({bad}) is no longer a number at step {self.step} of stage {self.stage}, "
-            f"cases {', '.join(batch.case_ids)}; the last good checkpoint is step {self.saved} in "
-            f"{self.folder} (train anew with a lower train.lr or train.lr_bootstrap, "
-            "or look at these cases)"
+    def _require_finite(self, value: Tensor, losses: Losses, batch: Batch) -> None:
+        """Have all ranks stop if the value of any is no number."""
+        fine = bool(torch.isfinite(value))
+        if int(self.ranks.max(torch.tensor(0 if fine else 1))) == 0:
+            return
+        mine = [name for name, term in losses.items() if not math.isfinite(float(term.detach()))]
+        found = processes.of_all(self.ranks, (mine, batch.case_ids))
+        bad = ", ".join(dict.fromkeys(name for names, _ in found for name in names))
+        cases = ", ".join(name for _, names in found for name in names)
+        error = UserError(
+            f"the loss ({bad}) is no longer a number at step {self.step} of stage {self.stage}, cases {cases}; "
+            f"the last good checkpoint is step {self.saved} in {self.folder} (train anew with a lower train.lr or "
+            "train.lr_bootstrap, or look at these cases)"
         )
+        raise processes.same_on_all(self.ranks, error)

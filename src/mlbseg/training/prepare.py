@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from mlbseg.config import Config
@@ -15,13 +17,13 @@ from mlbseg.data.cache import default_cache_root
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
-from mlbseg.data.plan import make_plan
+from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split, leave_out, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import available_memory, environment, make_student, pick_device, use_bf16
+from mlbseg.run import available_memory, environment, make_student, use_bf16
 from mlbseg.types import Role
 
 
@@ -35,13 +37,13 @@ def prepare_run(
     validation: int | Sequence[str],
     labels: Sequence[int] | None,
     skip_bad: bool,
-    device: str,
+    device: torch.device,
+    count: int,
     cache: str | Path | None,
     console: Console | None,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     method = find_method(config.method)
-    target = pick_device(device)
     _require_free(root)
     found = find_cases(data)
     if not any(case.role is Role.CLEAN for case in found.cases):
@@ -81,20 +83,21 @@ def prepare_run(
     plan = make_plan(
         facts,
         class_names=names,
-        memory_bytes=available_memory(target),
-        device=target.type,
+        memory_bytes=available_memory(device),
+        device=device.type,
         views=1 + len(config.mlb.views) if method.uses_unlabelled else 0,
         overrides=config.plan.model_dump(exclude_none=True),
     )
     if method.needs_initial_labels and plan.steps < 2:
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
+    require_shares(plan, config, count)
     make_student(plan, config)  # a network that cannot be built must fail before there is a run folder
     with _all_or_nothing(root):
         split.write(root / "split.json")
         plan.write(root / "plan.json")
         write_record(
             root / "env.json",
-            {**environment(), "device": str(target), "bf16": use_bf16(config.train.precision, target)},
+            {**environment(), "device": str(device), "bf16": use_bf16(config.train.precision, device)},
         )
         write_record(
             root / "data.json",
@@ -105,6 +108,40 @@ def prepare_run(
             },
         )
         config.write(root / "config.yaml")  # last: its presence makes the folder a run
+
+
+def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = False) -> None:
+    """Refuse a number of ranks that cannot compute what one computes.
+
+    Args:
+        plan: Of the run.
+        config: Of the run.
+        count: Of ranks.
+        begun: Plan and settings cannot be changed any more.
+    """
+    if count == 1:
+        return
+    sizes = {"plan.batch_size": plan.batch_size}
+    if find_method(config.method).uses_unlabelled:
+        sizes["plan.unlabelled_batch_size"] = plan.unlabelled_batch_size
+    uneven = {name: size for name, size in sizes.items() if size % count}
+    if uneven:
+        found = " and ".join(f"{name}={size}" for name, size in uneven.items())
+        wanted = " ".join(f"{name}={-(-size // count) * count}" for name, size in uneven.items())
+        most = math.gcd(*sizes.values())
+        remedy = (
+            f"a run keeps its batch: continue it on a number that divides {most}"
+            if begun
+            else f"such as -o {wanted.replace(' ', ' -o ')}"
+        )
+        raise UserError(
+            f"{count} ranks share a batch evenly: found {found}, expected multiples of {count} ({remedy})"
+        )
+    if config.train.norm == "batch":
+        raise UserError(
+            f"train.norm: found batch, whose statistics {count} ranks would not share, expected instance or group "
+            f"({'continue on one device' if begun else 'such as -o train.norm=instance'})"
+        )
 
 
 def _require_free(root: Path) -> None:

@@ -13,6 +13,11 @@ from types import FrameType
 from mlbseg.errors import UserError
 
 
+def how_to_continue(root: Path) -> str:
+    """Return the command that continues a run, to be pasted."""
+    return f"continue with: mlbseg train --resume {shlex.quote(str(root))}"
+
+
 class Interrupted(UserError):
     """Training was asked to stop by a signal; the last step that was done is in a checkpoint.
 
@@ -20,7 +25,7 @@ class Interrupted(UserError):
     """
 
     def __init__(self, root: Path, number: int, where: str = "") -> None:
-        super().__init__(f"stopped{where}; continue with: mlbseg train --resume {shlex.quote(str(root))}")
+        super().__init__(f"stopped{where}; {how_to_continue(root)}")
         self.exit_code = 128 + number
 
 

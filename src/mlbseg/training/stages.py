@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from mlbseg import checkpoints
+from mlbseg import checkpoints, processes
+from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
@@ -30,6 +31,8 @@ from mlbseg.training.initial_labels import check_initial_label, write_initial_la
 from mlbseg.training.loop import Loop
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,16 @@ class TrainResult:
 
 
 class Training:
-    """The stages of one run, from wherever its checkpoints stand."""
+    """The stages of one run, from wherever its checkpoints stand.
 
-    def __init__(self, run: Run, device: torch.device, console: Console | None) -> None:
+    Ranks go through them together: each prepares, predicts and validates its share of the cases, rank 0 writes.
+    """
+
+    def __init__(self, run: Run, device: torch.device, console: Console | None, ranks: Ranks = ALONE) -> None:
         self.run = run
         self.device = device
         self.console = console
+        self.ranks = ranks
         record = read_record(run.root / "data.json", "the data of a run")
         dataset = find_cases(Path(str(record["root"])))
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
@@ -77,6 +84,8 @@ class Training:
             with self.signals.handled():
                 return self._stages()
         except (RuntimeError, MemoryError, OSError) as error:
+            if processes.lost(error):
+                raise
             if out_of_memory(error):
                 found = "not enough memory"
                 remedy = "train anew with a smaller plan.patch_size, plan.batch_size or mlb.chunk"
@@ -108,17 +117,19 @@ class Training:
             labels = self._initial_labels(initialiser)
             method = self._build(kind, initialiser.student)
             best = self._fit(2, "stage 2, bootstrap", method, steps - first, train.lr_bootstrap, labels)
-        save_weights(self.run.root, method.networks())
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
             else "the weights of the last step; no case chose anything"
         )
         result = TrainResult(self.run.root, steps, best, selection)
-        write_record(
-            self.run.root / "result.json",
-            {"steps": steps, "validation_dice": best, "selection": selection},
-        )
+        if self.ranks.index == 0:
+            save_weights(self.run.root, method.networks())
+            write_record(
+                self.run.root / "result.json",
+                {"steps": steps, "validation_dice": best, "selection": selection},
+            )
+        processes.wait_for_all(self.ranks)
         return result
 
     def _build(self, kind: type[Method], student: torch.nn.Module) -> Method:
@@ -132,12 +143,18 @@ class Training:
 
     def _fill_cache(self, *, with_others: bool) -> None:
         cases = [*self.clean, *self.validation, *(self.others if with_others else ())]
-        with StepProgress(self.console, "preprocessing", len(cases)) as progress:
-            for number, case in enumerate(cases, start=1):
+        todo = self._share(cases)
+        with StepProgress(self.console, "preprocessing", len(todo)) as progress:
+            for number, case in enumerate(todo, start=1):
                 self.cache.image(case)
                 if case.role in (Role.CLEAN, Role.NOISY):
                     self.cache.label(case)
                 progress.update(number, {"case": case.id})
+        processes.wait_for_all(self.ranks)
+
+    def _share(self, cases: Sequence[T]) -> Sequence[T]:
+        """Return every n-th case, which this one of n ranks is to see to."""
+        return cases[self.ranks.index :: self.ranks.count]
 
     def _dataset(self, number: int, steps: int, labels: Mapping[str, Path] | None) -> StepDataset:
         plan, config = self.run.plan, self.run.config
@@ -154,6 +171,7 @@ class Training:
             stage=number,
             foreground=config.train.foreground,
             augment=Augment(plan.ndim, flip_axes=plan.flip_axes, **config.augment.model_dump()),
+            ranks=self.ranks,
         )
 
     def _initial_labels(self, stage1: Method) -> dict[str, Path]:
@@ -161,11 +179,12 @@ class Training:
         folder = self.run.root / "initial_labels"
         folder.mkdir(exist_ok=True)
         network = stage1.predictor().to(self.device).eval()
-        todo = [case for case in self.others if case.role is Role.UNLABELLED]
-        paths = {}
+        unlabelled = [case for case in self.others if case.role is Role.UNLABELLED]
+        paths = {case.id: folder / f"{case.id}.npy" for case in unlabelled}
+        todo = self._share(unlabelled)
         with StepProgress(self.console, "initial labels", len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
-                path = paths[case.id] = folder / f"{case.id}.npy"
+                path = paths[case.id]
                 if path.exists():
                     check_initial_label(
                         path, self.cache.image(case).array.shape[1:], self.run.plan.num_classes
@@ -173,6 +192,7 @@ class Training:
                 else:
                     write_initial_label(path, self._predict(network, case).argmax(0).astype(np.uint8))
                 progress.update(number)
+        processes.wait_for_all(self.ranks)
         return paths
 
     def _predict(self, network: torch.nn.Module, case: Case) -> np.ndarray:
@@ -185,13 +205,15 @@ class Training:
         network = method.predictor()
         was_training = network.training
         network.eval()
-        scores = []
-        for case in self.validation:
+        foreground = range(1, self.run.plan.num_classes)
+        scores = np.zeros((len(self.validation), len(foreground)))
+        for index in self._share(range(len(self.validation))):
+            case = self.validation[index]
             predicted = self._predict(network, case).argmax(0)
             label = np.asarray(self.cache.label(case)[...])
-            scores += [dice(predicted == k, label == k) for k in range(1, self.run.plan.num_classes)]
+            scores[index] = [dice(predicted == k, label == k) for k in foreground]
         network.train(was_training)
-        return float(np.mean(scores))
+        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()))
 
     def _fit(
         self,
@@ -207,15 +229,20 @@ class Training:
         loop = Loop(
             self.run, number, method, dataset, lr, target=self.device, signals=self.signals,
             score=self.validate if self.validation else None, console=self.console,
+            ranks=self.ranks,
         )  # fmt: skip
-        found = [c for c in checkpoints.find(self.folder) if c.stage == number]
+        # Rank 0 has looked for them before it writes the next.
+        found = processes.of_first(
+            self.ranks, lambda: [c for c in checkpoints.find(self.folder) if c.stage == number]
+        )
         if found:
             loop.restore(found[-1])
         if loop.step < steps:
             with self.signals.stepping():
                 loop.fit(title)
             if stopped_by := self.signals.stopped_by:
-                raise Interrupted(self.run.root, stopped_by, f" at step {loop.step} of stage {number}")
+                stopped = Interrupted(self.run.root, stopped_by, f" at step {loop.step} of stage {number}")
+                raise processes.same_on_all(self.ranks, stopped)
         if self.validation and loop.best_weights:
             method.load_state_dict(loop.best_weights)
         return loop.best if self.validation else None

@@ -1,0 +1,77 @@
+"""Which parameters a direction moves: all of them, the decoder's, the last layer's, or those that a predicate names.
+
+Outside the scope there are no tangents, so a smaller scope makes the forward-mode pass cheaper and the weights coarser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Scope = Literal["all", "decoder", "head"] | Callable[[str], bool]
+"""``all``, ``decoder``, ``head``, or whether a parameter of this name belongs to it."""
+
+
+def parameters_in_scope(model: nn.Module, x: Tensor, scope: Scope) -> frozenset[str]:
+    """Return the names of the trainable parameters in a scope.
+
+    Layers are told by when they run on `x` and by how fine their output is, so that no network needs to be known:
+    the decoder is every layer that runs after the coarsest one, the head is the last layer that has parameters.
+
+    Args:
+        model: A network; it is run once, in evaluation mode and without gradient, unless the scope is a predicate.
+        x: (B, C, *S); its first image is used.
+        scope: See `Scope`.
+
+    Raises:
+        ValueError: if no parameter is in the scope, or the scope is unknown.
+    """
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    if callable(scope):
+        chosen = {name for name in trainable if scope(name)}
+    elif scope == "all":
+        chosen = set(trainable)
+    elif scope in ("decoder", "head"):
+        layers = _layers_in_order(model, x[:1])
+        coarsest = min(size for _, size in layers)
+        after = max(i for i, (_, size) in enumerate(layers) if size == coarsest) + 1
+        names = [name for name, _ in (layers[after:] if scope == "decoder" else layers[-1:])]
+        # One that runs before the bottleneck too (shared weights) stays out: its tangent would start there.
+        early = {name for name, _ in layers[:after]} if scope == "decoder" else set()
+        chosen = {t for t in trainable if t.rpartition(".")[0] in set(names) - early}
+    else:
+        raise ValueError(f"unknown scope {scope!r}: use all, decoder, head or a predicate of parameter names")
+    if not chosen:
+        raise ValueError(f"no trainable parameter is in the scope {scope!r}")
+    return frozenset(chosen)
+
+
+def _layers_in_order(model: nn.Module, x: Tensor) -> list[tuple[str, int]]:
+    """Return name and output size (pixels per channel) of each module that owns parameters, as they run."""
+    order: list[tuple[str, int]] = []
+    handles = []
+    for name, module in model.named_modules():
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+
+        def note(_: nn.Module, __: object, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor) and output.ndim == x.ndim:
+                order.append((name, int(output[0, 0].numel())))
+
+        handles.append(module.register_forward_hook(note))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(x)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    if not order:
+        raise ValueError("no layer of the model has parameters and an output (B, K, *S)")
+    return order

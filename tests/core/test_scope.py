@@ -1,0 +1,66 @@
+"""Scopes found by when layers run and how fine their output is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.small import real_data, real_net
+from mlbseg.core.scope import parameters_in_scope
+
+# What a decoder's first and a head's only parameters are called, by network.
+DECODERS = {
+    "unet": ("model.1.submodule.2", "model.2.1.conv.unit0.conv."),
+    "unet++": ("upcat_3_1.", "final_conv_0_4."),
+    "vnet": ("up_tr256.", "out_tr.conv2."),
+    "dynunet": ("skip_layers.next_layer.upsample.", "output_block.conv.conv."),
+    "swin-unetr": ("decoder5.", "out.conv.conv."),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_scopes_of_the_networks(name: str) -> None:
+    model = real_net(name, 2, 3).train()
+    x = real_data(name, 2, 3)[0]
+    first, head_prefix = DECODERS[name]
+    whole, decoder, head = (parameters_in_scope(model, x, s) for s in ("all", "decoder", "head"))
+    assert whole == {n for n, _ in model.named_parameters()}
+    assert head < decoder < whole
+    assert any(n.startswith(first) for n in decoder)
+    assert {n.rpartition(".")[0] + "." for n in head} == {head_prefix}
+    assert all(m.training for m in model.modules())  # as it was
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_the_decoder_holds_all_that_runs_after_the_bottleneck_and_no_more() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.up, self.deep, self.first = (nn.Conv2d(2, 2, 3, padding=1) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            deep = self.deep(nn.functional.max_pool2d(self.first(x), 2))
+            return self.last(self.up(nn.functional.interpolate(deep, scale_factor=2.0)))
+
+    model, x = Net(), torch.randn(1, 2, 8, 8)
+    assert {n.split(".")[0] for n in parameters_in_scope(model, x, "decoder")} == {"up", "last"}
+    assert {n.split(".")[0] for n in parameters_in_scope(model, x, "head")} == {"last"}
+
+
+def test_a_predicate_chooses_by_name_and_frozen_parameters_stay_out() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
+    model[1].bias.requires_grad_(requires_grad=False)
+    x = torch.randn(1, 1, 4, 4)
+    assert parameters_in_scope(model, x, lambda n: n.endswith("bias")) == {"0.bias"}
+    assert parameters_in_scope(model, x, "head") == {"1.weight"}
+
+
+def test_what_cannot_be_a_scope_is_refused() -> None:
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 1)), torch.randn(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="unknown scope 'tail'"):
+        parameters_in_scope(model, x, "tail")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        parameters_in_scope(model, x, "decoder")  # it has no coarser layer that others follow
+    with pytest.raises(ValueError, match="no layer"):
+        parameters_in_scope(nn.Identity(), x, "head")
