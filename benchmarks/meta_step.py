@@ -3,7 +3,7 @@
 Each variant runs in a process of its own, and the table gives ratios within this run, since machines differ and are
 noisy. Times are the fastest of the repeats; memory is the peak of the process less what its imports hold; "work" is
 the multiplications of all convolutions and matrix products, in forward passes of one image (a backward pass is 2, a
-forward-mode pass 3).
+forward-mode pass 3, or 2 beside a forward pass).
 
     python benchmarks/meta_step.py                            # the paper's setting in 2D, float32 and bfloat16
     python benchmarks/meta_step.py --setting 3d               # V-Net, patches of 80x80x64
@@ -31,11 +31,12 @@ GIB = 2**30
 SETTINGS: dict[str, dict[str, Any]] = {
     # The public code's: UNet++, 144x144, one unlabelled image and two clean ones, five views of each.
     "2d": {"network": "unet++", "channels": [64, 128, 256, 512, 1024], "norm": "batch", "shape": [144, 144],
-           "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "unlabelled": 1, "clean": 2, "classes": 2},
+           "small": [48, 48], "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "unlabelled": 1, "clean": 2,
+           "classes": 2},
     "3d": {"network": "vnet", "channels": [16], "norm": "instance", "shape": [80, 80, 64],
-           "views": ["zoom-out", "flip"], "unlabelled": 1, "clean": 1, "classes": 2},
+           "small": [32, 32, 32], "views": ["zoom-out"], "unlabelled": 1, "clean": 1, "classes": 2},
     "small": {"network": "unet++", "channels": [8, 8, 16, 16, 32], "norm": "batch", "shape": [32, 32],
-              "views": ["zoom-out", "flip"], "unlabelled": 1, "clean": 1, "classes": 2},
+              "small": [32, 32], "views": ["zoom-out", "flip"], "unlabelled": 1, "clean": 1, "classes": 2},
 }  # fmt: skip
 VARIANTS = ("mean teacher", "joint", "paper", "unrolled", "weights", "unrolled weights")
 SWEEPS: dict[str, dict[str, list[dict[str, Any]]]] = {
@@ -62,15 +63,26 @@ def peak() -> int:
 
 
 def measure(
-    variant: str, setting: dict[str, Any], precision: str, device: str, repeats: int
+    variant: str, setting: dict[str, Any], precision: str, device: str, repeats: int, *, count: bool = False
 ) -> dict[str, float]:
-    """Run one variant; return seconds, bytes, and convolutions' multiplications per step."""
+    """Run one variant; return seconds and bytes of a step or, to count, the multiplications of one on small images."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    step = _variant(variant, setting, torch.device(device))
+    import mlbseg.methods.mlb
+    import mlbseg.nets  # noqa: F401
+
     before = peak()
     cuda = device.startswith("cuda")
+    method = _method(variant, setting, torch.device(device))
+    # A step on small images first: it warms up, and a model that is seen for the first time is checked.
+    small = _step(variant, method, {**setting, "shape": setting["small"]})
+    small()
+    if count:
+        with FlopCounterMode(display=False) as counter:
+            small()
+        return {"work": counter.get_total_flops()}
+    step = _step(variant, method, setting)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
 
@@ -84,19 +96,36 @@ def measure(
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    first = timed()
-    seconds = min([timed() for _ in range(repeats)], default=first)
-    memory = torch.cuda.max_memory_allocated() if cuda else peak() - before
-    work = 0
-    if setting.get("count_work"):
-        with FlopCounterMode(display=False) as counter:
-            timed()
-        work = counter.get_total_flops()
-    return {"seconds": seconds, "bytes": memory, "flops": work}
+    seconds = min(timed() for _ in range(repeats))
+    return {"seconds": seconds, "bytes": torch.cuda.max_memory_allocated() if cuda else peak() - before}
 
 
-def _variant(name: str, setting: dict[str, Any], device: Any) -> Callable[[], None]:
-    """Return a function that takes one step. Its networks, batch and optimiser are the same for every variant."""
+def _method(name: str, setting: dict[str, Any], device: Any) -> Any:
+    """Return MLB around the setting's network, with an optimiser; the networks are the same for every variant."""
+    import torch
+
+    from mlbseg.methods.mlb import MLB
+    from mlbseg.nets import make_network
+
+    torch.manual_seed(0)
+    ndim = len(setting["shape"])
+    student = make_network(
+        setting["network"], ndim=ndim, in_channels=1, num_classes=setting["classes"], channels=setting["channels"],
+        norm=setting["norm"],
+    )  # fmt: skip
+    if setting["channels_last"]:
+        student = student.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)
+    method = MLB(
+        student, mode="paper" if name == "paper" else "joint", views=setting["views"],
+        clean_views=setting.get("clean_views", True), scope=setting.get("scope", "all"), chunk=setting.get("chunk"),
+        weighting="share", jitter=0.0,
+    ).to(device)  # fmt: skip
+    method.optimiser = torch.optim.SGD(method.student.parameters(), lr=1e-3, momentum=0.9)
+    return method.train()
+
+
+def _step(name: str, method: Any, setting: dict[str, Any]) -> Callable[[], None]:
+    """Return a function that takes one step on random images."""
     import torch
     from torch.func import functional_call
 
@@ -104,31 +133,14 @@ def _variant(name: str, setting: dict[str, Any], device: Any) -> Callable[[], No
     from mlbseg.core.directional import directional_derivative
     from mlbseg.core.losses import cross_entropy_map, prediction_distance, supervised_loss, widened
     from mlbseg.core.metaweights import normalise
-    from mlbseg.methods.mlb import MLB
-    from mlbseg.nets import make_network
     from mlbseg.types import Batch
     from oracles.double_backward import unrolled_alignments
 
-    torch.manual_seed(0)
     shape, classes = setting["shape"], setting["classes"]
-    student = make_network(
-        setting["network"], ndim=len(shape), in_channels=1, num_classes=classes, channels=setting["channels"],
-        patch_size=shape, norm=setting["norm"],
-    )  # fmt: skip
-    layout = torch.channels_last if len(shape) == 2 else torch.channels_last_3d
-    if setting.get("channels_last"):
-        student = student.to(memory_format=layout)
+    optimiser, device = method.optimiser, next(method.parameters()).device
     clean, image = (torch.randn(setting[k], 1, *shape) for k in ("clean", "unlabelled"))
     labels = [torch.randint(0, classes, (setting[k], *shape)) for k in ("clean", "unlabelled")]
     batch = Batch(clean, labels[0], image, labels[1], seed=1).to(device)
-    method = MLB(
-        student, mode="paper" if name == "paper" else "joint", views=setting["views"],
-        clean_views=setting.get("clean_views", True), scope=setting.get("scope", "all"), chunk=setting.get("chunk"),
-        weighting="share", jitter=0.0,
-    ).to(device)  # fmt: skip
-    method.train()
-    optimiser = torch.optim.SGD(method.student.parameters(), lr=1e-3, momentum=0.9)
-    method.optimiser = optimiser
 
     def follow(losses: dict[str, torch.Tensor]) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -217,7 +229,7 @@ def in_fresh_process(**arguments: Any) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", json.dumps(arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode:
-        return {"seconds": math.nan, "bytes": math.nan, "flops": math.nan}  # its message stands above
+        return {"seconds": math.nan, "bytes": math.nan, "work": math.nan}  # its message stands above
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -236,15 +248,22 @@ def header(device: str) -> str:
 
 def compare(setting: dict[str, Any], asked: argparse.Namespace) -> None:
     """Print the table of all variants; ratios are to the mean teacher's step and to the unrolled step in float32."""
-    one = in_fresh_process(variant="forward", setting={**setting, "count_work": True}, precision="float32",
-                           device=asked.device, repeats=asked.repeats)  # fmt: skip
+    work = {
+        name: in_fresh_process(
+            variant=name, setting=setting, precision="float32", device="cpu", repeats=0, count=True
+        )
+        for name in ("forward", *asked.variants)
+    }
     found: dict[tuple[str, str], dict[str, float]] = {}
     for precision in asked.precision:
         for variant in asked.variants:
             figures = in_fresh_process(
-                variant=variant, setting={**setting, "count_work": precision == "float32"}, precision=precision,
-                device=asked.device, repeats=asked.repeats,
-            )  # fmt: skip
+                variant=variant,
+                setting=setting,
+                precision=precision,
+                device=asked.device,
+                repeats=asked.repeats,
+            )
             found[variant, precision] = figures
             print(f"{variant}, {precision}: {figures}", file=sys.stderr, flush=True)
     print("| variant | precision | s | GiB | work | time / MT | memory / MT | time / unrolled float32 "
@@ -252,7 +271,7 @@ def compare(setting: dict[str, Any], asked: argparse.Namespace) -> None:
     for (variant, precision), figures in found.items():
         whole = "unrolled weights" if variant.endswith("weights") else "unrolled"
         cells = [f"{figures['seconds']:.3g}", f"{figures['bytes'] / GIB:.3g}"]
-        cells.append(f"{figures['flops'] / one['flops']:.0f}" if figures["flops"] else "")
+        cells.append(f"{work[variant]['work'] / work['forward']['work']:.0f}")
         for base in (("mean teacher", precision), (whole, "float32")):
             for key in ("seconds", "bytes"):
                 ratio = figures[key] / found[base][key] if base in found else math.nan
@@ -291,7 +310,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32", "bf16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=2, help="timed steps after the first (default: 2)")
+    parser.add_argument("--repeats", type=int, default=2, help="timed steps (default: 2)")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--sweep", choices=SWEEPS, help="grow one factor instead of comparing all variants")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)

@@ -120,6 +120,27 @@ def test_functions_that_work_in_place(activation: type[nn.Module]) -> None:
     torch.testing.assert_close((output.detach(), tangent), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_hooks_of_other_tools_are_registered_once() -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            if h.requires_grad:
+                h.register_hook(lambda g: calls.append(tuple(g.shape)))
+            return h.sin()
+
+    calls: list[Any] = []
+    model = Hooked()
+    output, tangent = output_and_tangent(model, randn_like(model), torch.randn(1, 1, 5, 5))
+    assert shared(model)
+    output.sum().backward()
+    assert calls == [(1, 2, 3, 3)]
+    assert tangent.shape == (1, 2, 3, 3)
+
+
 class Opaque(torch.autograd.Function):
     """A function that torch's overrides do not see, with forward mode."""
 

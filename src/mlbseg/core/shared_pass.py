@@ -7,7 +7,9 @@ that the network calls is computed once, with its graph, and its derivative besi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -106,18 +108,28 @@ class _Tangents(TorchFunctionMode):
         kwargs = kwargs or {}
         if not any(isinstance(a, Tensor) and a in self.of for a in tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
-        rule = self._product if func in _LINEAR_IN_BOTH else self._any
-        with torch.no_grad():
-            tangents = rule(func, args, kwargs)  # first: a function that works in place changes its argument
+        before = _arguments_kept(func, args, kwargs)
+        random = _RandomState(args) if "dropout" in getattr(func, "__name__", "") else None
         output = func(*args, **kwargs)
-        for tensor, tangent in zip(tree_leaves(output), tangents, strict=True):
+        results = tree_leaves(output)
+        if not any(isinstance(r, Tensor) and r.is_floating_point() for r in results):
+            return output  # a shape, a hook ...
+        with torch.no_grad():
+            if func in _LINEAR_IN_BOTH:
+                tangents = [self._product(func, args, kwargs)]
+            elif random is not None:
+                with random.again():  # the derivative is of the mask that was drawn
+                    tangents = self._any(func, before)
+            else:
+                tangents = self._any(func, before)
+        for tensor, tangent in zip(results, tangents, strict=True):
             if tangent is not None:
                 self.of[tensor] = tangent
         return output
 
     def _product(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[Tensor | None]:
+    ) -> Tensor | None:
         """D f(x, w, b) = f(dx, w, 0) + f(x, dw, db)."""
         others = dict(kwargs)
         x, w = args[:2]
@@ -131,36 +143,63 @@ class _Tangents(TorchFunctionMode):
         if x in self.of:
             part = func(self.of[x], w, None, *args[3:], **others)
             tangent = part if tangent is None else tangent.add_(part)
-        return [tangent]
+        return tangent
 
-    def _any(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[Tensor | None]:
-        """Let torch's own forward mode do it, on copies of whatever the function may change."""
-        name = getattr(func, "__name__", "")
-        changes = (
-            name.endswith("_")
-            or name.startswith("__i")
-            or any(a is True for a in tree_leaves((args, kwargs)))
-        )
+    def _any(self, func: Callable[..., Any], kept: Any) -> list[Tensor | None]:
+        """Let torch's own forward mode do it, on arguments as they were before the call."""
 
         def lift(a: Any) -> Any:
-            if not isinstance(a, Tensor):
+            if not isinstance(a, _Kept):
                 return a
-            if a not in self.of:
-                return a.detach().clone()  # running statistics
-            value = a.detach().clone() if changes else a.detach()
-            return forward_ad.make_dual(value, self.of[a])
+            return forward_ad.make_dual(a.value, self.of[a.original]) if a.original in self.of else a.value
 
-        devices = sorted(
-            {a.device for a in tree_leaves(args) if isinstance(a, Tensor) and a.is_cuda}, key=str
-        )
-        draws = torch.random.fork_rng(
-            devices, enabled="dropout" in name
-        )  # the function itself draws the same mask
-        with draws, forward_ad.dual_level():
-            duals = tree_leaves(func(*tree_map(lift, args), **tree_map(lift, kwargs)))
+        with forward_ad.dual_level():
+            args, kwargs = tree_map(lift, kept)
+            duals = tree_leaves(func(*args, **kwargs))
             return [
                 forward_ad.unpack_dual(d).tangent if isinstance(d, Tensor) and d.is_floating_point() else None
                 for d in duals
             ]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor and the value that it had before a call."""
+
+    original: Tensor
+    value: Tensor
+
+
+def _arguments_kept(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return (args, kwargs) with each tensor's value as it is now, a copy where the function may work in place."""
+    name = getattr(func, "__name__", "")
+    leaves = tree_leaves((args, kwargs))
+    # Flags such as `inplace` and `training` are given by position or by name.
+    changes = name.endswith("_") or name.startswith("__i") or any(a is True for a in leaves)
+
+    def keep(a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return a
+        return _Kept(a, a.detach().clone() if changes else a.detach())
+
+    return tree_map(keep, (tuple(args), dict(kwargs)))
+
+
+class _RandomState:
+    """The state of the generators from which a function is going to draw."""
+
+    def __init__(self, args: Sequence[Any]) -> None:
+        self.devices = sorted(
+            {a.device for a in tree_leaves(args) if isinstance(a, Tensor) and a.is_cuda}, key=str
+        )
+        self.host = torch.get_rng_state()
+        self.states = [torch.cuda.get_rng_state(device) for device in self.devices]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same once more, and go on afterwards as if nothing had been drawn."""
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.host)
+            for device, state in zip(self.devices, self.states, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
