@@ -101,6 +101,7 @@ def _variant(name: str, setting: dict[str, Any], device: Any) -> Callable[[], No
     from torch.func import functional_call
 
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from mlbseg.core.directional import directional_derivative
     from mlbseg.core.losses import cross_entropy_map, prediction_distance, supervised_loss, widened
     from mlbseg.core.metaweights import normalise
     from mlbseg.methods.mlb import MLB
@@ -188,13 +189,23 @@ def _variant(name: str, setting: dict[str, Any], device: Any) -> Callable[[], No
 
     # v is given: the pass that it costs is the clean step's.
     v = {n: torch.randn_like(p) for n, p in method.student.named_parameters()} if name == "weights" else {}
+
+    def weights() -> None:
+        logits, tangent = directional_derivative(method.student, v, x, chunk=setting.get("chunk"))
+        method._weigh(logits, tangent, taught, views, batch.initial_label)
+
     taught = torch.zeros(len(x), classes, *shape, device=device)
     return {
         "mean teacher": mean_teacher,
         "joint": mlb,
         "paper": mlb,
         "unrolled": unrolled,
-        "weights": lambda: method._weigh(x, taught, views, batch.initial_label, v),
+        "weights": lambda: method._weigh(
+            *directional_derivative(method.student, v, x, chunk=setting.get("chunk")),
+            taught,
+            views,
+            batch.initial_label,
+        ),
         "unrolled weights": lambda: normalise(
             unrolled_alignments(method.student, x, costs, clean_loss, lr=1e-3)
         ),

@@ -174,6 +174,18 @@ def test_a_difference_is_taken_in_full_precision_under_autocast() -> None:
     assert relative_error(found, exact) < 1e-3
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU])
+def test_activations_may_work_in_place(activation: type[nn.Module]) -> None:
+    torch.manual_seed(14)
+    first, norm, last = nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 3)
+    plain, in_place = (
+        nn.Sequential(first, norm, activation(inplace=flag), last).double() for flag in (False, True)
+    )
+    v, x = randn_like(plain), torch.randn(2, 1, 9, 9, dtype=torch.float64)
+    expected = directional_derivative(plain, v, x)
+    torch.testing.assert_close(directional_derivative(in_place, v, x), expected, rtol=1e-10, atol=1e-12)
+
+
 def test_the_other_errors_of_a_model_come_through() -> None:
     model = nn.Conv2d(2, 3, 3)
     with pytest.raises(RuntimeError, match="to have 2 channels"):

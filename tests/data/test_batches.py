@@ -347,12 +347,15 @@ def test_several_channels_are_cut_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_slices_of_ranks_joined_are_the_batch_of_one(world: World, count: int) -> None:
-    sizes: dict[str, Any] = {"batch_size": 4, "unlabelled_batch_size": 8, "augment": LIVELY}
+    sizes: dict[str, Any] = {
+        "clean": world.clean[:2], "meta": world.clean[2:], "batch_size": 4, "unlabelled_batch_size": 8,
+        "augment": LIVELY,
+    }  # fmt: skip
     whole = world.dataset(**sizes)
     parts = [world.dataset(**sizes, ranks=Ranks(index, count)) for index in range(count)]
     for step in (0, 7):
         batch, drawn = whole[step], [part[step] for part in parts]
-        for name in ("clean_image", "clean_label", "image", "initial_label"):
+        for name in ("clean_image", "clean_label", "image", "initial_label", "meta_image", "meta_label"):
             assert torch.equal(torch.cat([getattr(part, name) for part in drawn]), getattr(batch, name))
         assert {part.seed for part in drawn} == {batch.seed}
 
@@ -361,3 +364,17 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(world: World) -> None
     with pytest.raises(ValueError, match="2 ranks cannot share 2 and 3 patches"):
         world.dataset(ranks=Ranks(0, 2))
     world.dataset(ranks=Ranks(0, 2), others=())
+
+
+def test_cases_set_apart_are_a_part_of_their_own(world: World) -> None:
+    plain = world.dataset(clean=world.clean[:2])
+    apart = world.dataset(clean=world.clean[:2], meta=world.clean[2:])
+    for step in range(4):
+        batch, other = apart[step], plain[step]
+        assert batch.case_ids == (*other.case_ids, "clean2", "clean2")
+        assert torch.equal(batch.clean_image, other.clean_image)  # the others' draws are as they were
+        assert batch.meta_image is not None
+        assert batch.meta_image.shape == batch.clean_image.shape
+        assert batch.meta_label is not None
+        assert batch.meta_label.shape == batch.clean_label.shape
+        assert other.meta_image is None

@@ -235,6 +235,23 @@ def test_paper_mode_weighs_as_the_unrolled_virtual_step(ndim: int, classes: int,
         next(steps)
 
 
+@pytest.mark.parametrize("clean_views", [False, True])
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+def test_images_set_apart_decide_the_weights_and_nothing_else(mode: str, clean_views: bool, spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    torch.manual_seed(0)
+    meta_image, meta_label = torch.randn_like(batch.clean_image), torch.randint(0, 3, batch.clean_label.shape)
+    apart = replace(batch, meta_image=meta_image, meta_label=meta_label)
+    swapped = replace(batch, clean_image=meta_image, clean_label=meta_label)
+    settings = {"mode": mode, "clean_views": clean_views, "views": (), "teacher_noise": 0.0}
+    first = [next(make_mlb(2, 3, **settings).losses(b, 5)) for b in (batch, apart, swapped)]
+    plain, guided, as_clean = spy.weights
+    torch.testing.assert_close(guided, as_clean, rtol=1e-10, atol=1e-15)
+    assert not torch.allclose(guided[0], plain[0])
+    if mode == "joint":
+        assert first[1]["clean"] == first[0]["clean"]
+
+
 @pytest.mark.parametrize("mode", ["joint", "paper"])
 @dimensions
 def test_weights_sum_to_one_and_vanish_where_a_pixel_pushes_against_the_clean_data(
@@ -362,24 +379,31 @@ def test_frozen_parameters_are_left_out(mode: str, spy: Spy) -> None:
     assert 0 < torch.cosine_similarity(part.flatten(), whole.flatten(), dim=0) < 0.999
 
 
-def test_weights_and_loss_see_the_same_dropout_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", [{}, {"chunk": 2}, {"mode": "paper"}], ids=str)
+def test_weights_and_loss_see_the_same_dropout_masks(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 2, 3, padding=1))
-    method = MLB(net, views=("flip",), jitter=0.0).train()
-    seen: list[Tensor] = []
-    original = mlb.directional_derivative
-
-    def spy(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        result = original(*args, **kwargs)
-        seen.append(result[0])
-        return result
-
-    monkeypatch.setattr(mlb, "directional_derivative", spy)
-    weighted = method._weighted
-    monkeypatch.setattr(method, "_weighted", lambda z, *rest: (seen.append(z), weighted(z, *rest))[1])
+    method = MLB(net, views=("flip",), jitter=0.0, **settings).train()
+    method.optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    passes: list[Tensor] = []
+    net.register_forward_hook(lambda module, args, z: passes.append(forward_ad_value(z)))
     image = torch.randn(2, 2, 6, 6)
     label = torch.randint(0, 2, (2, 6, 6))
-    list(method.losses(Batch(image, label, image, label, seed=5), 0))
-    torch.testing.assert_close(seen[0], seen[1])
+    next(method.losses(Batch(image, label, image, label, seed=5), 0))
+    # The unlabelled images in two views: seen as one batch, or as two chunks of two.
+    if "chunk" in settings:
+        (measured, followed) = (torch.cat(passes[-4:-2]), torch.cat(passes[-2:]))
+    else:
+        whole = [z for z in passes if len(z) == 4]
+        measured, followed = whole[0], whole[-1]
+    torch.testing.assert_close(measured, followed)
+    method.eval()
+    assert not torch.allclose(net(torch.cat([image, image.flip(2)])), followed)
+
+
+def forward_ad_value(z: Tensor) -> Tensor:
+    return torch.autograd.forward_ad.unpack_dual(z).primal.detach() if z.is_floating_point() else z
 
 
 def test_a_flip_view_needs_an_axis_to_flip() -> None:

@@ -166,13 +166,13 @@ def central_difference(
         moved = {n: p + epsilon * direction[n] if n in direction else p for n, p in parameters.items()}
         # Every pass sees the same dropout.
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            return _output(functional_call(model, {**moved, **_copied_buffers(model)}, (x,)))
+            return _output(functional_call(model, {**moved, **copied_buffers(model)}, (x,)))
 
     # Half precision has too few digits for a difference.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         ahead, behind = at(epsilon), at(-epsilon)
         tangent = (ahead - behind) / (2 * epsilon)
-        return _output(functional_call(model, {**parameters, **_copied_buffers(model)}, (x,))), tangent
+        return _output(functional_call(model, {**parameters, **copied_buffers(model)}, (x,))), tangent
 
 
 class _WithGradient(torch.autograd.Function):
@@ -201,7 +201,7 @@ def _forward_mode(model: nn.Module, direction: Direction, x: Tensor) -> tuple[Te
                 if name in direction
                 else value
             )
-        output = _output(functional_call(model, {**duals, **_copied_buffers(model)}, (x,)))
+        output = _output(functional_call(model, {**duals, **copied_buffers(model)}, (x,)))
         dual = forward_ad.unpack_dual(output)
         if dual.tangent is None:
             raise ValueError("the direction names no parameter that the model's output depends on")
@@ -212,7 +212,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _copied_buffers(model: nn.Module) -> dict[str, Tensor]:
+def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return copies, so that BatchNorm's running buffers do not move: these passes are only measurements."""
     return {name: b.detach().clone() for name, b in model.named_buffers()}
 

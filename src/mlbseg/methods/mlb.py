@@ -29,13 +29,14 @@ from mlbseg.core.losses import (
 from mlbseg.core.metaweights import alignment, normalise
 from mlbseg.core.optimisers import precondition, virtual_step
 from mlbseg.core.scope import Scope, parameters_in_scope
+from mlbseg.core.shared_pass import output_and_tangent
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
 from mlbseg.methods.base import Method
 from mlbseg.types import Batch, Losses
 
-_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT = range(4)  # streams of random numbers
+_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS = range(5)  # streams of random numbers
 
 
 class MLB(Method):
@@ -45,7 +46,8 @@ class MLB(Method):
         student: The network, with the weights of stage 1.
         mode: ``joint`` takes the clean gradient v where the model stands and uses it twice, as the direction of
             the weights and as the clean part of one update. ``paper`` takes it after a virtual step on the
-            consistency terms and follows the weighted step by a step on the clean batch.
+            consistency terms and follows the weighted step by a step on the clean batch. Where the batch has images
+            set apart for it, v is their gradient.
         views: The kinds of the views after the identity (see `draw_views`).
         clean_views: Let joint mode see the clean batch in these views too, as paper mode always does; each view
             costs a forward and a backward pass of the clean batch.
@@ -145,35 +147,36 @@ class MLB(Method):
         return {"teacher": self.teacher, "student": self.student}
 
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
-        clean_x, clean_label = batch.clean_image, batch.clean_label
-        if self.clean_views:
-            clean_views = self._draw(clean_x, batch.seed, _CLEAN_VIEWS)
-            clean_x, clean_label = clean_views.expand(clean_x), clean_views.expand_label(clean_label)
-        clean, v = loss_and_gradient(
-            self.student,
-            clean_x,
-            lambda z: supervised_loss(widened(z), clean_label, ranks=self.ranks),
-            chunk=self.chunk,
-        )
+        clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
+        guide = v  # the gradient that the weights are to serve
+        if weigh and batch.meta_image is not None and batch.meta_label is not None:
+            _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught = self._see(views, image, batch.seed, _SIGHT)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
-        known: Tensor | None = None
-        if weigh:
-            with self._same_dropout(batch):
-                labels, weights, known = self._weigh(x, taught, views, initial, self.ranks.sum_all(v))
+        logits: Tensor | None = None
+        with self._same_dropout(batch):
+            if weigh:
+                direction = self._within_scope(self.ranks.sum_all(guide), x)
+                if self.chunk is None:
+                    logits, tangent = output_and_tangent(self.student, direction, x)
+                else:
+                    logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
+                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial)
+            elif self.chunk is None:
+                logits = self.student(x)
 
         def terms(logits: Tensor) -> Losses:
             logits = widened(logits)
             return {**self._weighted(logits, labels, weights), **self._consistency(logits, taught, views)}
 
-        with self._same_dropout(batch):
-            if self.chunk is None:
-                others = terms(self.student(x))
-            else:
-                others, rest = _terms_and_gradient(self.student, x, terms, self.chunk, known)
-                v = {name: v[name] + rest[name] for name in v}
+        if self.chunk is None and logits is not None:
+            others = terms(logits)
+        else:
+            with self._same_dropout(batch):
+                others, rest = _terms_and_gradient(self.student, x, terms, self.chunk, logits)
+            v = {name: v[name] + rest[name] for name in v}
         yield {"clean": with_gradient(clean, v, self.student), **others}
 
     def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
@@ -195,10 +198,20 @@ class MLB(Method):
                 gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True)
             )
             ahead = virtual_step(self.student, regulariser, self.optimiser)
-            v = self.ranks.sum_all(self._gradient_at(ahead, clean_x, clean_label))
+            meta_x, meta_label = clean_x, clean_label
+            if batch.meta_image is not None and batch.meta_label is not None:
+                meta_views = self._draw(batch.meta_image, batch.seed, _META_VIEWS)
+                meta_x, meta_label = (
+                    meta_views.expand(batch.meta_image),
+                    meta_views.expand_label(batch.meta_label),
+                )
+            v = self.ranks.sum_all(self._gradient_at(ahead, meta_x, meta_label))
             v = precondition(v, self.student, self.optimiser, regulariser)
             with self._same_dropout(batch):
-                labels, weights, _ = self._weigh(x, taught, views, initial, v)
+                seen, tangent = directional_derivative(
+                    self.student, self._within_scope(v, x), x, chunk=self.chunk
+                )
+            labels, weights = self._weigh(seen, tangent, taught, views, initial)
         yield {**self._weighted(logits, labels, weights), **consistency}
 
         logits = widened(self.student(clean_x))
@@ -242,15 +255,20 @@ class MLB(Method):
             x = x * (1 + contrast) + shift
         return x, taught
 
+    def _within_scope(self, v: Direction, x: Tensor) -> Direction:
+        """Return the part of a direction that moves parameters in the scope."""
+        if self.scope == "all":
+            return v
+        if self._in_scope is None:
+            self._in_scope = parameters_in_scope(self.student, x, self.scope)
+        return {name: t for name, t in v.items() if name in self._in_scope}
+
+    @torch.no_grad()
     def _weigh(
-        self, x: Tensor, taught: Tensor, views: Views, initial: Tensor, v: Direction
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Return labels and weights of both sources, each (V * B, *S), by name, and the logits, (V * B, K, *S)."""
-        if self.scope != "all":
-            if self._in_scope is None:
-                self._in_scope = parameters_in_scope(self.student, x, self.scope)
-            v = {name: t for name, t in v.items() if name in self._in_scope}
-        logits, tangent = map(widened, directional_derivative(self.student, v, x, chunk=self.chunk))
+        self, logits: Tensor, tangent: Tensor, taught: Tensor, views: Views, initial: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return labels and weights of both sources, each (V * B, *S), by name; logits are (V * B, K, *S)."""
+        logits, tangent = widened(logits), widened(tangent)
         pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial < 0, initial, pseudo)
@@ -282,7 +300,7 @@ class MLB(Method):
             )
             self.monitors[f"kept_{name}"] = kept / all_known.clamp(min=1)
             self.monitors[f"mass_{name}"] = mass
-        return labels, weights, logits
+        return labels, weights
 
     def _weighted(self, logits: Tensor, labels: dict[str, Tensor], weights: dict[str, Tensor]) -> Losses:
         """Return Σ w c for each label source; the weights of both sources sum to 1 over all ranks."""
@@ -299,6 +317,20 @@ class MLB(Method):
         if self.views:
             terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)), ranks=self.ranks)
         return {name: self.consistency_weight * term for name, term in terms.items()}
+
+    def _clean_gradient(
+        self, image: Tensor, label: Tensor, seed: int, stream: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the supervised loss, over all ranks, and this rank's part of its gradient."""
+        if self.clean_views:
+            views = self._draw(image, seed, stream)
+            image, label = views.expand(image), views.expand_label(label)
+        return loss_and_gradient(
+            self.student,
+            image,
+            lambda z: supervised_loss(widened(z), label, ranks=self.ranks),
+            chunk=self.chunk,
+        )
 
     def _gradient_at(self, ahead: dict[str, Tensor], x: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return the supervised loss's gradient at the parameters `ahead`, leaving the student as it is."""
@@ -319,7 +351,7 @@ class MLB(Method):
 
 
 def _terms_and_gradient(
-    model: nn.Module, x: Tensor, terms: Callable[[Tensor], Losses], chunk: int, output: Tensor | None
+    model: nn.Module, x: Tensor, terms: Callable[[Tensor], Losses], chunk: int | None, output: Tensor | None
 ) -> tuple[Losses, dict[str, Tensor]]:
     """Return loss terms, detached, and the gradient of their sum, a chunk at a time (see `loss_and_gradient`)."""
     found: Losses = {}
