@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 from mlbseg.errors import Fault, UserError
 
@@ -69,3 +70,19 @@ def finish_all_the_same(folder: str) -> str:
     while not os.path.exists(f"{folder}/go on"):  # noqa: PTH110
         time.sleep(0.02)
     return "done"
+
+
+def die_in_training(stage: int, step: int, **arguments: Any) -> Any:
+    """Be a rank that trains; rank 1 kills itself in the middle of a step."""
+    from mlbseg.training import _launched
+    from mlbseg.training.loop import Loop
+
+    original = Loop.training_step
+
+    def training_step(self: Loop, batch: Any, index: int) -> None:
+        if (RANK, self.stage, self.step) == (1, stage, step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, batch, index)
+
+    Loop.training_step = training_step  # type: ignore[method-assign]
+    return _launched(**arguments)

@@ -26,6 +26,8 @@ FLOORS = {
     "files": 1,
     "data": 2,
     "methods": 2,
+    "launch": 3,
+    "processes": 3,
     "run": 3,
     "checkpoints": 3,
     "progress": 3,

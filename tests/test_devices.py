@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from blocks import TINY, write_blocks
-from conftest import REPOSITORY, Command
-from mlbseg import checkpoints, train
+from conftest import REPOSITORY, Command, Outcome
+from mlbseg import checkpoints, train, training
 from mlbseg.config import load_config
 from mlbseg.core.ranks import Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
+from mlbseg.launch import launch
 from mlbseg.training import Interrupted, stages
 from mlbseg.training.loop import Loop
 from mlbseg.training.prepare import prepare_run
@@ -43,6 +44,14 @@ CLOSE = {"rtol": 0, "atol": 2e-3}
 
 def options(*more: str) -> list[str]:
     return [v for text in (*EVEN, *more) for v in ("-o", text)]
+
+
+def mlbseg(*arguments: object) -> Outcome:
+    """Run `mlbseg` in a process of its own, so that what those that it starts print is seen too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mlbseg", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -138,14 +147,11 @@ def alone(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {method: root / method for method in ("supervised", "mlb")}
 
 
-def test_two_devices_do_what_one_does(
-    scans: Path, alone: dict[str, Path], tmp_path: Path, command: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_two_devices_do_what_one_does(scans: Path, alone: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "a run"
-    result = command("train", scans, "--out", run, *options("steps=24"), *TWO, "--json")
-    assert result.code == 0
+    result = mlbseg("train", scans, "--out", run, *options("steps=24"), *TWO, "--json")
+    assert (result.code, result.err) == (0, "")
     assert result.json["steps"] == 24  # of one process: the others say nothing
-    assert capfd.readouterr().err == ""
     assert_same_run(run, alone["mlb"])
     assert [(c.stage, c.step) for c in checkpoints.find(run / "checkpoints")] == [(1, 12), (2, 12)]
     assert {path.name for path in run.iterdir()} == {path.name for path in alone["mlb"].iterdir()}
@@ -230,32 +236,19 @@ def test_a_signal_stops_all_after_the_same_step(
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 
 
-KILLED = """
-import os, signal, sys
-from mlbseg.training.loop import Loop
-original = Loop.training_step
-def training_step(self, batch, index):
-    if (os.environ["RANK"], self.stage, self.step) == ("1", {stage}, {step}):
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(self, batch, index)
-Loop.training_step = training_step
-"""
-
-
 @pytest.mark.parametrize(("method", "stage"), [("supervised", 1), ("mlb", 2)])
 def test_a_run_that_lost_a_rank_is_continued_by_one_process(
     method: str, stage: int, scans: Path, alone: dict[str, Path], tmp_path: Path, command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    # Python reads this file in every process that it starts.
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import os\nif 'RANK' in os.environ:\n    exec( + KILLED.format(stage=stage, step=6) + )\n"
-    )
-    path = os.environ.get("PYTHONPATH")
+    def dying(function: str, arguments: dict[str, Any], count: int) -> list[Any]:
+        return launch("launched:die_in_training", {**arguments, "stage": stage, "step": 6}, count)
+
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *([path] if path else [])]))
-        run = tmp_path / "run"
+        patch.setattr(training, "launch", dying)
+        path = os.environ.get("PYTHONPATH")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "tests"), *([path] if path else [])]))
         result = command("train", scans, "--out", run, "--method", method, *options("steps=24"), *TWO, "-q")
     assert result.code == 2
     assert "rank 1 of 2 was killed" in result.err
@@ -285,17 +278,14 @@ def test_a_run_begun_by_one_process_is_continued_by_two(
     assert_same_run(run, alone[method])
 
 
-def test_a_loss_that_is_no_number_is_told_once(
-    scans: Path, tmp_path: Path, command: Command, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_loss_that_is_no_number_is_told_once(scans: Path, tmp_path: Path) -> None:
     settings = options("steps=12", "train.lr=1e30")
     run = tmp_path / "run"
-    result = command("train", scans, "--out", run, "--method", "supervised", *settings, *TWO, "-q")
+    result = mlbseg("train", scans, "--out", run, "--method", "supervised", *settings, *TWO, "-q")
     assert result.code == 2
     [line] = result.err.splitlines()
     assert "is no longer a number at step" in line
     assert line.count("case_") == 2  # of both ranks
-    assert capfd.readouterr().err == ""
 
 
 # --- what is refused --------------------------------------------------------------------------------------
@@ -373,17 +363,15 @@ def eight_masks(alone: dict[str, Path], scans: Path, tmp_path_factory: pytest.Te
 
 
 def test_two_devices_write_the_masks_that_one_writes(
-    alone: dict[str, Path], scans: Path, eight_masks: Path, tmp_path: Path, command: Command,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    result = command("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "--json")
-    assert result.code == 0
+    alone: dict[str, Path], scans: Path, eight_masks: Path, tmp_path: Path
+) -> None:
+    result = mlbseg("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "--json")
+    assert (result.code, result.err) == (0, "")
     assert list(result.json["masks"]) == [f"case_{i}" for i in range(8)]
     assert masks(tmp_path / "two") == masks(eight_masks)
-    assert capfd.readouterr().err == ""
 
     # Again: none is written a second time, and all faults are reported together.
-    result = command("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "-q")
+    result = mlbseg("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "-q")
     assert result.code == 2
     assert result.out == f"wrote 0 masks to {tmp_path / 'two'}\n"
     assert [line.split(":")[0].strip() for line in result.err.splitlines()[1:-1]] == [

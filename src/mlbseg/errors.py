@@ -62,11 +62,16 @@ class ReadError(UserError):
 
 
 class OtherRank(UserError):
-    """Another of the processes that work together has failed, and says itself why where it can."""
+    """Another of the processes that work together has failed.
 
-    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+    Attributes:
+        told: That one says itself why.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 2, told: bool = True) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.told = told
 
 
 class FaultsError(UserError):

@@ -90,7 +90,8 @@ def joined(device: torch.device, minutes: float = TIMEOUT) -> Iterator[Ranks]:
             raise
         raise OtherRank(
             f"rank {ranks.index} lost another of the {ranks.count} ranks, which ended or gave no answer for "
-            f"{minutes:g} minutes"
+            f"{minutes:g} minutes",
+            told=False,
         ) from error
     # After a failure the group is left as it is: to leave it in order, the others would have to answer.
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlbseg.core.ranks import Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
@@ -342,6 +343,27 @@ def test_several_channels_are_cut_alike(tmp_path: Path) -> None:
     assert image.shape == (2, 2, 8, 8, 8)
     # The second channel is the first plus a constant, which normalisation takes away.
     torch.testing.assert_close(image[:, 0], image[:, 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_slices_of_ranks_joined_are_the_batch_of_one(world: World, count: int) -> None:
+    sizes: dict[str, Any] = {
+        "clean": world.clean[:2], "meta": world.clean[2:], "batch_size": 4, "unlabelled_batch_size": 8,
+        "augment": LIVELY,
+    }  # fmt: skip
+    whole = world.dataset(**sizes)
+    parts = [world.dataset(**sizes, ranks=Ranks(index, count)) for index in range(count)]
+    for step in (0, 7):
+        batch, drawn = whole[step], [part[step] for part in parts]
+        for name in ("clean_image", "clean_label", "image", "initial_label", "meta_image", "meta_label"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in drawn]), getattr(batch, name))
+        assert {part.seed for part in drawn} == {batch.seed}
+
+
+def test_a_batch_that_ranks_cannot_share_evenly_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="2 ranks cannot share 2 and 3 patches"):
+        world.dataset(ranks=Ranks(0, 2))
+    world.dataset(ranks=Ranks(0, 2), others=())
 
 
 def test_cases_set_apart_are_a_part_of_their_own(world: World) -> None:

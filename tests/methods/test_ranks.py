@@ -22,6 +22,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
     "joint": ("mlb", {"mode": "joint", "views": ("zoom-in", "zoom-out", "flip")}),
     "joint, share": ("mlb", {"mode": "joint", "weighting": "share", "pseudo_from": "student", "chunk": 1}),
+    "joint, set apart": ("mlb", {"mode": "joint", "clean_views": True, "weighting": "softmax"}),
     "paper": ("mlb", {"mode": "paper", "weighting": "share", "jitter": 0.0}),
 }
 
@@ -34,7 +35,7 @@ def conv_net(ndim: int) -> nn.Module:
     ).double()
 
 
-def batch_of(step: int, ndim: int, ranks: Ranks) -> Batch:
+def batch_of(step: int, ndim: int, ranks: Ranks, *, apart: bool) -> Batch:
     """Return this rank's slice of the batch of a step; ranks know different numbers of pixels."""
     generator = torch.Generator().manual_seed(step)
     shape = (8, 10) if ndim == 2 else (6, 8, 5)
@@ -50,7 +51,10 @@ def batch_of(step: int, ndim: int, ranks: Ranks) -> Batch:
         return x.tensor_split(ranks.count)[ranks.index]
 
     clean, others = images(CLEAN), images(OTHERS)
-    return Batch(*map(own, clean), *map(own, others), case_ids=(), seed=1000 + step)
+    batch = Batch(*map(own, clean), *map(own, others), seed=1000 + step)
+    if apart:
+        batch.meta_image, batch.meta_label = map(own, images(CLEAN))
+    return batch
 
 
 def trained(ranks: Ranks, variant: str, ndim: int) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def trained(ranks: Ranks, variant: str, ndim: int) -> dict[str, Any]:
         method.optimiser = torch.optim.SGD(method.student.parameters(), lr=0.05, momentum=0.9)
         values: dict[str, Tensor] = {}
         for step in range(STEPS):
-            for losses in method.losses(batch_of(step, ndim, ranks), step):
+            for losses in method.losses(batch_of(step, ndim, ranks, apart="apart" in variant), step):
                 method.optimiser.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
                 named = dict(method.student.named_parameters())

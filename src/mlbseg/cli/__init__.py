@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import signal
 import sys
@@ -56,7 +57,8 @@ def main() -> None:
     try:
         code = app(prog_name="mlbseg", standalone_mode=False)
     except OtherRank as error:
-        if not speaks():
+        # Of a lost one each machine tells, as rank 0 may be the one.
+        if error.told or os.environ["LOCAL_RANK"] != "0":
             sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except UserError as error:

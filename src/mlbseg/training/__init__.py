@@ -130,9 +130,9 @@ def _train_as_rank(
             run = Run.open(root)
             return Training(run, target, console if ranks.index == 0 else None, ranks).run_stages()
     except OtherRank as lost:
-        if root is None or lost.__cause__ is None:
+        if root is None or lost.told:
             raise
-        raise OtherRank(f"{lost} ({how_to_continue(root)})") from None
+        raise OtherRank(f"{lost} ({how_to_continue(root)})", told=False) from None
 
 
 def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool) -> TrainResult:
