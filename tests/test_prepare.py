@@ -16,11 +16,14 @@ from rich.console import Console
 
 from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from conftest import Command
+from mlbseg import train
 from mlbseg.config import load_config
+from mlbseg.data.batches import StepDataset
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.training.prepare import prepare_run
+from mlbseg.types import Batch
 
 
 def prepared(data: Path, out: Path, *overrides: str, method: str = "mlb", **options: Any) -> str:
@@ -267,3 +270,33 @@ def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
     assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")
     assert plan.network_channels == (64, 128, 256, 512, 1024)
     assert (plan.batch_size, plan.unlabelled_batch_size) == (2, 1)
+
+
+def test_cases_set_apart_for_the_weights_are_some_of_several_clean_ones(tmp_path: Path) -> None:
+    scans = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    for method, meta, message in (
+        ("supervised", 1, "method 'supervised' has no weights to decide"),
+        ("mlb", 2, "found 2 of 2 clean cases, expected fewer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepared(scans, tmp_path / "run", f"train.meta_cases={meta}", method=method)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_case_set_apart_for_the_weights_is_learnt_by_neither_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    drawn: list[tuple[tuple[str, ...], bool]] = []
+    draw = StepDataset.__getitem__
+
+    def watched(dataset: StepDataset, step: int) -> Batch:
+        batch = draw(dataset, step)
+        drawn.append((batch.case_ids[: len(batch.clean_image)], batch.meta_image is not None))
+        return batch
+
+    monkeypatch.setattr(StepDataset, "__getitem__", watched)
+    train(scans, tmp_path / "run", overrides=[*TINY, "steps=6", "train.meta_cases=1"], device="cpu")
+    assert {name for names, _ in drawn for name in names} == {"case_0"}
+    assert [apart for _, apart in drawn] == [False] * 3 + [True] * 3  # stage 1 knows nothing of it

@@ -61,6 +61,11 @@ class TrainSettings(_Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     validate_every: int = Field(200, ge=1, description="steps between validations, if cases are set apart")
+    meta_cases: int = Field(
+        0,
+        ge=0,
+        description="clean cases, the last ones, that only decide the weights of stage 2: nothing learns them",
+    )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
 
 

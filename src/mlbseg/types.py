@@ -105,7 +105,10 @@ class Batch:
         clean_label: (B, *S) int64 class indices.
         image: (U, C, *S) float, patches of unlabelled and noisy cases; None for methods that use none.
         initial_label: (U, *S) int64, the frozen stage-1 prediction (or the noisy label); None before stage 2.
-        case_ids: The cases drawn: clean first, then unlabelled.
+        meta_image: (B, C, *S) float, patches of clean cases that nothing is trained on: what the weights are to
+            serve. None where no cases are set apart for it.
+        meta_label: (B, *S) int64.
+        case_ids: The cases drawn: clean first, then unlabelled, then those set apart.
         seed: Seeds every random draw that the method itself makes in this step (views, noise, dropout).
     """
 
@@ -113,6 +116,8 @@ class Batch:
     clean_label: torch.Tensor
     image: torch.Tensor | None = None
     initial_label: torch.Tensor | None = None
+    meta_image: torch.Tensor | None = None
+    meta_label: torch.Tensor | None = None
     case_ids: tuple[str, ...] = field(default=())
     seed: int = 0
 

@@ -342,3 +342,17 @@ def test_several_channels_are_cut_alike(tmp_path: Path) -> None:
     assert image.shape == (2, 2, 8, 8, 8)
     # The second channel is the first plus a constant, which normalisation takes away.
     torch.testing.assert_close(image[:, 0], image[:, 1], rtol=1e-4, atol=1e-4)
+
+
+def test_cases_set_apart_are_a_part_of_their_own(world: World) -> None:
+    plain = world.dataset(clean=world.clean[:2])
+    apart = world.dataset(clean=world.clean[:2], meta=world.clean[2:])
+    for step in range(4):
+        batch, other = apart[step], plain[step]
+        assert batch.case_ids == (*other.case_ids, "clean2", "clean2")
+        assert torch.equal(batch.clean_image, other.clean_image)  # the others' draws are as they were
+        assert batch.meta_image is not None
+        assert batch.meta_image.shape == batch.clean_image.shape
+        assert batch.meta_label is not None
+        assert batch.meta_label.shape == batch.clean_label.shape
+        assert other.meta_image is None

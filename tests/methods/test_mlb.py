@@ -235,6 +235,23 @@ def test_paper_mode_weighs_as_the_unrolled_virtual_step(ndim: int, classes: int,
         next(steps)
 
 
+@pytest.mark.parametrize("clean_views", [False, True])
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+def test_images_set_apart_decide_the_weights_and_nothing_else(mode: str, clean_views: bool, spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    torch.manual_seed(0)
+    meta_image, meta_label = torch.randn_like(batch.clean_image), torch.randint(0, 3, batch.clean_label.shape)
+    apart = replace(batch, meta_image=meta_image, meta_label=meta_label)
+    swapped = replace(batch, clean_image=meta_image, clean_label=meta_label)
+    settings = {"mode": mode, "clean_views": clean_views, "views": (), "teacher_noise": 0.0}
+    first = [next(make_mlb(2, 3, **settings).losses(b, 5)) for b in (batch, apart, swapped)]
+    plain, guided, as_clean = spy.weights
+    torch.testing.assert_close(guided, as_clean, rtol=1e-10, atol=1e-15)
+    assert not torch.allclose(guided[0], plain[0])
+    if mode == "joint":
+        assert first[1]["clean"] == first[0]["clean"]
+
+
 @pytest.mark.parametrize("mode", ["joint", "paper"])
 @dimensions
 def test_weights_sum_to_one_and_vanish_where_a_pixel_pushes_against_the_clean_data(

@@ -18,7 +18,7 @@ from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
 from mlbseg.types import IGNORE, Batch, Case, Role
 
-_CLEAN, _UNLABELLED = 0, 1  # streams of random numbers
+_CLEAN, _UNLABELLED, _BATCH, _META = range(4)  # streams of random numbers
 
 
 class StepDataset(Dataset[Batch]):
@@ -30,6 +30,7 @@ class StepDataset(Dataset[Batch]):
         cache: Preprocessed scans and labels.
         clean: Cases with a careful label.
         others: Unlabelled and noisy cases; may be empty.
+        meta: Cases with a careful label that are in no other part of the batch; may be empty.
         initial_labels: A `.npy` file of class indices on the prepared grid for each unlabelled case of `others`.
             A noisy case brings its own label.
         patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
@@ -52,6 +53,7 @@ class StepDataset(Dataset[Batch]):
         clean: Sequence[Case],
         others: Sequence[Case] = (),
         *,
+        meta: Sequence[Case] = (),
         initial_labels: Mapping[str, Path] | None = None,
         patch_size: Sequence[int],
         batch_size: int,
@@ -70,6 +72,7 @@ class StepDataset(Dataset[Batch]):
         self.cache = cache
         self.clean = list(clean)
         self.others = list(others)
+        self.meta = list(meta)
         self.initial_labels = dict(initial_labels or {})
         self.patch_size = tuple(patch_size)
         self.batch_size = batch_size
@@ -88,12 +91,21 @@ class StepDataset(Dataset[Batch]):
         count = self.batch_size
         clean = [self._patch(self.clean, _CLEAN, step, i, count) for i in self._own(count)]
         images, labels, ids = zip(*clean, strict=True)
-        batch = Batch(torch.stack(images), torch.stack(labels), case_ids=ids, seed=self._seed(2, step, 0))
+        batch = Batch(
+            torch.stack(images), torch.stack(labels), case_ids=ids, seed=self._seed(_BATCH, step, 0)
+        )
         if self.others:
             count = self.unlabelled_batch_size
             others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in self._own(count)]
             images, labels, more = zip(*others, strict=True)
             batch.image, batch.initial_label = torch.stack(images), torch.stack(labels)
+            batch.case_ids += more
+        if self.meta:
+            meta = [
+                self._patch(self.meta, _META, step, i, self.batch_size) for i in self._own(self.batch_size)
+            ]
+            images, labels, more = zip(*meta, strict=True)
+            batch.meta_image, batch.meta_label = torch.stack(images), torch.stack(labels)
             batch.case_ids += more
         return batch
 
@@ -116,7 +128,7 @@ class StepDataset(Dataset[Batch]):
 
         scan = self.cache.image(case).array
         shape = scan.shape[1:]
-        centre = self._foreground_voxel(case, rng) if stream == _CLEAN else None
+        centre = self._foreground_voxel(case, rng) if stream in (_CLEAN, _META) else None
         # A 2D patch of a 3D scan is a patch one slice thick.
         size = (1,) * (len(shape) - len(self.patch_size)) + self.patch_size
         start = [

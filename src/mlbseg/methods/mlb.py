@@ -36,7 +36,7 @@ from mlbseg.errors import UserError
 from mlbseg.methods.base import Method
 from mlbseg.types import Batch, Losses
 
-_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT = range(4)  # streams of random numbers
+_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS = range(5)  # streams of random numbers
 
 
 class MLB(Method):
@@ -46,7 +46,8 @@ class MLB(Method):
         student: The network, with the weights of stage 1.
         mode: ``joint`` takes the clean gradient v where the model stands and uses it twice, as the direction of
             the weights and as the clean part of one update. ``paper`` takes it after a virtual step on the
-            consistency terms and follows the weighted step by a step on the clean batch.
+            consistency terms and follows the weighted step by a step on the clean batch. Where the batch has images
+            set apart for it, v is their gradient.
         views: The kinds of the views after the identity (see `draw_views`).
         clean_views: Let joint mode see the clean batch in these views too, as paper mode always does; each view
             costs a forward and a backward pass of the clean batch.
@@ -146,16 +147,10 @@ class MLB(Method):
         return {"teacher": self.teacher, "student": self.student}
 
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
-        clean_x, clean_label = batch.clean_image, batch.clean_label
-        if self.clean_views:
-            clean_views = self._draw(clean_x, batch.seed, _CLEAN_VIEWS)
-            clean_x, clean_label = clean_views.expand(clean_x), clean_views.expand_label(clean_label)
-        clean, v = loss_and_gradient(
-            self.student,
-            clean_x,
-            lambda z: supervised_loss(widened(z), clean_label, ranks=self.ranks),
-            chunk=self.chunk,
-        )
+        clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
+        guide = v  # the gradient that the weights are to serve
+        if weigh and batch.meta_image is not None and batch.meta_label is not None:
+            _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught = self._see(views, image, batch.seed, _SIGHT)
         labels: dict[str, Tensor] = {}
@@ -163,7 +158,7 @@ class MLB(Method):
         logits: Tensor | None = None
         with self._same_dropout(batch):
             if weigh:
-                direction = self._within_scope(self.ranks.sum_all(v), x)
+                direction = self._within_scope(self.ranks.sum_all(guide), x)
                 if self.chunk is None:
                     logits, tangent = output_and_tangent(self.student, direction, x)
                 else:
@@ -203,7 +198,14 @@ class MLB(Method):
                 gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True)
             )
             ahead = virtual_step(self.student, regulariser, self.optimiser)
-            v = self.ranks.sum_all(self._gradient_at(ahead, clean_x, clean_label))
+            meta_x, meta_label = clean_x, clean_label
+            if batch.meta_image is not None and batch.meta_label is not None:
+                meta_views = self._draw(batch.meta_image, batch.seed, _META_VIEWS)
+                meta_x, meta_label = (
+                    meta_views.expand(batch.meta_image),
+                    meta_views.expand_label(batch.meta_label),
+                )
+            v = self.ranks.sum_all(self._gradient_at(ahead, meta_x, meta_label))
             v = precondition(v, self.student, self.optimiser, regulariser)
             with self._same_dropout(batch):
                 seen, tangent = directional_derivative(
@@ -315,6 +317,20 @@ class MLB(Method):
         if self.views:
             terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)), ranks=self.ranks)
         return {name: self.consistency_weight * term for name, term in terms.items()}
+
+    def _clean_gradient(
+        self, image: Tensor, label: Tensor, seed: int, stream: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the supervised loss, over all ranks, and this rank's part of its gradient."""
+        if self.clean_views:
+            views = self._draw(image, seed, stream)
+            image, label = views.expand(image), views.expand_label(label)
+        return loss_and_gradient(
+            self.student,
+            image,
+            lambda z: supervised_loss(widened(z), label, ranks=self.ranks),
+            chunk=self.chunk,
+        )
 
     def _gradient_at(self, ahead: dict[str, Tensor], x: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return the supervised loss's gradient at the parameters `ahead`, leaving the student as it is."""

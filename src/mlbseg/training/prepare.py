@@ -69,6 +69,16 @@ def prepare_run(
             console.print(f"note: {fault}", markup=False, highlight=False)
         if skipped:
             console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
+    meta = config.train.meta_cases
+    if meta and not method.needs_initial_labels:
+        raise UserError(
+            f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
+        )
+    if meta >= len(split.clean):
+        raise UserError(
+            f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
+            "(stage 1 needs at least one)"
+        )
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     if method.uses_unlabelled and not (split.noisy or split.unlabelled):
         raise UserError(

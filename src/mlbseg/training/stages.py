@@ -66,7 +66,9 @@ class Training:
         record = read_record(run.root / "data.json", "the data of a run")
         dataset = find_cases(Path(str(record["root"])))
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
-        self.clean = [cases[i] for i in run.split.clean]
+        clean = [cases[i] for i in run.split.clean]
+        trained = len(clean) - run.config.train.meta_cases
+        self.clean, self.meta = clean[:trained], clean[trained:]
         self.others = [cases[i] for i in (*run.split.noisy, *run.split.unlabelled)]
         self.validation = [cases[i] for i in run.split.validation]
         self.cache = Cache(Path(str(record["cache"])), run.plan)
@@ -142,7 +144,7 @@ class Training:
         return kind(student, **settings)
 
     def _fill_cache(self, *, with_others: bool) -> None:
-        cases = [*self.clean, *self.validation, *(self.others if with_others else ())]
+        cases = [*self.clean, *self.meta, *self.validation, *(self.others if with_others else ())]
         todo = self._share(cases)
         with StepProgress(self.console, "preprocessing", len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
@@ -162,6 +164,7 @@ class Training:
             self.cache,
             self.clean,
             () if labels is None else self.others,
+            meta=() if labels is None else self.meta,
             initial_labels=labels,
             patch_size=plan.patch_size,
             batch_size=plan.batch_size,
