@@ -239,10 +239,9 @@ def test_a_signal_stops_all_after_the_same_step(number: signal.Signals, interfer
 
 # Has rank 1 killed in the middle of a step.
 KILLED = """
-import os, signal, sys
+import os, signal
 if os.environ.get("RANK") == "1":
-    from mlbseg.training.lock import sole_trainer
-from mlbseg.training.loop import Loop
+    from mlbseg.training.loop import Loop
     original = Loop.training_step
     def training_step(self, batch, index):
         if (self.stage, self.step) == (2, 6):
@@ -265,7 +264,8 @@ def test_a_run_that_lost_a_rank_is_continued_by_one_process(
         arguments = [*options("steps=24", "validate_every=1000"), "--validation", "case_2,case_3"]
         result = command("train", scans, "--out", run, *arguments, *TWO, "-q")
     assert result.code == 2
-    [line] = result.err.splitlines()
+    # Python's own surprise at what this test has done to the rank does not count.
+    [line] = [line for line in result.err.splitlines() if "<frozen runpy>" not in line]
     assert "rank 1 of 2 was killed" in line
     newest = checkpoints.find(run / "checkpoints")[-1]
     assert (newest.stage, newest.step) == (2, 4)
