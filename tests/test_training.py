@@ -414,7 +414,9 @@ def test_where_looking_waits_a_value_that_is_no_number_is_found_before_the_next_
     monkeypatch.setattr(Loop, "_look", counted)
     monkeypatch.setattr(Supervised, "losses", losses)
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"the loss \(clean\) is no longer a number at step 16 of stage 1, cases"):
+    with pytest.raises(
+        UserError, match=r"the loss \(clean\) is no longer a number at step 16 of stage 1, cases"
+    ):
         small(scans, run, "checkpoint_every=14", method="supervised", steps=60)
     assert newest(run)["step"] == 14
     assert [step for step, unseen in looks if unseen > 1] == [10, 14, 20]
@@ -440,7 +442,9 @@ def test_weights_that_are_no_numbers_are_in_no_checkpoint(
 
     monkeypatch.setattr(Supervised, "after_step", after_step)
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"the loss \(weights\) .* at step 7 of stage 1; the last good .* step 0"):
+    with pytest.raises(
+        UserError, match=r"the loss \(weights\) .* at step 7 of stage 1; the last good .* step 0"
+    ):
         small(scans, run, "checkpoint_every=7", method="supervised")
     assert newest(run)["step"] == 0
 

@@ -263,7 +263,9 @@ class Loop(pl.LightningModule):
         if logged or self.looks_each_step:
             self._look()
             fetched = {name: float(value) for name, value in {**values, **self.method.monitors}.items()}
-            self.shown |= {k: v if "kept" not in k else f"{v:.0%}" for k, v in fetched.items() if "mass" not in k}
+            self.shown |= {
+                k: v if "kept" not in k else f"{v:.0%}" for k, v in fetched.items() if "mass" not in k
+            }
         if self.progress is not None:
             self.progress.update(self.step, self.shown)
         if not logged or self.ranks.index > 0:
