@@ -1,14 +1,13 @@
-"""What cheaper weights cost: how near they are to the full ones, and what becomes of Dice.
+"""How near cheaper weights are to the full ones.
 
 The full weights take the clean batch in all views, tangents for all parameters, float32, at every step. Each option
 saves something; `python benchmarks/meta_step.py --sweep cheaper` says how much time and memory.
 
-    python benchmarks/cheaper_weights.py RUN DATA      # RUN: of the method mlb, stage 1 finished; DATA: with all labels
+    python benchmarks/cheaper_weights.py RUN      # of the method mlb, stage 1 finished
 
 It prints, for each option, at stage 1's end, over some steps' batches: the cosine of the alignments g to the full
 ones, and the share of pixels whose sign, kept or not, is the same. The last row is another draw of the clean batch:
-what two equally good full directions differ by. Then, for each option, Dice of the teacher after some steps of stage 2
-from the same stage 1 with the same batches, over unlabelled scans whose true labels are used here only.
+what two equally good full directions differ by. What becomes of Dice: `python benchmarks/weight_worth.py`.
 """
 
 from __future__ import annotations
@@ -23,15 +22,12 @@ import torch
 from torch import Tensor
 from weight_evidence import copy_run
 
-import mlbseg
 from mlbseg import checkpoints
 from mlbseg.core.directional import directional_derivative, loss_and_gradient
 from mlbseg.core.losses import cross_entropy_map, supervised_loss, widened
 from mlbseg.core.metaweights import alignment
 from mlbseg.core.scope import parameters_in_scope
 from mlbseg.core.views import draw_views
-from mlbseg.evaluation import evaluate
-from mlbseg.inference import predict
 from mlbseg.run import Run, make_student
 from mlbseg.training.stages import Training
 from mlbseg.types import Batch
@@ -44,15 +40,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16": {"bf16": True},
     "one clean image": {"clean": 1},
     "another clean batch": {"other": True},
-}
-TRAINED: dict[str, list[str]] = {
-    "full": ["mlb.clean_views=true"],
-    "clean batch in one view (default)": [],
-    "scope decoder": ["mlb.scope=decoder"],
-    "scope head": ["mlb.scope=head"],
-    "every 2nd step": ["mlb.every=2"],
-    "every 4th step": ["mlb.every=4"],
-    "no weighted labels": ["mlb.pseudo_weight=0"],
 }
 
 
@@ -104,41 +91,15 @@ def compare(run: Run, batches: int) -> None:
         print(f"| {name} | {cosine.mean():.3f} ± {cosine.std():.3f} | {same.mean():.2f} ± {same.std():.2f} |")
 
 
-def train(root: Path, data: Path, steps: int, scans: int, options: list[str]) -> None:
-    """Print Dice after some steps of stage 2 with each option."""
-    print(
-        f"| stage 2 ({steps} steps) | Dice ({scans} unlabelled scans) | difference to full |\n|---|---|---|",
-        flush=True,
-    )
-    full: Any = None
-    for name in options:
-        with tempfile.TemporaryDirectory() as folder:
-            scratch = Path(folder) / "run"
-            copy_run(root, scratch, steps, TRAINED[name])
-            mlbseg.train(resume=scratch, device="cpu")
-            chosen = list(Run.open(scratch).split.unlabelled[-scans:])
-            predict(scratch, data, Path(folder) / "masks", only=chosen, device="cpu")
-            labels = next(p for p in (data / "labels", data / "labelsTr") if p.is_dir())
-            rows = evaluate(Path(folder) / "masks", labels).rows
-        dice = np.array([np.mean([r.scores.dice for r in rows if r.case == case]) for case in chosen])
-        full = dice if full is None else full
-        change, error = (dice - full).mean(), (dice - full).std(ddof=1) / len(dice) ** 0.5
-        print(f"| {name} | {dice.mean():.4f} ± {dice.std():.4f} | {change:+.4f} ± {error:.4f} |", flush=True)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("data", type=Path)
     parser.add_argument(
         "--batches", type=int, default=8, help="steps whose batches are compared (default: 8)"
     )
-    parser.add_argument("--steps", type=int, default=100, help="of stage 2; 0 for none (default: 100)")
-    parser.add_argument("--scans", type=int, default=16, help="unlabelled scans to score (default: 16)")
-    parser.add_argument("--options", nargs="+", choices=TRAINED, default=list(TRAINED))
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -146,8 +107,6 @@ def main() -> None:
         scratch = Path(folder) / "run"
         copy_run(asked.run, scratch, 2 * asked.batches + 1, [])
         compare(Run.open(scratch), asked.batches)
-    if asked.steps:
-        train(asked.run, asked.data, asked.steps, asked.scans, asked.options)
 
 
 if __name__ == "__main__":
