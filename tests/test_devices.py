@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,13 @@ from torch import Tensor, nn
 
 from blocks import TINY, write_blocks
 from conftest import REPOSITORY, Command, Outcome
-from mlbseg import checkpoints, train, training
+from mlbseg import checkpoints, predict, train
 from mlbseg.config import load_config
-from mlbseg.core.ranks import Ranks
+from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
-from mlbseg.launch import launch
 from mlbseg.training import Interrupted, stages
+from mlbseg.training.lock import sole_trainer
 from mlbseg.training.loop import Loop
 from mlbseg.training.prepare import prepare_run
 from mlbseg.types import Batch
@@ -44,14 +47,6 @@ CLOSE = {"rtol": 0, "atol": 2e-3}
 
 def options(*more: str) -> list[str]:
     return [v for text in (*EVEN, *more) for v in ("-o", text)]
-
-
-def mlbseg(*arguments: object) -> Outcome:
-    """Run `mlbseg` in a process of its own, so that what those that it starts print is seen too."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mlbseg", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -92,9 +87,15 @@ class InDouble(nn.Module):
         return logits
 
 
+VARIANTS = {
+    "supervised": ("supervised", ["steps=20"]),
+    "joint": ("mlb", ["steps=22", "stage1_share=0.1", "mlb.views=[zoom-out,flip]", "plan.flip_axes=[0,2]"]),
+    "paper": ("mlb", ["steps=22", "stage1_share=0.1", "mlb.mode=paper", "mlb.weighting=share"]),
+}
+
+
 def trained_in_double(ranks: Ranks, folder: str) -> dict[str, Tensor]:
-    """Continue a prepared run, a copy for each number of ranks, in float64."""
-    run = Path(folder) / str(ranks.count)
+    """Continue prepared runs, a copy of each for each number of ranks, in float64."""
     make, draw = stages.make_student, StepDataset.__getitem__
 
     def getitem(self: StepDataset, step: int) -> Batch:
@@ -103,185 +104,198 @@ def trained_in_double(ranks: Ranks, folder: str) -> dict[str, Tensor]:
         batch.image = None if batch.image is None else batch.image.double()
         return batch
 
-    stages.make_student = lambda *arguments: InDouble(make(*arguments))
-    StepDataset.__getitem__ = getitem  # type: ignore[method-assign]
-    train(resume=run, device="cpu")
-    return weights(run)
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "make_student", lambda *arguments: InDouble(make(*arguments)))
+        patch.setattr(StepDataset, "__getitem__", getitem)
+        for variant in VARIANTS:
+            run = Path(folder) / variant / str(ranks.count)
+            train(resume=run, device="cpu")
+            found |= {f"{variant} {name}": tensor for name, tensor in weights(run).items()}
+    return found
 
 
-@pytest.mark.parametrize(
-    ("method", "more"),
-    [
-        ("supervised", ["steps=20"]),
-        ("mlb", ["steps=40", "mlb.views=[zoom-out,flip]", "plan.flip_axes=[0,2]"]),
-        ("mlb", ["steps=40", "mlb.mode=paper", "mlb.weighting=share"]),
-    ],
-    ids=["supervised", "joint", "paper"],
-)
-def test_two_ranks_train_the_parameters_that_one_trains(
-    method: str, more: Sequence[str], scans: Path, tmp_path: Path
-) -> None:
-    config = load_config(overrides=[*EVEN, *more], method=method)
-    prepare_run(
-        scans, tmp_path / "1", config, labelled=None, test=None, validation=0, labels=None, skip_bad=False,
-        device=CPU, count=2, cache=None, console=None,
-    )  # fmt: skip
-    shutil.copytree(tmp_path / "1", tmp_path / "2")
-    [one] = together(1, trained_in_double, str(tmp_path))
+def test_two_ranks_train_the_parameters_that_one_trains(scans: Path, tmp_path: Path) -> None:
+    for variant, (method, more) in VARIANTS.items():
+        config = load_config(overrides=[*EVEN, *more], method=method)
+        prepare_run(
+            scans, tmp_path / variant / "1", config, labelled=None, test=None, validation=0, labels=None,
+            skip_bad=False, device=CPU, count=2, cache=None, console=None,
+        )  # fmt: skip
+        shutil.copytree(tmp_path / variant / "1", tmp_path / variant / "2")
+    one = trained_in_double(ALONE, str(tmp_path))
     for rank in together(2, trained_in_double, str(tmp_path)):
         assert rank.keys() == one.keys()
         for name, tensor in one.items():
             assert tensor.dtype == torch.float64
-            torch.testing.assert_close(rank[name], tensor, rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                rank[name], tensor, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 # --- from the command line --------------------------------------------------------------------------------
+
+
+# Two cases, of which each rank scores one; at the end of a stage only, so that no near tie decides anything.
+MLB_OPTIONS: dict[str, Any] = {
+    "overrides": [*EVEN, "steps=24", "validate_every=1000"],
+    "validation": ["case_2", "case_3"],
+}
 
 
 @pytest.fixture(scope="session")
 def alone(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Uninterrupted runs of one process, by method."""
     root = tmp_path_factory.mktemp("alone")
-    for method in ("supervised", "mlb"):
-        train(scans, root / method, method=method, overrides=[*EVEN, "steps=24"], device="cpu")
+    train(scans, root / "supervised", method="supervised", overrides=[*EVEN, "steps=24"], device="cpu")
+    train(scans, root / "mlb", **MLB_OPTIONS, device="cpu")
     return {method: root / method for method in ("supervised", "mlb")}
 
 
-def test_two_devices_do_what_one_does(scans: Path, alone: dict[str, Path], tmp_path: Path) -> None:
+def dice_of(run: Path) -> float:
+    return float(json.loads((run / "result.json").read_text())["validation_dice"])
+
+
+def test_two_devices_do_what_one_does(
+    scans: Path, alone: dict[str, Path], tmp_path: Path, command: Command
+) -> None:
     run = tmp_path / "a run"
-    result = mlbseg("train", scans, "--out", run, *options("steps=24"), *TWO, "--json")
-    assert (result.code, result.err) == (0, "")
+    arguments = [*options("steps=24", "validate_every=1000"), "--validation", "case_2,case_3"]
+    result = command("train", scans, "--out", run, *arguments, *TWO, "--json")
+    assert result.code == 0
     assert result.json["steps"] == 24  # of one process: the others say nothing
+    assert result.json["validation_dice"] == pytest.approx(dice_of(alone["mlb"]), abs=0.02)
+    assert result.err == ""
     assert_same_run(run, alone["mlb"])
     assert [(c.stage, c.step) for c in checkpoints.find(run / "checkpoints")] == [(1, 12), (2, 12)]
     assert {path.name for path in run.iterdir()} == {path.name for path in alone["mlb"].iterdir()}
 
 
-def test_validation_is_that_of_one_process(scans: Path, tmp_path: Path) -> None:
-    settings = {
-        "method": "supervised", "overrides": [*EVEN, "steps=40", "validate_every=20"], "device": "cpu",
-        "validation": ["case_2", "case_3"],
-    }  # fmt: skip
-    one = train(scans, tmp_path / "one", **settings)  # type: ignore[arg-type]
-    two = train(scans, tmp_path / "two", **settings, devices=2)  # type: ignore[arg-type]
-    assert one.validation_dice is not None
-    assert two.validation_dice == pytest.approx(one.validation_dice, abs=0.02)
-    assert two.selection == one.selection
-
-
 # --- the end of one is the end of all ---------------------------------------------------------------------
 
 
-def children(pid: int) -> list[int]:
-    return [
-        int(word)
-        for path in Path(f"/proc/{pid}/task").glob("*/children")
-        for word in path.read_text().split()
-    ]
+def ranks_of_this_process() -> list[int]:
+    """Return the ids of the processes that train, in the order in which they were started."""
+    found = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        for word in path.read_text().split():
+            with contextlib.suppress(OSError):
+                if b"mlbseg.launch" in Path(f"/proc/{word}/cmdline").read_bytes():
+                    found.append(int(word))
+    return sorted(found)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+Interfere = Callable[[Callable[[list[int]], None]], tuple[Path, Outcome]]
 
 
 @pytest.fixture
-def long_run(scans: Path, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """A run on two devices, in the middle of its steps."""
+def interfere(scans: Path, tmp_path: Path, command: Command) -> Interfere:
+    """Train on two devices, and do something to the processes in the middle of it."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("the processes of another are only found on Linux")
-    run = tmp_path / "a run"
-    arguments = ["train", scans, "--out", run, "--method", "supervised", *options("steps=2000"), *TWO, "-q"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "mlbseg", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        wait_until(lambda: (run / "log.csv").exists() or process.poll() is not None)
-        yield run, process
-        process.kill()
+
+    def run_with(action: Callable[[list[int]], None]) -> tuple[Path, Outcome]:
+        run = tmp_path / "a run"
+        ranks: list[int] = []
+
+        def act() -> None:
+            deadline = time.monotonic() + PATIENCE
+            while not (run / "log.csv").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            ranks.extend(ranks_of_this_process())
+            action(ranks)
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        settings = options("steps=5000")
+        result = command("train", scans, "--out", run, "--method", "supervised", *settings, *TWO, "-q")
+        thread.join()
+        assert len(ranks) == 2
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+        return run, result
+
+    return run_with
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_run_with_one_message(
-    rank: int, long_run: tuple[Path, subprocess.Popen[str]]
-) -> None:
-    run, process = long_run
-    ranks = children(process.pid)
-    assert len(ranks) == 2
-    os.kill(sorted(ranks)[rank], signal.SIGKILL)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2
-    assert out == ""
-    [line] = err.splitlines()
-    assert f"rank {rank} of 2 was killed (SIGKILL" in line
+def test_a_killed_rank_ends_the_run_with_one_message(interfere: Interfere) -> None:
+    run, result = interfere(lambda ranks: os.kill(ranks[0], signal.SIGKILL))
+    assert result.code == 2
+    assert result.out == ""
+    [line] = result.err.splitlines()
+    assert "rank 0 of 2 was killed (SIGKILL" in line
     assert line.endswith(f"(continue with: mlbseg train --resume '{run}')")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_after_the_same_step(
-    number: signal.Signals, long_run: tuple[Path, subprocess.Popen[str]]
-) -> None:
-    run, process = long_run
-    ranks = children(process.pid)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 128 + number
+def test_a_signal_stops_all_after_the_same_step(number: signal.Signals, interfere: Interfere) -> None:
+    run, result = interfere(lambda ranks: os.kill(os.getpid(), number))
+    assert result.code == 128 + number
     newest = checkpoints.find(run / "checkpoints")[-1]
-    assert err == (
+    assert result.err == (
         f"error: stopped at step {newest.step} of stage 1; continue with: mlbseg train --resume '{run}'\n"
     )
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 
 
-@pytest.mark.parametrize(("method", "stage"), [("supervised", 1), ("mlb", 2)])
+# Has rank 1 killed in the middle of a step.
+KILLED = """
+import os, signal
+if os.environ.get("RANK") == "1":
+    from mlbseg.training.loop import Loop
+    original = Loop.training_step
+    def training_step(self, batch, index):
+        if (self.stage, self.step) == (2, 6):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, batch, index)
+    Loop.training_step = training_step
+"""
+
+
 def test_a_run_that_lost_a_rank_is_continued_by_one_process(
-    method: str, stage: int, scans: Path, alone: dict[str, Path], tmp_path: Path, command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    def dying(function: str, arguments: dict[str, Any], count: int) -> list[Any]:
-        return launch("launched:die_in_training", {**arguments, "stage": stage, "step": 6}, count)
-
+    scans: Path, alone: dict[str, Path], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python reads this file in every process that it starts.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLED)
+    path = os.environ.get("PYTHONPATH")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "launch", dying)
-        path = os.environ.get("PYTHONPATH")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "tests"), *([path] if path else [])]))
-        result = command("train", scans, "--out", run, "--method", method, *options("steps=24"), *TWO, "-q")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *([path] if path else [])]))
+        arguments = [*options("steps=24", "validate_every=1000"), "--validation", "case_2,case_3"]
+        result = command("train", scans, "--out", run, *arguments, *TWO, "-q")
     assert result.code == 2
-    assert "rank 1 of 2 was killed" in result.err
+    # Python's own surprise at what this test has done to the rank does not count.
+    [line] = [line for line in result.err.splitlines() if "<frozen runpy>" not in line]
+    assert "rank 1 of 2 was killed" in line
     newest = checkpoints.find(run / "checkpoints")[-1]
-    assert (newest.stage, newest.step) == (stage, 4)
+    assert (newest.stage, newest.step) == (2, 4)
     assert command("train", "--resume", run, "--devices", 1, "-q").code == 0
-    assert_same_run(run, alone[method])
+    assert_same_run(run, alone["mlb"])
 
 
-@pytest.mark.parametrize(("method", "stage", "step"), [("supervised", 1, 7), ("mlb", 1, 6)])
 def test_a_run_begun_by_one_process_is_continued_by_two(
-    method: str, stage: int, step: int, scans: Path, alone: dict[str, Path], tmp_path: Path
+    scans: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     original = Loop.training_step
 
     def training_step(self: Loop, batch: Batch, index: int) -> None:
-        if (self.stage, self.step) == (stage, step):
+        if (self.stage, self.step) == (1, 6):
             signal.raise_signal(signal.SIGTERM)
         original(self, batch, index)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "training_step", training_step)
         with pytest.raises(Interrupted):
-            train(scans, run, method=method, overrides=[*EVEN, "steps=24"], device="cpu")
+            train(scans, run, **MLB_OPTIONS, device="cpu")
     train(resume=run, devices=2, accelerator="cpu")
-    assert_same_run(run, alone[method])
+    assert_same_run(run, alone["mlb"])
 
 
-def test_a_loss_that_is_no_number_is_told_once(scans: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_told_once(scans: Path, tmp_path: Path, command: Command) -> None:
     settings = options("steps=12", "train.lr=1e30")
     run = tmp_path / "run"
-    result = mlbseg("train", scans, "--out", run, "--method", "supervised", *settings, *TWO, "-q")
+    result = command("train", scans, "--out", run, "--method", "supervised", *settings, *TWO, "-q")
     assert result.code == 2
     [line] = result.err.splitlines()
     assert "is no longer a number at step" in line
@@ -334,16 +348,24 @@ def test_devices_that_contradict_each_other_are_refused(
         train(resume=alone["supervised"], **choice)
 
 
-def test_a_run_that_is_being_trained_is_refused(alone: dict[str, Path], command: Command) -> None:
-    from mlbseg.training.lock import sole_trainer
+def what_is_said(ranks: Ranks, trained: str, nothing: str) -> list[str]:
+    """Return the errors that this rank raises: of a run that is being trained, and of none."""
+    said = []
+    for action in (lambda: train(resume=trained), lambda: predict(nothing, nothing, nothing)):
+        try:
+            action()
+        except UserError as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
 
+
+def test_what_all_would_say_is_said_by_the_first(alone: dict[str, Path], tmp_path: Path) -> None:
     with sole_trainer(alone["supervised"]):
-        result = command("train", "--resume", alone["supervised"], *TWO, "-q")
-    assert result.code == 2
-    assert result.err == (
-        f"error: {alone['supervised']}: another process is training this run "
-        "(wait for its end, or stop it first)\n"
-    )
+        first, other = together(2, what_is_said, str(alone["supervised"]), str(tmp_path))
+    assert [text.partition(":")[0] for text in first] == ["UserError", "UserError"]
+    assert "another process is training this run" in first[0]
+    assert "not a run folder" in first[1]
+    assert other == [f"OtherRank:{text.partition(':')[2]}" for text in first]  # `cli` keeps quiet about it
 
 
 # --- prediction -------------------------------------------------------------------------------------------
@@ -355,28 +377,19 @@ def masks(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def eight_masks(alone: dict[str, Path], scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mlbseg import predict
-
     out = tmp_path_factory.mktemp("masks") / "one"
     predict(alone["supervised"], scans, out, device="cpu")
     return out
 
 
 def test_two_devices_write_the_masks_that_one_writes(
-    alone: dict[str, Path], scans: Path, eight_masks: Path, tmp_path: Path
+    alone: dict[str, Path], scans: Path, eight_masks: Path, tmp_path: Path, command: Command
 ) -> None:
-    result = mlbseg("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "--json")
-    assert (result.code, result.err) == (0, "")
+    result = command("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "--json")
+    assert result.code == 0
     assert list(result.json["masks"]) == [f"case_{i}" for i in range(8)]
     assert masks(tmp_path / "two") == masks(eight_masks)
-
-    # Again: none is written a second time, and all faults are reported together.
-    result = mlbseg("predict", alone["supervised"], scans, "--out", tmp_path / "two", *TWO, "-q")
-    assert result.code == 2
-    assert result.out == f"wrote 0 masks to {tmp_path / 'two'}\n"
-    assert [line.split(":")[0].strip() for line in result.err.splitlines()[1:-1]] == [
-        f"case_{i}" for i in range(8)
-    ]
+    assert result.err == ""
 
 
 def test_parts_are_disjoint_and_together_all(
@@ -408,21 +421,19 @@ def test_a_part_that_is_none_is_refused(
 def test_a_bad_scan_is_named_once_and_stops_no_other(
     alone: dict[str, Path], tmp_path: Path, command: Command
 ) -> None:
-    scans = write_blocks(tmp_path / "scans", count=4, labelled=0)
+    scans = write_blocks(tmp_path / "scans", count=5, labelled=0)
     for name in ("case_1", "case_2"):
         (scans / "images" / f"{name}.nii.gz").write_bytes(b"not a scan")
-    result = command("predict", alone["supervised"], scans, "--out", tmp_path / "masks", *TWO, "-q")
+    out = tmp_path / "masks"
+    out.mkdir()
+    (out / "case_3.nii.gz").write_bytes(b"here already")
+    result = command("predict", alone["supervised"], scans, "--out", out, *TWO, "-q")
     assert result.code == 2
     assert result.out.startswith("wrote 2 masks")
-    assert [line.split(":")[0] for line in result.err.splitlines()[:3]] == ["error", "  case_1", "  case_2"]
-    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"case_0.nii.gz", "case_3.nii.gz"}
-
-
-def test_what_all_would_say_is_said_once(tmp_path: Path, command: Command) -> None:
-    result = command("predict", tmp_path, tmp_path, "--out", tmp_path / "masks", *TWO, "-q")
-    assert result.code == 2
-    assert len(result.err.splitlines()) == 1
-    assert "not a run folder" in result.err
+    names = [line.split(":")[0] for line in result.err.splitlines()[:4]]
+    assert names == ["error", "  case_1", "  case_2", "  case_3"]
+    assert {path.name for path in out.iterdir()} == {f"case_{i}.nii.gz" for i in (0, 3, 4)}
+    assert (out / "case_3.nii.gz").read_bytes() == b"here already"
 
 
 # --- the scripts ------------------------------------------------------------------------------------------
@@ -446,18 +457,9 @@ def test_the_torchrun_script_trains_and_predicts(
         "NODES": "1", "PROCESSES": "2",
     }  # fmt: skip
     script = REPOSITORY / "examples" / "torchrun.sh"
+    settings = ["--method", "supervised", *options("steps=24")]
     for arguments in (
-        [
-            "train",
-            scans,
-            "--out",
-            run,
-            "--method",
-            "supervised",
-            *options("steps=24"),
-            "--accelerator",
-            "cpu",
-        ],
+        ["train", scans, "--out", run, *settings, "--accelerator", "cpu"],
         ["predict", run, scans, "--out", tmp_path / "masks", "--accelerator", "cpu"],
     ):
         done = subprocess.run(

@@ -396,6 +396,59 @@ def test_a_loss_that_is_no_number_stops_training(scans: Path, tmp_path: Path, co
     assert "Traceback" not in result.err
 
 
+def test_where_looking_waits_a_value_that_is_no_number_is_found_before_the_next_checkpoint(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    look = Loop._look
+
+    def counted(self: Loop) -> None:
+        looks.append((self.step, len(self.unseen)))
+        look(self)
+
+    def losses(self: Supervised, batch: Batch, step: int) -> Iterator[Losses]:
+        loss = self.student(batch.clean_image).square().mean()
+        yield {"clean": loss * (float("nan") if step == 16 else 1)}
+
+    monkeypatch.setattr(Loop, "looks_each_step", False)  # as on a GPU
+    monkeypatch.setattr(Loop, "_look", counted)
+    monkeypatch.setattr(Supervised, "losses", losses)
+    run = tmp_path / "run"
+    with pytest.raises(
+        UserError, match=r"the loss \(clean\) is no longer a number at step 16 of stage 1, cases"
+    ):
+        small(scans, run, "checkpoint_every=14", method="supervised", steps=60)
+    assert newest(run)["step"] == 14
+    assert [step for step, unseen in looks if unseen > 1] == [10, 14, 20]
+
+
+def test_how_often_values_are_looked_at_changes_nothing(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("each", "some"):
+        monkeypatch.setattr(Loop, "looks_each_step", name == "each")
+        small(scans, tmp_path / name)
+    each, some = tmp_path / "each", tmp_path / "some"
+    assert (each / "log.csv").read_bytes() == (some / "log.csv").read_bytes()
+    assert (each / "model.safetensors").read_bytes() == (some / "model.safetensors").read_bytes()
+
+
+def test_weights_that_are_no_numbers_are_in_no_checkpoint(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_step(self: Supervised, step: int) -> None:
+        if step == 6:  # as a step that overflows does
+            next(self.student.parameters()).data.view(-1)[0] = torch.inf
+
+    monkeypatch.setattr(Supervised, "after_step", after_step)
+    run = tmp_path / "run"
+    with pytest.raises(
+        UserError, match=r"the loss \(weights\) .* at step 7 of stage 1; the last good .* step 0"
+    ):
+        small(scans, run, "checkpoint_every=7", method="supervised")
+    assert newest(run)["step"] == 0
+
+
 def test_a_gradient_that_is_no_number_spoils_no_weights(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,8 @@ class Loop(pl.LightningModule):
         self.best = -1.0
         self.best_weights: dict[str, Tensor] = {}
         self.progress: StepProgress | None = None
-        self.values: dict[str, float] = {}  # of the last step, for the log
+        self.values: dict[str, Tensor | float] = {}  # of the last step, for the log
+        self.unseen: list[tuple[int, Tensor, Losses, tuple[str, ...]]] = []  # see `_watch`
         self.shown: dict[str, float | str] = {}
         self.sgd = torch.optim.SGD(
             [p for p in method.student.parameters() if p.requires_grad],
@@ -126,7 +127,15 @@ class Loop(pl.LightningModule):
         self.step = self.saved = checkpoint.step
 
     def save(self) -> None:
-        """Write a checkpoint of the state after `step` steps."""
+        """Write a checkpoint of the state after `step` steps.
+
+        Raises:
+            UserError: if a value since the last one, or a weight, is no number.
+        """
+        weights = [w for w in self.method.state_dict().values() if w.is_floating_point() and w.numel()]
+        largest = torch.stack([w.detach().abs().amax().double() for w in weights]).amax()  # or NaN, if any is
+        self._watch(largest, {"weights": largest}, ())
+        self._look()
         final = self.step == len(self.dataset)
         if self.ranks.index == 0:
             checkpoints.save(self.folder, self.stage, self.step, self.state(), final=final)
@@ -192,18 +201,18 @@ class Loop(pl.LightningModule):
         for group in self.sgd.param_groups:
             group["lr"] = self.base_lr * self._lr_factor(step)
         method.train()
-        values: dict[str, float] = {}
+        values: dict[str, Tensor | float] = {}
         for losses in self._losses(batch):
             total = torch.stack(list(losses.values())).sum()
-            self._require_finite(total, losses, batch)
+            self._watch(total, losses, batch.case_ids)
             self.sgd.zero_grad(set_to_none=True)
             # Lightning's DDP takes the mean over ranks, and each rank's gradient is one part of the sum.
             self.manual_backward(total * self.ranks.count)
             norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
             # A step along it would spoil the weights, and the next checkpoint.
-            self._require_finite(norm, {**losses, "gradient": norm}, batch)
+            self._watch(norm, {**losses, "gradient": norm}, batch.case_ids)
             self.optimizers().step()
-            values |= {name: float(term.detach()) for name, term in losses.items()}
+            values |= {name: term.detach() for name, term in losses.items()}
         method.after_step(step)
         self.step += 1
         self.values = values
@@ -223,6 +232,7 @@ class Loop(pl.LightningModule):
         """Validate, save, and obey a signal, between two steps."""
         last = self.step == len(self.dataset)
         if self.score is not None and (self.step % self.settings.validate_every == 0 or last):
+            self._look()
             score = self.values["validation_dice"] = self.score(self.method)
             if score > self.best:
                 self.best = score
@@ -246,32 +256,60 @@ class Loop(pl.LightningModule):
             return 20 / (epoch + 20)
         return 1.0
 
-    def _report(self, values: dict[str, float]) -> None:
-        values |= {name: float(value) for name, value in self.method.monitors.items()}
-        self.shown |= {k: v if "kept" not in k else f"{v:.0%}" for k, v in values.items() if "mass" not in k}
+    def _report(self, values: dict[str, Tensor | float]) -> None:
+        last = self.step == len(self.dataset)
+        logged = self.step % LOG_EVERY == 0 or last or "validation_dice" in values
+        fetched: dict[str, float] = {}
+        if logged or self.looks_each_step:
+            self._look()
+            fetched = {name: float(value) for name, value in {**values, **self.method.monitors}.items()}
+            self.shown |= {
+                k: v if "kept" not in k else f"{v:.0%}" for k, v in fetched.items() if "mass" not in k
+            }
         if self.progress is not None:
             self.progress.update(self.step, self.shown)
-        if self.ranks.index > 0:
-            return
-        if self.step % LOG_EVERY and self.step != len(self.dataset) and "validation_dice" not in values:
+        if not logged or self.ranks.index > 0:
             return
         # Not `self.log_dict`: Lightning counts steps anew in a resumed run.
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.step)
-        row = {"stage": self.stage, "step": self.step, "lr": self.sgd.param_groups[0]["lr"], **values}
+            logger.log_metrics(fetched, step=self.step)
+        row = {"stage": self.stage, "step": self.step, "lr": self.sgd.param_groups[0]["lr"], **fetched}
         append_row(self.run.root / "log.csv", row)
 
-    def _require_finite(self, value: Tensor, losses: Losses, batch: Batch) -> None:
-        """Have all ranks stop if the value of any is no number."""
-        fine = bool(torch.isfinite(value))
-        if int(self.ranks.max(torch.tensor(0 if fine else 1))) == 0:
+    @property
+    def looks_each_step(self) -> bool:
+        """Whether values are looked at in every step: on a GPU each look would wait for all that it has to do."""
+        return self.target.type == "cpu"
+
+    def _watch(self, value: Tensor, terms: Losses, case_ids: tuple[str, ...]) -> None:
+        """Have all ranks stop if a value, made of these terms, is no number: now on a CPU, else when one looks."""
+        detached = {name: term.detach() for name, term in terms.items()}
+        self.unseen.append((self.step, value.detach(), detached, case_ids))
+        if self.looks_each_step:
+            self._look()
+
+    def _look(self) -> None:
+        """Look at the values that `_watch` has been given since the last look.
+
+        Raises:
+            UserError: at the first on any rank that is no number.
+        """
+        if not self.unseen:
             return
-        mine = [name for name, term in losses.items() if not math.isfinite(float(term.detach()))]
-        found = processes.of_all(self.ranks, (mine, batch.case_ids))
+        unseen, self.unseen = self.unseen, []
+        fine = torch.isfinite(torch.stack([value.double() for _, value, _, _ in unseen])).tolist()
+        left = len(fine) - fine.index(False) if False in fine else 0
+        left = int(self.ranks.max(torch.tensor(left)))
+        if left == 0:
+            return
+        step, _, terms, case_ids = unseen[-left]
+        mine = [name for name, term in terms.items() if not math.isfinite(float(term))]
+        found = processes.of_all(self.ranks, (mine, case_ids))
         bad = ", ".join(dict.fromkeys(name for names, _ in found for name in names))
         cases = ", ".join(name for _, names in found for name in names)
         error = UserError(
-            f"the loss ({bad}) is no longer a number at step {self.step} of stage {self.stage}, cases {cases}; "
+            f"the loss ({bad}) is no longer a number at step {step} of stage {self.stage}"
+            f"{', cases ' if cases else ''}{cases}; "
             f"the last good checkpoint is step {self.saved} in {self.folder} (train anew with a lower train.lr or "
             "train.lr_bootstrap, or look at these cases)"
         )
