@@ -21,6 +21,7 @@ from weight_evidence import COLUMNS, Direction, Probe
 
 from mlbseg import checkpoints
 from mlbseg.core.losses import cross_entropy_map, soft_dice_loss, supervised_loss
+from mlbseg.core.scope import parameters_in_scope
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.methods.mlb import MLB
@@ -97,7 +98,11 @@ def main() -> None:
                 student, direction(cases, 1, seed, supervised_loss), f"{title}, 1 batch, seed {seed}"
             )
         several = f"{title}, {MANY} batches"
-        probe.measure(student, direction(cases, MANY, 0, supervised_loss), several)
+        whole = direction(cases, MANY, 0, supervised_loss)
+        probe.measure(student, whole, several)
+        for scope in ("decoder", "head"):
+            inside = parameters_in_scope(student, torch.zeros(1, plan.channels, *plan.patch_size), scope)
+            probe.measure(student, {n: t for n, t in whole.items() if n in inside}, f"{several}, {scope}")
         probe.measure(student, direction(cases, MANY, 0, mean_cross_entropy), f"{several}, cross-entropy")
         probe.measure(student, direction(cases, MANY, 0, soft_dice_loss), f"{several}, Dice")
         strong = direction(cases, MANY, 0, supervised_loss, **STRONG)
