@@ -171,5 +171,5 @@ def _invert(matrix: Tensor) -> Tensor:
     """Return the inverse affine maps, (..., n, n + 1)."""
     linear, shift = matrix[..., :-1], matrix[..., -1:]
     with torch.autocast(matrix.device.type, enabled=False):
-        inverse = torch.linalg.inv(linear)
+        inverse = torch.linalg.inv_ex(linear).inverse  # `inv` would wait for a GPU to say that it could
         return torch.cat([inverse, -inverse @ shift], dim=-1)
