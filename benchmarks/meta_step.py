@@ -51,7 +51,7 @@ SWEEPS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "classes": {"*": [{"classes": n} for n in (2, 4, 8, 16)]},
     # What makes a step cheaper, and less exact.
     "cheaper": {
-        "*": [{}, {"clean_views": False}, {"scope": "decoder"}, {"scope": "head"}, {"chunk": 1}, {"chunk": 2}]
+        "*": [{}, {"clean_views": False}, {"scope": "decoder"}, {"scope": "head"}, {"chunk": 5}, {"chunk": 1}]
     },
 }
 

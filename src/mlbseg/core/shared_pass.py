@@ -67,7 +67,9 @@ def _one_pass(
     model: nn.Module, direction: Direction, x: Tensor, buffers: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, Tensor | None]:
     named = dict(model.named_parameters())
-    with _Tangents({named[name]: t for name, t in direction.items()}) as tangents:
+    # The graph keeps aliases of what it needs, else it would keep each tensor itself alive, and with it its derivative.
+    aliases = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda alias: alias)
+    with aliases, _Tangents({named[name]: t for name, t in direction.items()}) as tangents:
         output: Tensor = functional_call(model, dict(buffers), (x,)) if buffers else model(x)
     return output, tangents.of.get(output)
 
