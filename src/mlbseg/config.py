@@ -103,6 +103,15 @@ class MLBSettings(_Section):
     chunk: int | None = Field(None, ge=1)
 
 
+class MeanTeacherSettings(_Section):
+    """See `mlbseg.methods.mean_teacher.MeanTeacher`."""
+
+    teacher_decay: float = Field(0.99, ge=0, lt=1)
+    noise: float = Field(0.1, ge=0)
+    consistency_weight: float = Field(10.0, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
 class Config(_Section):
     """Everything that a run was asked for."""
 
@@ -112,6 +121,8 @@ class Config(_Section):
     train: TrainSettings = TrainSettings()
     augment: AugmentSettings = AugmentSettings()
     mlb: MLBSettings = MLBSettings()
+    # A section for each method, named like it with underscores; a test holds them to the methods' own arguments.
+    mean_teacher: MeanTeacherSettings = MeanTeacherSettings()
 
     def write(self, path: Path) -> None:
         """Write the configuration as YAML."""

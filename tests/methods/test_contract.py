@@ -6,6 +6,7 @@ Only the golden losses ask for more: run the test, look at the values it prints,
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.methods import METHODS, Method, find_method
 from mlbseg.nets import make_network
@@ -66,7 +68,7 @@ def make_batch(shape: tuple[int, ...], classes: int, seed: int = 7) -> Batch:
 
 def make_method(name: str, settings: dict[str, Any], student: nn.Module, lr: float = 0.1) -> Method:
     method = find_method(name)(student, **settings)
-    method.optimiser = torch.optim.SGD(method.student.parameters(), lr=lr, momentum=0.9)
+    method.optimiser = torch.optim.SGD(method.trained(), lr=lr, momentum=0.9)
     return method.train()
 
 
@@ -170,7 +172,8 @@ def test_what_a_method_asks_for_reaches_the_student_and_nothing_else_does(
         assert max(moved) > 1e-3
     else:
         assert max(moved) == 0
-        bare = replace(batch, image=None, initial_label=None)
+        unused = {} if METHODS[name].uses_unlabelled else {"image": None}
+        bare = replace(batch, initial_label=None, **unused)
         alone = first_gradient(method, bare)
         assert all(torch.equal(before[n], alone[n]) for n in before)
 
@@ -260,6 +263,15 @@ def test_a_method_says_what_is_missing_from_its_batch(name: str) -> None:
         assert next(iter(method.losses(bare, 0)))
 
 
+def test_the_settings_of_a_method_are_its_arguments() -> None:
+    for name, kind in METHODS.items():
+        own = inspect.signature(kind).parameters
+        wanted = {key: p.default for key, p in own.items() if key not in ("student", "flip_axes", "zoom")}
+        section = getattr(Config(), name.replace("-", "_"), None)
+        found = {} if section is None else section.model_dump()
+        assert {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()} == wanted, name
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_found_by_its_name(name: str) -> None:
     assert find_method(name) is METHODS[name]
@@ -274,6 +286,7 @@ def test_an_unknown_method_is_answered_with_the_nearest() -> None:
 
 GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
+    "mean-teacher": ("mean-teacher", {}),
     "mlb": (
         "mlb",
         {
@@ -293,6 +306,8 @@ GOLDEN_SETTINGS["mlb, paper mode"] = ("mlb", {**GOLDEN_SETTINGS["mlb"][1], "mode
 GOLDEN: dict[tuple[str, int], list[float]] = {
     ("supervised", 2): [1.756778, 1.681886, 1.554298, 1.404231, 1.262853],
     ("supervised", 3): [4.444673, 4.157386, 3.653918, 3.029565, 2.390548],
+    ("mean-teacher", 2): [1.75683, 1.692848, 1.569851, 1.436186, 1.339894],
+    ("mean-teacher", 3): [4.444996, 4.210705, 3.712126, 3.12528, 2.549853],
     ("mlb", 2): [3.110662, 2.931418, 2.439206, 2.11824, 2.579386],
     ("mlb", 3): [10.120379, 9.316564, 5.727656, 3.076026, 3.385168],
     ("mlb, paper mode", 2): [3.40159, 2.941188, 2.61535, 2.778278, 2.846135],

@@ -61,21 +61,34 @@ def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5, *, ranks
     return _dice_loss(overlap, total, smooth)
 
 
-def supervised_loss(logits: Tensor, label: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
-    """Return mean cross-entropy over the known pixels plus `soft_dice_loss`: a scalar."""
-    known = (label >= 0).sum().to(logits.dtype)
-    cost = cross_entropy_map(logits, label).sum()
-    cost, known, overlap, total = ranks.sum_each(cost, known, *_overlap_and_total(logits, label))
-    return cost / known.clamp(min=1) + _dice_loss(overlap, total)
+def supervised_loss(
+    logits: Tensor, label: Tensor, *, weight: Tensor | None = None, ranks: Ranks = ALONE
+) -> Tensor:
+    """Return mean cross-entropy over the known pixels plus `soft_dice_loss`: a scalar.
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) class indices; negative ones are left out.
+        weight: (B, *S) how much each pixel counts, in the mean and in the sums of Dice; all alike when None.
+        ranks: Those that share the batch.
+    """
+    known = (label >= 0).to(logits.dtype)
+    counted = known if weight is None else known * weight
+    cost = (counted * cross_entropy_map(logits, label)).sum()
+    cost, total, overlap, both = ranks.sum_each(
+        cost, counted.sum(), *_overlap_and_total(logits, label, counted)
+    )
+    # Fewer than one pixel is none: nothing may be divided by next to nothing.
+    return cost / total.clamp(min=1e-6 if weight is not None else 1) + _dice_loss(overlap, both)
 
 
-def _overlap_and_total(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, each (K,), the sum of p y and of p + y over the known pixels."""
-    known = (label >= 0).unsqueeze(1)
-    probability = torch.softmax(logits, dim=1) * known
+def _overlap_and_total(logits: Tensor, label: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return, each (K,), the sum of p y and of p + y over the known pixels, each counted as `counted` (B, *S) says."""
+    known = ((label >= 0) if counted is None else counted).unsqueeze(1)
+    probability = torch.softmax(logits, dim=1)
     target = F.one_hot(label.clamp(min=0).long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype) * known
     axes = [0, *range(2, logits.ndim)]
-    return (probability * target).sum(axes), probability.sum(axes) + target.sum(axes)
+    return (probability * target).sum(axes), (probability * known).sum(axes) + target.sum(axes)
 
 
 def _dice_loss(overlap: Tensor, total: Tensor, smooth: float = 1e-5) -> Tensor:

@@ -32,7 +32,7 @@ class StepDataset(Dataset[Batch]):
         others: Unlabelled and noisy cases; may be empty.
         meta: Cases with a careful label that are in no other part of the batch; may be empty.
         initial_labels: A `.npy` file of class indices on the prepared grid for each unlabelled case of `others`.
-            A noisy case brings its own label.
+            A noisy case brings its own label. None: batches carry no initial labels.
         patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
         batch_size: Clean patches per step, of all ranks together.
         unlabelled_batch_size: Patches of `others` per step, of all ranks together.
@@ -73,7 +73,7 @@ class StepDataset(Dataset[Batch]):
         self.clean = list(clean)
         self.others = list(others)
         self.meta = list(meta)
-        self.initial_labels = dict(initial_labels or {})
+        self.initial_labels = initial_labels
         self.patch_size = tuple(patch_size)
         self.batch_size = batch_size
         self.unlabelled_batch_size = unlabelled_batch_size
@@ -98,7 +98,9 @@ class StepDataset(Dataset[Batch]):
             count = self.unlabelled_batch_size
             others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in self._own(count)]
             images, labels, more = zip(*others, strict=True)
-            batch.image, batch.initial_label = torch.stack(images), torch.stack(labels)
+            batch.image = torch.stack(images)
+            if self.initial_labels is not None:
+                batch.initial_label = torch.stack(labels)
             batch.case_ids += more
         if self.meta:
             meta = [
@@ -144,6 +146,8 @@ class StepDataset(Dataset[Batch]):
 
     def _label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
         if case.role is Role.UNLABELLED:
+            if self.initial_labels is None:
+                return np.full(size, IGNORE)  # nothing is known of it
             source = np.load(self.initial_labels[case.id], mmap_mode="r", allow_pickle=False)
         else:
             source = self.cache.label(case)

@@ -2,10 +2,12 @@
 
 from mlbseg.errors import UserError, nearest
 from mlbseg.methods.base import Method
+from mlbseg.methods.mean_teacher import MeanTeacher
 from mlbseg.methods.mlb import MLB
 from mlbseg.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "mean-teacher": MeanTeacher,
     "mlb": MLB,
     "supervised": Supervised,
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.types import Batch, Losses
 
 
@@ -19,13 +21,17 @@ class Method(nn.Module, ABC):
     clips, and steps the optimiser; then it calls `after_step` once. A method that yields twice (MLB in paper
     mode) computes its second loss after the first step was taken.
 
+    A method that uses unlabelled images is stage 2: its student comes trained on the clean cases alone, by stage 1.
+
     Class attributes:
         uses_unlabelled: Batches carry `image`.
-        needs_initial_labels: Stage 1 trains on the clean cases alone and predicts the others once; batches
-            carry `initial_label`.
+        needs_initial_labels: Stage 1's network predicts the unlabelled cases once; batches carry `initial_label`.
+        mixes_pairs: Neighbours in the batch (the first and the second, the third and the fourth ...) are mixed: a
+            rank's share of a batch must be even.
 
     Attributes:
-        student: The network that the optimiser moves.
+        student: The network that predicts, trained by the optimiser.
+        length: Training steps of the whole stage, set by training; what ramps count by.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
         ranks: Set by training; those that share the batch. A loss is that of the whole batch, with the gradient
             of this rank's part (see `mlbseg.core.losses`): training adds the gradients up.
@@ -34,10 +40,12 @@ class Method(nn.Module, ABC):
 
     uses_unlabelled = False
     needs_initial_labels = False
+    mixes_pairs = False
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student = student
+        self.length = 1
         self.optimiser: torch.optim.Optimizer | None = None
         self.ranks: Ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
@@ -49,6 +57,10 @@ class Method(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Do what follows the last optimiser step of a training step, such as moving a teacher."""
 
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Return the parameters that the optimiser moves: the student's, unless others learn beside it."""
+        return self.student.parameters()
+
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks that can predict, the preferred one first."""
         return {"student": self.student}
@@ -56,3 +68,49 @@ class Method(nn.Module, ABC):
     def predictor(self) -> nn.Module:
         """Return the network that prediction uses unless told otherwise."""
         return next(iter(self.networks().values()))
+
+    def seeds(self, count: int, seed: int, stream: int) -> list[int]:
+        """Return a seed for each image of this rank: its own, wherever in the global batch the rank's part begins.
+
+        Args:
+            count: Images of this rank.
+            seed: Of the batch.
+            stream: Different streams give different numbers to one image.
+        """
+        first = self.ranks.index * count
+        return [
+            int(np.random.SeedSequence([seed, stream, first + i]).generate_state(1)[0]) for i in range(count)
+        ]
+
+
+class Taught(Method):
+    """A method whose student has a mean teacher beside it, which predicts unless told otherwise.
+
+    Args:
+        student: The network.
+        teacher_decay: a_max of the teacher (see `update_teacher`).
+    """
+
+    def __init__(self, student: nn.Module, teacher_decay: float = 0.99) -> None:
+        super().__init__(student)
+        self.teacher = make_teacher(student)
+        self.teacher_decay = teacher_decay
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher, by the step of the stage."""
+        update_teacher(self.teacher, self.student, step, self.teacher_decay)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return teacher and student."""
+        return {"teacher": self.teacher, "student": self.student}
+
+
+def unlabelled_image(batch: Batch) -> Tensor:
+    """Return the unlabelled images of a batch.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if batch.image is None:
+        raise ValueError("this method needs unlabelled images in every batch")
+    return batch.image

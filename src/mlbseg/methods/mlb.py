@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -28,18 +27,19 @@ from mlbseg.core.losses import (
 )
 from mlbseg.core.metaweights import alignment, normalise
 from mlbseg.core.optimisers import precondition, virtual_step
+from mlbseg.core.perturb import jittered, normal
 from mlbseg.core.scope import Scope, parameters_in_scope
 from mlbseg.core.shared_pass import output_and_tangent
-from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
-from mlbseg.methods.base import Method
+from mlbseg.methods.base import Taught
 from mlbseg.types import Batch, Losses
 
 _VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS = range(5)  # streams of random numbers
+_JITTER = 100  # times these: those of the views' jitter
 
 
-class MLB(Method):
+class MLB(Taught):
     """Stage 2 of MLB-Seg; the student comes trained from stage 1.
 
     Args:
@@ -108,8 +108,7 @@ class MLB(Method):
                 "mlb.views: found flip, but the plan says that no flip keeps the anatomy valid "
                 "(name the axes that may be flipped, such as plan.flip_axes=[2], or leave the flip view out)"
             )
-        super().__init__(student)
-        self.teacher = make_teacher(student)
+        super().__init__(student, teacher_decay)
         self.mode = mode
         self.views = tuple(views)
         self.clean_views = clean_views
@@ -122,7 +121,6 @@ class MLB(Method):
         self.every = every
         self.jitter = jitter
         self.pseudo_from = pseudo_from
-        self.teacher_decay = teacher_decay
         self.teacher_noise = teacher_noise
         self.pseudo_weight = pseudo_weight
         self.consistency_weight = consistency_weight
@@ -137,14 +135,6 @@ class MLB(Method):
         yield from (self._joint if self.mode == "joint" else self._paper)(
             batch, batch.image, batch.initial_label, weigh
         )
-
-    def after_step(self, step: int) -> None:
-        """Move the teacher, by the global step."""
-        update_teacher(self.teacher, self.student, step, self.teacher_decay)
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Return teacher and student; the teacher predicts unless told otherwise."""
-        return {"teacher": self.teacher, "student": self.student}
 
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
@@ -221,16 +211,9 @@ class MLB(Method):
             **{f"clean_{name}": term for name, term in terms.items()},
         }
 
-    def _seeds(self, count: int, seed: int, stream: int) -> list[int]:
-        """Return a seed for each image of this rank: its own, wherever in the global batch the rank's part begins."""
-        first = self.ranks.index * count
-        return [
-            int(np.random.SeedSequence([seed, stream, first + i]).generate_state(1)[0]) for i in range(count)
-        ]
-
     def _draw(self, image: Tensor, seed: int, stream: int) -> Views:
         return draw_views(
-            self._seeds(len(image), seed, stream),
+            self.seeds(len(image), seed, stream),
             image.ndim - 2,
             self.views,
             device=image.device,
@@ -241,18 +224,15 @@ class MLB(Method):
     def _see(self, views: Views, image: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
         """Return what the student sees of the views, (V * B, C, *S), and the teacher's logits, (V * B, K, *S)."""
         x = views.expand(image)
-        noise, changes = [], []
-        for s in self._seeds(len(image), seed, stream):
-            generator = torch.Generator(image.device).manual_seed(s)
-            shape = (len(views), *image.shape[1:])
-            noise.append(torch.randn(shape, generator=generator, device=image.device, dtype=image.dtype))
-            few = (2, *shape[:2], *(1,) * (image.ndim - 2))
-            changes.append(torch.rand(few, generator=generator, device=image.device, dtype=image.dtype))
+        seeds, shape = self.seeds(len(image), seed, stream), (len(views), *image.shape[1:])
+        noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
-            taught = widened(self.teacher(x + self.teacher_noise * torch.stack(noise, 1).flatten(0, 1)))
+            taught = widened(self.teacher(x + self.teacher_noise * noise))
         if self.jitter:
-            contrast, shift = (2 * torch.stack(changes, 2).flatten(1, 2) - 1) * self.jitter
-            x = x * (1 + contrast) + shift
+            each = [
+                s for v in range(len(views)) for s in self.seeds(len(image), seed, _JITTER * (1 + stream) + v)
+            ]
+            x = jittered(each, x, self.jitter)
         return x, taught
 
     def _within_scope(self, v: Direction, x: Tensor) -> Direction:

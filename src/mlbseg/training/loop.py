@@ -86,13 +86,14 @@ class Loop(pl.LightningModule):
         self.unseen: list[tuple[int, Tensor, Losses, tuple[str, ...]]] = []  # see `_watch`
         self.shown: dict[str, float | str] = {}
         self.sgd = torch.optim.SGD(
-            [p for p in method.student.parameters() if p.requires_grad],
+            [p for p in method.trained() if p.requires_grad],
             lr=lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
         )
         method.optimiser = self.sgd
         method.ranks = ranks
+        method.length = len(dataset)
 
     # --- state -------------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Loop(pl.LightningModule):
             self.sgd.zero_grad(set_to_none=True)
             # Lightning's DDP takes the mean over ranks, and each rank's gradient is one part of the sum.
             self.manual_backward(total * self.ranks.count)
-            norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), self.settings.clip)
+            norm = torch.nn.utils.clip_grad_norm_(method.trained(), self.settings.clip)
             # A step along it would spoil the weights, and the next checkpoint.
             self._watch(norm, {**losses, "gradient": norm}, batch.case_ids)
             self.optimizers().step()

@@ -95,10 +95,10 @@ def prepare_run(
         class_names=names,
         memory_bytes=available_memory(device),
         device=device.type,
-        views=1 + len(config.mlb.views) if method.uses_unlabelled else 0,
+        views=(1 + len(config.mlb.views) * method.needs_initial_labels) * method.uses_unlabelled,
         overrides=config.plan.model_dump(exclude_none=True),
     )
-    if method.needs_initial_labels and plan.steps < 2:
+    if method.uses_unlabelled and plan.steps < 2:
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     require_shares(plan, config, count)
     make_student(plan, config)  # a network that cannot be built must fail before there is a run folder

@@ -109,16 +109,17 @@ class Training:
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
         student = make_student(self.run.plan, self.run.config)
-        if not kind.needs_initial_labels:
+        if not kind.uses_unlabelled:
             method = self._build(kind, student)
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
             first = min(max(1, round(steps * train.stage1_share)), steps - 1)
             initialiser = Supervised(student)
             self._fit(1, "stage 1, clean labels", initialiser, first, train.lr)
-            labels = self._initial_labels(initialiser)
+            labels = self._initial_labels(initialiser) if kind.needs_initial_labels else None
             method = self._build(kind, initialiser.student)
-            best = self._fit(2, "stage 2, bootstrap", method, steps - first, train.lr_bootstrap, labels)
+            title = f"stage 2, {self.run.config.method}"
+            best = self._fit(2, title, method, steps - first, train.lr_bootstrap, labels)
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
@@ -136,10 +137,9 @@ class Training:
 
     def _build(self, kind: type[Method], student: torch.nn.Module) -> Method:
         """Return the method with the settings of the section of its name, if there is one."""
-        settings: dict[str, Any] = {}
-        section = getattr(self.run.config, self.run.config.method, None)
-        if section is not None:
-            settings = section.model_dump()
+        section = getattr(self.run.config, self.run.config.method.replace("-", "_"), None)
+        settings: dict[str, Any] = {} if section is None else section.model_dump()
+        if "views" in settings:
             settings["flip_axes"] = self.run.plan.flip_axes
         return kind(student, **settings)
 
@@ -163,8 +163,8 @@ class Training:
         return StepDataset(
             self.cache,
             self.clean,
-            () if labels is None else self.others,
-            meta=() if labels is None else self.meta,
+            self.others if number == 2 else (),
+            meta=self.meta if number == 2 else (),
             initial_labels=labels,
             patch_size=plan.patch_size,
             batch_size=plan.batch_size,

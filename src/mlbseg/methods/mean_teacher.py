@@ -1,0 +1,62 @@
+"""Mean teacher: the student is to predict what a moving average of it predicts (Tarvainen & Valpola, NeurIPS 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mlbseg.core.losses import prediction_distance, supervised_loss, widened
+from mlbseg.core.perturb import normal
+from mlbseg.core.ramps import sigmoid_ramp
+from mlbseg.methods.base import Taught, unlabelled_image
+from mlbseg.types import Batch, Losses
+
+_NOISE, _TEACHER_NOISE = range(2)  # streams of random numbers
+
+
+class MeanTeacher(Taught):
+    """Supervised loss of the clean batch, and the squared distance to the teacher's prediction of unlabelled images.
+
+    Args:
+        student: The network, with the weights of stage 1.
+        teacher_decay: a_max of the teacher (the paper: 0.99 while the student moves fast).
+        noise: SD of the Gaussian noise on either network's input, in units of the normalised intensity.
+        consistency_weight: Factor of the distance once the ramp is over.
+        ramp: Share of the stage over which the factor rises (`sigmoid_ramp`).
+    """
+
+    uses_unlabelled = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        teacher_decay: float = 0.99,
+        noise: float = 0.1,
+        consistency_weight: float = 10.0,
+        ramp: float = 0.4,
+    ) -> None:
+        super().__init__(student, teacher_decay)
+        self.noise = noise
+        self.consistency_weight = consistency_weight
+        self.ramp = ramp
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Yield one loss."""
+        image = unlabelled_image(batch)
+        with torch.no_grad():
+            taught = widened(self.teacher(self._noisy(image, batch.seed, _TEACHER_NOISE)))
+        count = len(batch.clean_image)
+        seen = torch.cat([batch.clean_image, self._noisy(image, batch.seed, _NOISE)])
+        clean, logits = widened(self.student(seen)).tensor_split([count])
+        valid = torch.ones_like(logits[:, :1])
+        factor = self.consistency_weight * sigmoid_ramp(step / (self.ramp * self.length))
+        yield {
+            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "teacher": factor * prediction_distance(logits, taught, valid, ranks=self.ranks),
+        }
+
+    def _noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
+        return image + self.noise * normal(self.seeds(len(image), seed, stream), image.shape[1:], image)
