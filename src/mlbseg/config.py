@@ -103,11 +103,48 @@ class MLBSettings(_Section):
     chunk: int | None = Field(None, ge=1)
 
 
+class EntropySettings(_Section):
+    """See `mlbseg.methods.entropy.Entropy`."""
+
+    entropy_weight: float = Field(0.1, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
+class ICTSettings(_Section):
+    """See `mlbseg.methods.ict.ICT`."""
+
+    teacher_decay: float = Field(0.99, ge=0, lt=1)
+    alpha: float = Field(0.2, gt=0)
+    consistency_weight: float = Field(10.0, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
 class MeanTeacherSettings(_Section):
     """See `mlbseg.methods.mean_teacher.MeanTeacher`."""
 
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     noise: float = Field(0.1, ge=0)
+    consistency_weight: float = Field(10.0, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
+class PseudoLabelSettings(_Section):
+    """See `mlbseg.methods.pseudo_label.PseudoLabel`."""
+
+    rounds: int = Field(0, ge=0)
+    threshold: float = Field(0.8, ge=0, le=1)
+    strength: float = Field(0.0, ge=0, lt=1)
+    pseudo_weight: float = Field(1.0, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
+class UAMTSettings(_Section):
+    """See `mlbseg.methods.ua_mt.UAMT`."""
+
+    teacher_decay: float = Field(0.99, ge=0, lt=1)
+    noise: float = Field(0.1, ge=0)
+    passes: int = Field(8, ge=1)
+    threshold: float = Field(0.75, ge=0, le=1)
     consistency_weight: float = Field(10.0, ge=0)
     ramp: float = Field(0.4, gt=0, le=1)
 
@@ -122,7 +159,11 @@ class Config(_Section):
     augment: AugmentSettings = AugmentSettings()
     mlb: MLBSettings = MLBSettings()
     # A section for each method, named like it with underscores; a test holds them to the methods' own arguments.
+    entropy: EntropySettings = EntropySettings()
+    ict: ICTSettings = ICTSettings()
     mean_teacher: MeanTeacherSettings = MeanTeacherSettings()
+    pseudo_label: PseudoLabelSettings = PseudoLabelSettings()
+    ua_mt: UAMTSettings = UAMTSettings()
 
     def write(self, path: Path) -> None:
         """Write the configuration as YAML."""

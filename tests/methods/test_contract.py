@@ -29,7 +29,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mlb", {"weighting": "residual", "chunk": 1}),
     ("mlb", {"jitter": 0.3, "pseudo_from": "teacher", "views": ()}),
     ("mlb", {"clean_views": True, "weighting": "softmax", "per_source": True, "per_image": True, "chunk": 2}),
+    ("pseudo-label", {"rounds": 2, "strength": 0.6}),
 ]
+# With their defaults these draw nothing at random.
+UNDRAWN: list[tuple[str, dict[str, Any]]] = [("entropy", {}), ("pseudo-label", {})]
 SHAPES = {2: (9, 6), 3: (5, 6, 4)}
 EVEN_SHAPES = {2: (10, 14), 3: (6, 10, 8)}  # multiples of what the small U-Net below needs, no more
 
@@ -164,7 +167,7 @@ def test_real_networks_train(name: str, settings: dict[str, Any], ndim: int) -> 
 def test_what_a_method_asks_for_reaches_the_student_and_nothing_else_does(
     name: str, settings: dict[str, Any], ndim: int, needs: str, change: Callable[[Batch], Batch]
 ) -> None:
-    batch = make_batch(SHAPES[ndim], 2)
+    batch = make_batch(SHAPES[ndim], 2, seed=10)  # with which ICT does not draw next to nothing of one image
     method = make_method(name, settings, conv_net(ndim, 2))
     before, after = first_gradient(method, batch), first_gradient(method, change(batch))
     moved = [float((before[n] - after[n]).abs().max() / before[n].abs().max()) for n in before]
@@ -234,7 +237,8 @@ def test_a_step_depends_on_the_batch_alone(name: str, settings: dict[str, Any], 
     assert runs[0] == runs[1]
     if METHODS[name].uses_unlabelled:
         method = make_method(name, settings, conv_net(ndim, 2))
-        assert take_step(method, replace(batch, seed=8), 0) != runs[0][0]
+        same = take_step(method, replace(batch, seed=8), 0) == runs[0][0]
+        assert same == ((name, settings) in UNDRAWN)
 
 
 @methods
@@ -286,7 +290,12 @@ def test_an_unknown_method_is_answered_with_the_nearest() -> None:
 
 GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
+    "entropy": ("entropy", {}),
+    "ict": ("ict", {}),
     "mean-teacher": ("mean-teacher", {}),
+    "pseudo-label": ("pseudo-label", {}),
+    "pseudo-label, rounds": ("pseudo-label", {"rounds": 2, "strength": 0.6}),
+    "ua-mt": ("ua-mt", {}),
     "mlb": (
         "mlb",
         {
@@ -306,8 +315,18 @@ GOLDEN_SETTINGS["mlb, paper mode"] = ("mlb", {**GOLDEN_SETTINGS["mlb"][1], "mode
 GOLDEN: dict[tuple[str, int], list[float]] = {
     ("supervised", 2): [1.756778, 1.681886, 1.554298, 1.404231, 1.262853],
     ("supervised", 3): [4.444673, 4.157386, 3.653918, 3.029565, 2.390548],
+    ("entropy", 2): [1.757231, 1.749599, 1.623089, 1.473291, 1.330234],
+    ("entropy", 3): [4.444961, 4.203246, 3.708735, 3.097876, 2.474065],
+    ("ict", 2): [1.756778, 1.702407, 1.556075, 1.428268, 1.332329],
+    ("ict", 3): [4.444673, 4.159279, 3.657456, 3.068953, 2.536646],
     ("mean-teacher", 2): [1.75683, 1.692848, 1.569851, 1.436186, 1.339894],
     ("mean-teacher", 3): [4.444996, 4.210705, 3.712126, 3.12528, 2.549853],
+    ("pseudo-label", 2): [1.759803, 2.228295, 2.232765, 2.056086, 1.900513],
+    ("pseudo-label", 3): [4.44589, 4.350314, 3.878109, 3.313872, 2.759628],
+    ("pseudo-label, rounds", 2): [1.759894, 2.536343, 2.230455, 1.940257, 1.825292],
+    ("pseudo-label, rounds", 3): [4.446005, 4.843048, 4.123567, 3.542208, 3.190885],
+    ("ua-mt", 2): [1.756819, 1.692842, 1.569842, 1.436175, 1.339883],
+    ("ua-mt", 3): [4.444967, 4.210704, 3.712123, 3.125279, 2.549852],
     ("mlb", 2): [3.110662, 2.931418, 2.439206, 2.11824, 2.579386],
     ("mlb", 3): [10.120379, 9.316564, 5.727656, 3.076026, 3.385168],
     ("mlb, paper mode", 2): [3.40159, 2.941188, 2.61535, 2.778278, 2.846135],

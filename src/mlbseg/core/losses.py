@@ -6,6 +6,8 @@ rank has the loss of the whole batch, with the gradient of its own part, and the
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +41,18 @@ def widened(t: Tensor) -> Tensor:
 def residual_map(logits: Tensor, label: Tensor) -> Tensor:
     """Return 1 - p(label) of every pixel (B, *S): how far the prediction is from the label, in [0, 1]."""
     return 1 - torch.exp(-cross_entropy_map(logits, label))
+
+
+def entropy_map(logits: Tensor) -> Tensor:
+    """Return the entropy of every pixel's prediction as a share of ln K, that of knowing nothing: (B, *S) in [0, 1].
+
+    Source: Vu et al., ADVENT (CVPR 2019), eq. 2.
+
+    Args:
+        logits: (B, K, *S); the logarithm of probabilities will do as well.
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
 
 
 def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5, *, ranks: Ranks = ALONE) -> Tensor:
@@ -128,6 +142,11 @@ def prediction_distance(logits: Tensor, other: Tensor, valid: Tensor, *, ranks: 
         valid: (B, 1, *S) 1 where a pixel counts.
         ranks: Those that share the batch.
     """
-    difference = (torch.softmax(logits, 1) - torch.softmax(other, 1)).square() * valid
-    total, count = ranks.sum_each(difference.sum(), valid.sum() * logits.shape[1])
+    return probability_distance(torch.softmax(logits, 1), torch.softmax(other, 1), valid, ranks=ranks)
+
+
+def probability_distance(p: Tensor, other: Tensor, valid: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
+    """Return `prediction_distance` of class probabilities (B, K, *S)."""
+    difference = (p - other).square() * valid
+    total, count = ranks.sum_each(difference.sum(), valid.sum() * p.shape[1])
     return total / count.clamp(min=1)

@@ -24,6 +24,11 @@ def uniform(seeds: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.stack([torch.rand(*shape, generator=_of(seed, like), **_as(like)) for seed in seeds])
 
 
+def noisy(seeds: Sequence[int], image: Tensor, sd: float) -> Tensor:
+    """Return the images (B, C, *S) with Gaussian noise of this SD, in units of intensity; one seed per image."""
+    return image + sd * normal(seeds, image.shape[1:], image)
+
+
 def jittered(seeds: Sequence[int], image: Tensor, strength: float) -> Tensor:
     """Return the images (B, C, *S) with contrast and brightness of every channel changed.
 

@@ -5,13 +5,26 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlbseg.core.directional import copied_buffers
+from mlbseg.core.losses import widened
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
     """Return a copy of the student that no gradient ever reaches."""
     teacher = copy.deepcopy(student)
     return teacher.requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def prediction(network: nn.Module, image: Tensor) -> Tensor:
+    """Return the logits (B, K, *S), float32 or better, of a network that is only asked.
+
+    No gradient flows, and BatchNorm in train mode leaves its running statistics as they are.
+    """
+    return widened(functional_call(network, copied_buffers(network), (image,)))
 
 
 def decay_at(step: int, max_decay: float) -> float:

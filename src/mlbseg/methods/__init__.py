@@ -2,14 +2,22 @@
 
 from mlbseg.errors import UserError, nearest
 from mlbseg.methods.base import Method
+from mlbseg.methods.entropy import Entropy
+from mlbseg.methods.ict import ICT
 from mlbseg.methods.mean_teacher import MeanTeacher
 from mlbseg.methods.mlb import MLB
+from mlbseg.methods.pseudo_label import PseudoLabel
 from mlbseg.methods.supervised import Supervised
+from mlbseg.methods.ua_mt import UAMT
 
 METHODS: dict[str, type[Method]] = {
+    "entropy": Entropy,
+    "ict": ICT,
     "mean-teacher": MeanTeacher,
     "mlb": MLB,
+    "pseudo-label": PseudoLabel,
     "supervised": Supervised,
+    "ua-mt": UAMT,
 }
 
 

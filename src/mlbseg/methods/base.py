@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.types import Batch, Losses
@@ -69,6 +71,16 @@ class Method(nn.Module, ABC):
         """Return the network that prediction uses unless told otherwise."""
         return next(iter(self.networks().values()))
 
+    def ramped(self, weight: float, ramp: float, step: int) -> float:
+        """Return the factor of a term that comes in over the first part of the stage.
+
+        Args:
+            weight: The factor once the ramp is over.
+            ramp: Share of the stage over which it rises (`sigmoid_ramp`).
+            step: Of the stage, from 0.
+        """
+        return weight * sigmoid_ramp(step / (ramp * self.length))
+
     def seeds(self, count: int, seed: int, stream: int) -> list[int]:
         """Return a seed for each image of this rank: its own, wherever in the global batch the rank's part begins.
 
@@ -81,6 +93,14 @@ class Method(nn.Module, ABC):
         return [
             int(np.random.SeedSequence([seed, stream, first + i]).generate_state(1)[0]) for i in range(count)
         ]
+
+    @contextlib.contextmanager
+    def same_dropout(self, batch: Batch) -> Iterator[None]:
+        """Draw the masks of dropout from the batch's seed alone: two passes of one network can be given the same."""
+        device = batch.clean_image.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(batch.seed + self.ranks.index)
+            yield
 
 
 class Taught(Method):

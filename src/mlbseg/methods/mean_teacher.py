@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mlbseg.core.losses import prediction_distance, supervised_loss, widened
-from mlbseg.core.perturb import normal
-from mlbseg.core.ramps import sigmoid_ramp
+from mlbseg.core.perturb import noisy
+from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Taught, unlabelled_image
 from mlbseg.types import Batch, Losses
 
@@ -46,17 +46,16 @@ class MeanTeacher(Taught):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
-        with torch.no_grad():
-            taught = widened(self.teacher(self._noisy(image, batch.seed, _TEACHER_NOISE)))
+        seen, shown = (
+            noisy(self.seeds(len(image), batch.seed, stream), image, self.noise)
+            for stream in (_NOISE, _TEACHER_NOISE)
+        )
+        taught = prediction(self.teacher, shown)
         count = len(batch.clean_image)
-        seen = torch.cat([batch.clean_image, self._noisy(image, batch.seed, _NOISE)])
-        clean, logits = widened(self.student(seen)).tensor_split([count])
+        clean, logits = widened(self.student(torch.cat([batch.clean_image, seen]))).tensor_split([count])
         valid = torch.ones_like(logits[:, :1])
-        factor = self.consistency_weight * sigmoid_ramp(step / (self.ramp * self.length))
+        factor = self.ramped(self.consistency_weight, self.ramp, step)
         yield {
             "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
             "teacher": factor * prediction_distance(logits, taught, valid, ranks=self.ranks),
         }
-
-    def _noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
-        return image + self.noise * normal(self.seeds(len(image), seed, stream), image.shape[1:], image)

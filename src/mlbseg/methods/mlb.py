@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -146,7 +145,8 @@ class MLB(Taught):
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         logits: Tensor | None = None
-        with self._same_dropout(batch):
+        # Weights and loss must mean the same network.
+        with self.same_dropout(batch):
             if weigh:
                 direction = self._within_scope(self.ranks.sum_all(guide), x)
                 if self.chunk is None:
@@ -164,7 +164,7 @@ class MLB(Taught):
         if self.chunk is None and logits is not None:
             others = terms(logits)
         else:
-            with self._same_dropout(batch):
+            with self.same_dropout(batch):
                 others, rest = _terms_and_gradient(self.student, x, terms, self.chunk, logits)
             v = {name: v[name] + rest[name] for name in v}
         yield {"clean": with_gradient(clean, v, self.student), **others}
@@ -174,7 +174,7 @@ class MLB(Taught):
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught = self._see(views, image, batch.seed, _SIGHT)
-        with self._same_dropout(batch):
+        with self.same_dropout(batch):
             logits = widened(self.student(x))
         consistency = self._consistency(logits, taught, views)
         clean_views = self._draw(batch.clean_image, batch.seed, _CLEAN_VIEWS)
@@ -197,7 +197,7 @@ class MLB(Taught):
                 )
             v = self.ranks.sum_all(self._gradient_at(ahead, meta_x, meta_label))
             v = precondition(v, self.student, self.optimiser, regulariser)
-            with self._same_dropout(batch):
+            with self.same_dropout(batch):
                 seen, tangent = directional_derivative(
                     self.student, self._within_scope(v, x), x, chunk=self.chunk
                 )
@@ -320,14 +320,6 @@ class MLB(Taught):
         loss = supervised_loss(logits, label, ranks=self.ranks)
         grads = torch.autograd.grad(loss, list(ahead.values()), materialize_grads=True)
         return dict(zip(ahead, grads, strict=True))
-
-    @contextlib.contextmanager
-    def _same_dropout(self, batch: Batch) -> Iterator[None]:
-        """Let two passes over the same images draw the same masks: weights and loss must mean the same network."""
-        device = batch.clean_image.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(batch.seed + self.ranks.index)
-            yield
 
 
 def _terms_and_gradient(

@@ -131,21 +131,28 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
     """
     if count == 1:
         return
-    sizes = {"plan.batch_size": plan.batch_size}
-    if find_method(config.method).uses_unlabelled:
+    method = find_method(config.method)
+    sizes, least = {"plan.batch_size": plan.batch_size}, {"plan.batch_size": 1}  # `least`: images of a share
+    if method.uses_unlabelled:
         sizes["plan.unlabelled_batch_size"] = plan.unlabelled_batch_size
-    uneven = {name: size for name, size in sizes.items() if size % count}
-    if uneven:
-        found = " and ".join(f"{name}={size}" for name, size in uneven.items())
-        wanted = " ".join(f"{name}={-(-size // count) * count}" for name, size in uneven.items())
-        most = math.gcd(*sizes.values())
+        least["plan.unlabelled_batch_size"] = 2 if method.mixes_pairs else 1
+    steps = {name: count * least[name] for name, size in sizes.items() if size % (count * least[name])}
+    if steps:
+        found = " and ".join(f"{name}={sizes[name]}" for name in steps)
+        wanted = " -o ".join(f"{name}={-(-sizes[name] // step) * step}" for name, step in steps.items())
+        multiples = " and ".join(str(step) for step in dict.fromkeys(steps.values()))
+        # An odd number of images that are mixed in pairs fits one rank only.
+        most = math.gcd(
+            *(size // least[name] if size % least[name] == 0 else 1 for name, size in sizes.items())
+        )
         remedy = (
             f"a run keeps its batch: continue it on a number that divides {most}"
             if begun
-            else f"such as -o {wanted.replace(' ', ' -o ')}"
+            else f"such as -o {wanted}"
         )
+        pairs = f", and method {config.method!r} mixes pairs of a rank's images" * method.mixes_pairs
         raise UserError(
-            f"{count} ranks share a batch evenly: found {found}, expected multiples of {count} ({remedy})"
+            f"{count} ranks share a batch evenly{pairs}: found {found}, expected multiples of {multiples} ({remedy})"
         )
     if config.train.norm == "batch":
         raise UserError(

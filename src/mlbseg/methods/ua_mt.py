@@ -1,0 +1,89 @@
+"""Uncertainty-aware mean teacher: learn where the teacher is certain (Yu et al., MICCAI 2019, arXiv 1907.07034)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mlbseg.core.losses import entropy_map, prediction_distance, supervised_loss, widened
+from mlbseg.core.perturb import noisy
+from mlbseg.core.teacher import prediction
+from mlbseg.methods.base import Taught, unlabelled_image
+from mlbseg.types import Batch, Losses
+
+_NOISE, _TEACHER_NOISE, _PASSES = range(3)  # streams of random numbers; each pass has one, from the last on
+
+
+class UAMT(Taught):
+    """The losses of a mean teacher, the distance to it only where its predictions under noise agree.
+
+    The teacher predicts each unlabelled image several times, with noise and with the dropout that the network has
+    (`train.dropout`; without any, the noise alone makes the passes differ). Where the mean of these predictions has
+    too much entropy, a pixel counts nothing. What the student is to predict comes from one more pass, as in the
+    authors' code.
+
+    Args:
+        student: The network, with the weights of stage 1.
+        teacher_decay: a_max of the teacher (the paper: 0.99).
+        noise: SD of the Gaussian noise on either network's input, in units of the normalised intensity (the
+            authors' code: 0.1, cut off at 0.2, and none for the student).
+        passes: T, predictions that the entropy comes from (the paper: 8).
+        threshold: The most entropy that counts at first, as a share of ln K; it rises to 1 over the whole stage
+            (`sigmoid_ramp`; the paper: 3/4).
+        consistency_weight: Factor of the distance once the ramp is over, that of our mean teacher (the paper: 0.1,
+            in 6000 steps).
+        ramp: Share of the stage over which the factor rises (`sigmoid_ramp`).
+    """
+
+    uses_unlabelled = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        teacher_decay: float = 0.99,
+        noise: float = 0.1,
+        passes: int = 8,
+        threshold: float = 0.75,
+        consistency_weight: float = 10.0,
+        ramp: float = 0.4,
+    ) -> None:
+        super().__init__(student, teacher_decay)
+        self.noise = noise
+        self.passes = passes
+        self.threshold = threshold
+        self.consistency_weight = consistency_weight
+        self.ramp = ramp
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Yield one loss."""
+        image = unlabelled_image(batch)
+        with self.same_dropout(batch):
+            certain = self._certain(image, batch.seed, step)
+            taught = prediction(self.teacher, self._noisy(image, batch.seed, _TEACHER_NOISE))
+            seen = torch.cat([batch.clean_image, self._noisy(image, batch.seed, _NOISE)])
+            clean, logits = widened(self.student(seen)).tensor_split([len(batch.clean_image)])
+        kept, pixels = self.ranks.sum_each(certain.sum(), torch.ones_like(certain).sum())
+        self.monitors["kept_teacher"] = kept / pixels
+        factor = self.ramped(self.consistency_weight, self.ramp, step)
+        yield {
+            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "teacher": factor * prediction_distance(logits, taught, certain, ranks=self.ranks),
+        }
+
+    def _certain(self, image: Tensor, seed: int, step: int) -> Tensor:
+        """Return 1 where the mean of the teacher's predictions has little entropy, else 0: (U, 1, *S)."""
+        passes = (
+            torch.softmax(prediction(self.teacher, self._noisy(image, seed, _PASSES + i)), 1)
+            for i in range(self.passes)
+        )
+        mean = sum(passes, start=image.new_zeros(())) / self.passes
+        entropy = entropy_map(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
+        # The rest of the way to 1 is gone along the whole stage.
+        most = self.threshold + self.ramped(1 - self.threshold, 1.0, step)
+        return (entropy < most).to(mean.dtype).unsqueeze(1)
+
+    def _noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
+        return noisy(self.seeds(len(image), seed, stream), image, self.noise)
