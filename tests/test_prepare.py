@@ -22,7 +22,7 @@ from mlbseg.data.batches import StepDataset
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.training.prepare import prepare_run
+from mlbseg.training.prepare import prepare_run, require_shares
 from mlbseg.types import Batch
 
 
@@ -270,6 +270,30 @@ def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
     assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")
     assert plan.network_channels == (64, 128, 256, 512, 1024)
     assert (plan.batch_size, plan.unlabelled_batch_size) == (2, 1)
+
+
+@pytest.mark.parametrize("unlabelled", [2, 3, 6])
+def test_ranks_do_not_part_the_pairs_that_a_method_mixes(unlabelled: int, tmp_path: Path) -> None:
+    scans = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    settings = ("batch_size=2", f"unlabelled_batch_size={unlabelled}")
+    wanted = 4 if unlabelled < 4 else 8
+    with pytest.raises(UserError) as caught:
+        prepared(scans, tmp_path / "run", *settings, method="ict", count=2)
+    assert str(caught.value) == (
+        "2 ranks share a batch evenly, and method 'ict' mixes pairs of a rank's images: "
+        f"found plan.unlabelled_batch_size={unlabelled}, expected multiples of 4 "
+        f"(such as -o plan.unlabelled_batch_size={wanted})"
+    )
+    assert not (tmp_path / "run").exists()
+    prepared(scans, tmp_path / "alone", *settings, method="ict")
+    plan, config = Plan.read(tmp_path / "alone" / "plan.json"), load_config(method="ict")
+    with pytest.raises(UserError, match=r"a run keeps its batch: continue it on a number that divides 1\)"):
+        require_shares(plan, config, 2, begun=True)
+    prepared(scans, tmp_path / "even", "batch_size=2", "unlabelled_batch_size=4", method="ict", count=2)
+    with pytest.raises(
+        UserError, match=r"found plan.batch_size=3 and plan.unlabelled_batch_size=6, .* of 2 and 4 \(such"
+    ):
+        prepared(scans, tmp_path / "run", "batch_size=3", "unlabelled_batch_size=6", method="ict", count=2)
 
 
 def test_cases_set_apart_for_the_weights_are_some_of_several_clean_ones(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor
 from mlbseg.core.losses import (
     IGNORE,
     cross_entropy_map,
+    entropy_map,
     pairwise_consistency,
     prediction_distance,
+    probability_distance,
     residual_map,
     soft_dice_loss,
     supervised_loss,
@@ -157,3 +160,82 @@ def test_prediction_distance_is_the_mean_square_where_valid(shape: tuple[int, ..
     assert all((g.movedim(1, -1)[~chosen] == 0).all() and (g != 0).any() for g in grads)
     assert prediction_distance(mine, theirs, torch.zeros_like(valid)).item() == 0
     assert prediction_distance(mine, mine, valid).item() == 0
+    p, q = (torch.softmax(z, 1) for z in (mine, theirs))
+    assert torch.equal(probability_distance(p, q, valid), found)
+
+
+@both_shapes
+@pytest.mark.parametrize("classes", [2, 4])
+def test_entropy_equals_a_loop_over_pixels_and_classes(shape: tuple[int, ...], classes: int) -> None:
+    logits, _ = random_pair(shape, classes)
+    found = entropy_map(logits)
+    assert found.shape == (2, *shape)
+    probability = torch.softmax(logits.detach(), 1).movedim(1, -1).reshape(-1, classes).tolist()
+    expected = [-sum(q * math.log(q) for q in p) / math.log(classes) for p in probability]
+    assert found.flatten().tolist() == pytest.approx(expected, abs=1e-12)
+    # The logarithm of probabilities will do as well.
+    torch.testing.assert_close(entropy_map(torch.log_softmax(logits, 1)), found, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(entropy_map, logits[:, :, :2])
+
+
+def test_entropy_is_1_where_nothing_is_known_and_0_where_all_is() -> None:
+    logits = torch.tensor([[0.0, 300.0], [0.0, -300.0], [0.0, -200.0]]).T.reshape(2, 3, 1).requires_grad_()
+    entropy = entropy_map(logits)
+    assert entropy.flatten().tolist() == pytest.approx([1, 0])
+    (grad,) = torch.autograd.grad(entropy.sum(), logits)
+    assert torch.isfinite(grad).all()
+    assert grad.abs().max() < 1e-6  # both are where it does not change
+
+
+# --- weights of pixels ------------------------------------------------------------------------------------
+
+
+@both_shapes
+def test_weights_of_one_change_nothing(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    plain = supervised_loss(logits, label)
+    weighted = supervised_loss(logits, label, weight=torch.ones(label.shape, dtype=torch.float64))
+    torch.testing.assert_close(weighted, plain, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(value, logits)[0] for value in (weighted, plain)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+
+
+@both_shapes
+def test_a_pixel_without_weight_is_one_without_a_label(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    chosen = torch.rand(label.shape) < 0.6
+    weighted = supervised_loss(logits, label, weight=chosen.double())
+    masked = supervised_loss(logits, torch.where(chosen, label, IGNORE))
+    torch.testing.assert_close(weighted, masked, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(value, logits)[0] for value in (weighted, masked)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+    assert (grads[0].movedim(1, -1)[~chosen] == 0).all()
+
+
+@both_shapes
+def test_the_weighted_loss_equals_a_loop_over_pixels(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    weight = 2 * torch.rand(label.shape, dtype=torch.float64)
+    probability = torch.softmax(logits.detach(), 1).movedim(1, -1).reshape(-1, 3).tolist()
+    cost = total = 0.0
+    overlap, both = [0.0] * 3, [0.0] * 3
+    for p, y, w in zip(probability, label.flatten().tolist(), weight.flatten().tolist(), strict=True):
+        if y < 0:
+            continue
+        cost -= w * math.log(p[y])
+        total += w
+        for k in range(3):
+            overlap[k] += w * p[k] * (y == k)
+            both[k] += w * (p[k] + (y == k))
+    dice = [(2 * o + 1e-5) / (b + 1e-5) for o, b in zip(overlap, both, strict=True)]
+    found = supervised_loss(logits.detach(), label, weight=weight)
+    assert float(found) == pytest.approx(cost / total + 1 - sum(dice[1:]) / 2, abs=1e-12)
+
+
+@both_shapes
+def test_without_any_weight_the_cost_is_zero_and_finite(shape: tuple[int, ...]) -> None:
+    logits, label = random_pair(shape)
+    cost = supervised_loss(logits, label, weight=torch.zeros(label.shape, dtype=torch.float64))
+    cost.backward()
+    assert cost.item() == 0
+    assert (logits.grad == 0).all()

@@ -64,6 +64,7 @@ def batch_of(shape: tuple[int, ...]) -> dict[str, Tensor]:
         "other": torch.randn(BATCH, 3, *shape, dtype=torch.float64),
         "label": label,
         "valid": (torch.rand(BATCH, 1, *shape) < 0.6).double(),
+        "weight": torch.rand(BATCH, *shape, dtype=torch.float64),
         "views": torch.randn(3, BATCH, 3, *shape, dtype=torch.float64),
         "seen": (torch.rand(3, BATCH, 1, *shape) < 0.7).double(),
     }
@@ -78,6 +79,7 @@ def losses(ranks: Ranks, shape: tuple[int, ...]) -> dict[str, tuple[Tensor, Tens
     values = {
         "dice": (soft_dice_loss(x, part["label"], ranks=ranks), x),
         "supervised": (supervised_loss(x, part["label"], ranks=ranks), x),
+        "weighted": (supervised_loss(x, part["label"], weight=part["weight"], ranks=ranks), x),
         "distance": (prediction_distance(x, part["other"], part["valid"], ranks=ranks), x),
         "pairs": (pairwise_consistency(torch.softmax(views, 2), part["seen"], ranks=ranks), views),
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from mlbseg.core.teacher import decay_at, make_teacher, update_teacher
+from mlbseg.core.teacher import decay_at, make_teacher, prediction, update_teacher
 
 
 def network() -> nn.Module:
@@ -72,3 +74,16 @@ def test_a_teacher_is_a_copy_that_no_gradient_reaches() -> None:
     assert all(p.grad is None for p in teacher.parameters())
     update_teacher(teacher, student, 3, 0.99)
     assert not any(p.requires_grad or p.grad_fn for p in teacher.parameters())
+
+
+def test_a_network_that_is_only_asked_stays_as_it_is() -> None:
+    asked = network().train()
+    before = copy.deepcopy(asked.state_dict())
+    image = torch.randn(2, 1, 5, 5, dtype=torch.float64)
+    found = prediction(asked, image)
+    assert not found.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in asked.state_dict().items())
+    assert torch.equal(found, asked(image))  # with the statistics of the batch, as in train mode
+    assert not torch.equal(before["1.running_mean"], asked.state_dict()["1.running_mean"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prediction(asked.float(), image.float()).dtype == torch.float32

@@ -132,25 +132,23 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
     if count == 1:
         return
     method = find_method(config.method)
-    sizes, least = {"plan.batch_size": plan.batch_size}, {"plan.batch_size": 1}  # `least`: images of a share
+    # Patches per step, and how many of them a rank must not part.
+    sizes = {"plan.batch_size": (plan.batch_size, 1)}
     if method.uses_unlabelled:
-        sizes["plan.unlabelled_batch_size"] = plan.unlabelled_batch_size
-        least["plan.unlabelled_batch_size"] = 2 if method.mixes_pairs else 1
-    steps = {name: count * least[name] for name, size in sizes.items() if size % (count * least[name])}
-    if steps:
-        found = " and ".join(f"{name}={sizes[name]}" for name in steps)
-        wanted = " -o ".join(f"{name}={-(-sizes[name] // step) * step}" for name, step in steps.items())
-        multiples = " and ".join(str(step) for step in dict.fromkeys(steps.values()))
-        # An odd number of images that are mixed in pairs fits one rank only.
-        most = math.gcd(
-            *(size // least[name] if size % least[name] == 0 else 1 for name, size in sizes.items())
-        )
+        sizes["plan.unlabelled_batch_size"] = (plan.unlabelled_batch_size, 2 if method.mixes_pairs else 1)
+    uneven = {name: (size, count * group) for name, (size, group) in sizes.items() if size % (count * group)}
+    if uneven:
+        found = " and ".join(f"{name}={size}" for name, (size, _) in uneven.items())
+        wanted = " -o ".join(f"{name}={-(-size // step) * step}" for name, (size, step) in uneven.items())
+        multiples = " and ".join(dict.fromkeys(str(step) for _, step in uneven.values()))
+        # An odd number of images that are mixed in pairs is no other's than one rank's.
+        most = math.gcd(*(size // group if size % group == 0 else 1 for size, group in sizes.values()))
         remedy = (
             f"a run keeps its batch: continue it on a number that divides {most}"
             if begun
             else f"such as -o {wanted}"
         )
-        pairs = f", and method {config.method!r} mixes pairs of a rank's images" * method.mixes_pairs
+        pairs = f", and method {config.method!r} mixes pairs of a rank's images" if method.mixes_pairs else ""
         raise UserError(
             f"{count} ranks share a batch evenly{pairs}: found {found}, expected multiples of {multiples} ({remedy})"
         )
