@@ -84,7 +84,7 @@ class PseudoLabel(Method):
         return self
 
     def _round_begins(self, step: int) -> bool:
-        return step == 0 or self._round(step) > self._round(step - 1)
+        return self._round(step) > self._round(step - 1)  # step -1 is of no round: its number is negative
 
     def _round(self, step: int) -> int:
         return min(step * self.rounds // self.length, self.rounds - 1)
