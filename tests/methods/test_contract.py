@@ -29,6 +29,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mlb", {"weighting": "residual", "chunk": 1}),
     ("mlb", {"jitter": 0.3, "pseudo_from": "teacher", "views": ()}),
     ("mlb", {"clean_views": True, "weighting": "softmax", "per_source": True, "per_image": True, "chunk": 2}),
+    ("mlb", {"weighting": "uniform", "sources": ("pseudo",), "ple_weight": 0.0}),
+    ("mlb", {"mode": "paper", "weighting": "uniform"}),
+    ("mlb", {"direction": "random", "pseudo_weight": 0.3, "teacher_weight": 0.0}),
     ("pseudo-label", {"rounds": 2, "strength": 0.6}),
 ]
 # With their defaults these draw nothing at random.
@@ -307,7 +310,8 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
             "teacher_decay": 0.99,
             "teacher_noise": 0.1,
             "pseudo_weight": 1.0,
-            "consistency_weight": 1.0,
+            "ple_weight": 1.0,
+            "teacher_weight": 1.0,
         },
     ),
 }

@@ -37,7 +37,7 @@ LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
 SHAPES = {2: (8, 10), 3: (6, 4, 5)}
 EXPLICIT: dict[str, Any] = {
     "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "weighting": "share",
-    "jitter": 0.0, "pseudo_from": "student", "pseudo_weight": 1.0, "consistency_weight": 1.0,
+    "jitter": 0.0, "pseudo_from": "student", "pseudo_weight": 1.0, "ple_weight": 1.0, "teacher_weight": 1.0,
 }  # fmt: skip
 
 dimensions = pytest.mark.parametrize("ndim", [2, 3])
@@ -334,7 +334,9 @@ def test_chunks_change_nothing(mode: str, spy: Spy) -> None:
 def test_factors_scale_their_terms_and_no_others() -> None:
     batch = make_batch(2, 2)
     plain = next(iter(make_mlb(2, 2).losses(batch, 5)))
-    scaled = next(iter(make_mlb(2, 2, pseudo_weight=3.0, consistency_weight=0.5).losses(batch, 5)))
+    scaled = next(
+        iter(make_mlb(2, 2, pseudo_weight=3.0, ple_weight=0.5, teacher_weight=0.5).losses(batch, 5))
+    )
     factors = {"clean": 1.0, "initial": 3.0, "pseudo": 3.0, "teacher": 0.5, "views": 0.5}
     assert plain.keys() == factors.keys()
     for key, factor in factors.items():

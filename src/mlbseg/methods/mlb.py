@@ -52,13 +52,15 @@ class MLB(Taught):
             costs a forward and a backward pass of the clean batch.
         flip_axes: Axes that a flip view may turn; None for all. With none of them a flip view is refused.
         zoom: The range of the zoom views (see `draw_views`).
+        sources: The labels that are weighed, ``initial`` and ``pseudo``.
         weighting: How an alignment becomes a weight, before the weights are made to sum to 1. ``share``
             is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
             take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
             alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike. ``softmax`` and
-            ``sigmoid``: see `normalise`.
+            ``sigmoid``: see `normalise`. ``uniform`` asks no direction: every pixel of every source counts alike.
         per_source: Give the initial and the pseudo labels the same total of weight.
         per_image: Give every view of every image the same total of weight.
+        direction: What the weights follow, v; or, to see what v is worth, noise of its length: ``random``.
         scope: The parameters that the direction moves, ``all``, ``decoder`` or ``head``.
         every: Weigh and follow the labels at every n-th step only, n-fold; the steps between are those of a mean
             teacher.
@@ -68,7 +70,8 @@ class MLB(Taught):
         teacher_decay: a_max of the mean teacher.
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
-        consistency_weight: Factor of L_ple + L_mt.
+        ple_weight: Factor of L_ple.
+        teacher_weight: Factor of L_mt.
         chunk: Images per pass of the network, for the least memory; None for all at once. Joint mode then holds one
             chunk's graph at a time, for one more forward pass of the clean batch; paper mode chunks the
             forward-mode pass only.
@@ -89,9 +92,11 @@ class MLB(Taught):
         clean_views: bool = False,
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
-        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid"] = "sign",
+        sources: Sequence[str] = ("initial", "pseudo"),
+        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign",
         per_source: bool = False,
         per_image: bool = False,
+        direction: Literal["clean", "random"] = "clean",
         scope: Scope = "all",
         every: int = 1,
         jitter: float = 0.6,
@@ -99,7 +104,8 @@ class MLB(Taught):
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
         pseudo_weight: float = 3.0,
-        consistency_weight: float = 10.0,
+        ple_weight: float = 10.0,
+        teacher_weight: float = 10.0,
         chunk: int | None = None,
     ) -> None:
         if "flip" in views and flip_axes is not None and not flip_axes:
@@ -113,16 +119,19 @@ class MLB(Taught):
         self.clean_views = clean_views
         self.flip_axes = flip_axes
         self.zoom = zoom
+        self.sources = tuple(sources)
         self.weighting = weighting
         self.per_source = per_source
         self.per_image = per_image
+        self.direction = direction
         self.scope = scope
         self.every = every
         self.jitter = jitter
         self.pseudo_from = pseudo_from
         self.teacher_noise = teacher_noise
         self.pseudo_weight = pseudo_weight
-        self.consistency_weight = consistency_weight
+        self.ple_weight = ple_weight
+        self.teacher_weight = teacher_weight
         self.chunk = chunk
         self._in_scope: frozenset[str] | None = None
 
@@ -138,24 +147,27 @@ class MLB(Taught):
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve
-        if weigh and batch.meta_image is not None and batch.meta_label is not None:
+        asks = weigh and self.weighting != "uniform"
+        if asks and batch.meta_image is not None and batch.meta_label is not None:
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught = self._see(views, image, batch.seed, _SIGHT)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         logits: Tensor | None = None
+        tangent: Tensor | None = None
         # Weights and loss must mean the same network.
         with self.same_dropout(batch):
-            if weigh:
-                direction = self._within_scope(self.ranks.sum_all(guide), x)
+            if weigh and (asks or self.chunk is not None):
+                direction = self._towards(self.ranks.sum_all(guide), x, batch.seed)
                 if self.chunk is None:
                     logits, tangent = output_and_tangent(self.student, direction, x)
                 else:
                     logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
-                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial)
             elif self.chunk is None:
                 logits = self.student(x)
+            if weigh and logits is not None:
+                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial)
 
         def terms(logits: Tensor) -> Losses:
             logits = widened(logits)
@@ -172,6 +184,7 @@ class MLB(Taught):
     def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
+        asks = weigh and self.weighting != "uniform"
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught = self._see(views, image, batch.seed, _SIGHT)
         with self.same_dropout(batch):
@@ -183,6 +196,8 @@ class MLB(Taught):
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         if weigh:
+            seen, tangent = logits.detach(), None
+        if asks:
             # The virtual step at w = 0 follows the consistency terms alone; v is the clean gradient there.
             regulariser = self.ranks.sum_all(
                 gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True)
@@ -199,8 +214,9 @@ class MLB(Taught):
             v = precondition(v, self.student, self.optimiser, regulariser)
             with self.same_dropout(batch):
                 seen, tangent = directional_derivative(
-                    self.student, self._within_scope(v, x), x, chunk=self.chunk
+                    self.student, self._towards(v, x, batch.seed), x, chunk=self.chunk
                 )
+        if weigh:
             labels, weights = self._weigh(seen, tangent, taught, views, initial)
         yield {**self._weighted(logits, labels, weights), **consistency}
 
@@ -235,8 +251,11 @@ class MLB(Taught):
             x = jittered(each, x, self.jitter)
         return x, taught
 
-    def _within_scope(self, v: Direction, x: Tensor) -> Direction:
-        """Return the part of a direction that moves parameters in the scope."""
+    def _towards(self, v: Direction, x: Tensor, seed: int) -> Direction:
+        """Return the direction of the weights: the part of v, or of noise in its place, that the scope moves."""
+        if self.direction == "random":
+            noise = {name: normal([seed + i], t.shape, t)[0] for i, (name, t) in enumerate(v.items())}
+            v = {name: z * (v[name].norm() / z.norm().clamp(min=1e-12)) for name, z in noise.items()}
         if self.scope == "all":
             return v
         if self._in_scope is None:
@@ -245,17 +264,29 @@ class MLB(Taught):
 
     @torch.no_grad()
     def _weigh(
-        self, logits: Tensor, tangent: Tensor, taught: Tensor, views: Views, initial: Tensor
+        self, logits: Tensor, tangent: Tensor | None, taught: Tensor, views: Views, initial: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return labels and weights of both sources, each (V * B, *S), by name; logits are (V * B, K, *S)."""
-        logits, tangent = widened(logits), widened(tangent)
+        """Return labels and weights of the sources, each (V * B, *S), by name.
+
+        Args:
+            logits: (V * B, K, *S).
+            tangent: Their derivative along the direction; None for weights that ask none.
+            taught: The teacher's logits.
+            views: The views.
+            initial: (B, *S) initial labels.
+        """
+        logits = widened(logits)
         pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial < 0, initial, pseudo)
-        labels = {"initial": views.expand_label(initial), "pseudo": views.expand_label(pseudo)}
+        both = {"initial": initial, "pseudo": pseudo}
+        labels = {name: views.expand_label(both[name]) for name in self.sources}
         alignments = []
         for label in labels.values():
-            g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, tangent)  # type: ignore[misc]
+            if tangent is None or self.weighting == "uniform":
+                alignments.append(torch.ones_like(logits[:, 0]))
+                continue
+            g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, widened(tangent))  # type: ignore[misc]
             if self.weighting == "residual":
                 g = g / residual_map(logits, label).clamp(min=1e-3)
             alignments.append(g)
@@ -265,7 +296,7 @@ class MLB(Taught):
                 labels,
                 normalise(
                     alignments,
-                    rule="share" if self.weighting == "residual" else self.weighting,
+                    rule="share" if self.weighting in ("residual", "uniform") else self.weighting,  # type: ignore[arg-type]
                     known=known,
                     per_source=self.per_source,
                     per_image=self.per_image,
@@ -293,10 +324,12 @@ class MLB(Taught):
     def _consistency(self, logits: Tensor, taught: Tensor, views: Views) -> Losses:
         """Return L_ple and L_mt."""
         valid = views.valid(logits.shape[2:])
-        terms = {"teacher": prediction_distance(logits, taught, valid, ranks=self.ranks)}
+        distance = prediction_distance(logits, taught, valid, ranks=self.ranks)
+        terms = {"teacher": self.teacher_weight * distance}
         if self.views:
-            terms["views"] = pairwise_consistency(*views.align(torch.softmax(logits, 1)), ranks=self.ranks)
-        return {name: self.consistency_weight * term for name, term in terms.items()}
+            spread = pairwise_consistency(*views.align(torch.softmax(logits, 1)), ranks=self.ranks)
+            terms["views"] = self.ple_weight * spread
+        return terms
 
     def _clean_gradient(
         self, image: Tensor, label: Tensor, seed: int, stream: int
