@@ -112,6 +112,31 @@ class MeanTeacherSettings(_Section):
     ramp: float = Field(0.4, gt=0, le=1)
 
 
+class BCPSettings(_Section):
+    """See `mlbseg.methods.bcp.BCP`."""
+
+    teacher_decay: float = Field(0.99, ge=0, lt=1)
+    box: float = Field(2 / 3, gt=0, lt=1)
+    pseudo_weight: float = Field(0.5, ge=0)
+    largest: bool = True
+
+
+class CPSSettings(_Section):
+    """See `mlbseg.methods.cps.CPS`."""
+
+    redrawn: Literal["decoder", "head", "all"] = "decoder"
+    pseudo_weight: float = Field(1.5, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
+class FixMatchSettings(_Section):
+    """See `mlbseg.methods.fixmatch.FixMatch`."""
+
+    threshold: float = Field(0.95, ge=0, le=1)
+    strength: float = Field(0.6, ge=0, lt=1)
+    pseudo_weight: float = Field(1.0, ge=0)
+
+
 class Config(_Section):
     """Everything that a run was asked for."""
 
@@ -122,6 +147,9 @@ class Config(_Section):
     augment: AugmentSettings = AugmentSettings()
     mlb: MLBSettings = MLBSettings()
     # A section for each method, named like it with underscores; a test holds them to the methods' own arguments.
+    bcp: BCPSettings = BCPSettings()
+    cps: CPSSettings = CPSSettings()
+    fixmatch: FixMatchSettings = FixMatchSettings()
     mean_teacher: MeanTeacherSettings = MeanTeacherSettings()
 
     def write(self, path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Which parameters a direction moves: all of them, the decoder's, the last layer's, or those that a predicate names.
+"""Parts of a network: which parameters a direction moves, or are drawn anew.
 
-Outside the scope there are no tangents, so a smaller scope makes the forward-mode pass cheaper and the weights coarser.
+That is all of them, the decoder's, the last layer's, or those that a predicate names. Outside a direction's scope there
+are no tangents, so a smaller scope makes the forward-mode pass cheaper and the weights coarser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Set
 from typing import Literal
 
 import torch
@@ -47,6 +49,30 @@ def parameters_in_scope(model: nn.Module, x: Tensor, scope: Scope) -> frozenset[
     if not chosen:
         raise ValueError(f"no trainable parameter is in the scope {scope!r}")
     return frozenset(chosen)
+
+
+@torch.no_grad()
+def redraw(model: nn.Module, names: Set[str], seed: int) -> None:
+    """Draw parameters anew, in place, as torch draws those of a layer of their kind when it is made.
+
+    The numbers are the CPU's, whatever the device, and the global stream of random numbers stays as it is. A parameter
+    that no layer of torch owns, such as a table of position biases, keeps its values.
+
+    Args:
+        model: A network.
+        names: Of the parameters (see `parameters_in_scope`).
+        seed: The same seed gives the same numbers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Not `torch.manual_seed`: it would seed the streams of other devices too.
+        torch.default_generator.manual_seed(seed)
+        for prefix, module in model.named_modules():
+            own = {name: p for name, p in module.named_parameters(prefix, recurse=False) if name in names}
+            if own and hasattr(module, "reset_parameters"):
+                fresh = copy.deepcopy(module).cpu()
+                fresh.reset_parameters()
+                for name, p in own.items():
+                    p.copy_(fresh.get_parameter(name.removeprefix(f"{prefix}.")))
 
 
 def _layers_in_order(model: nn.Module, x: Tensor) -> list[tuple[str, int]]:

@@ -2,11 +2,17 @@
 
 from mlbseg.errors import UserError, nearest
 from mlbseg.methods.base import Method
+from mlbseg.methods.bcp import BCP
+from mlbseg.methods.cps import CPS
+from mlbseg.methods.fixmatch import FixMatch
 from mlbseg.methods.mean_teacher import MeanTeacher
 from mlbseg.methods.mlb import MLB
 from mlbseg.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "bcp": BCP,
+    "cps": CPS,
+    "fixmatch": FixMatch,
     "mean-teacher": MeanTeacher,
     "mlb": MLB,
     "supervised": Supervised,
