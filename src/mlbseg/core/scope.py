@@ -73,6 +73,7 @@ def redraw(model: nn.Module, names: Set[str], seed: int) -> None:
                 fresh.reset_parameters()
                 for name, p in own.items():
                     p.copy_(fresh.get_parameter(name.removeprefix(f"{prefix}.")))
+    torch.clear_autocast_cache()  # else autocast goes on with its copies of the old values
 
 
 def _layers_in_order(model: nn.Module, x: Tensor) -> list[tuple[str, int]]:
