@@ -121,6 +121,13 @@ class BCPSettings(_Section):
     largest: bool = True
 
 
+class CCTSettings(_Section):
+    """See `mlbseg.methods.cct.CCT`."""
+
+    consistency_weight: float = Field(30.0, ge=0)
+    ramp: float = Field(0.1, gt=0, le=1)
+
+
 class CPSSettings(_Section):
     """See `mlbseg.methods.cps.CPS`."""
 
@@ -137,6 +144,16 @@ class FixMatchSettings(_Section):
     pseudo_weight: float = Field(1.0, ge=0)
 
 
+class UniMatchSettings(_Section):
+    """See `mlbseg.methods.unimatch.UniMatch`."""
+
+    threshold: float = Field(0.95, ge=0, le=1)
+    strength: float = Field(0.6, ge=0, lt=1)
+    mix: float = Field(0.5, ge=0, le=1)
+    drop: float = Field(0.5, ge=0, lt=1)
+    pseudo_weight: float = Field(1.0, ge=0)
+
+
 class Config(_Section):
     """Everything that a run was asked for."""
 
@@ -148,9 +165,11 @@ class Config(_Section):
     mlb: MLBSettings = MLBSettings()
     # A section for each method, named like it with underscores; a test holds them to the methods' own arguments.
     bcp: BCPSettings = BCPSettings()
+    cct: CCTSettings = CCTSettings()
     cps: CPSSettings = CPSSettings()
     fixmatch: FixMatchSettings = FixMatchSettings()
     mean_teacher: MeanTeacherSettings = MeanTeacherSettings()
+    unimatch: UniMatchSettings = UniMatchSettings()
 
     def write(self, path: Path) -> None:
         """Write the configuration as YAML."""

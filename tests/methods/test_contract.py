@@ -26,6 +26,7 @@ from mlbseg.types import Batch
 NEEDED: dict[str, dict[str, Any]] = {
     "cps": {"redrawn": "head"},
     "fixmatch": {"threshold": 0.6},
+    "unimatch": {"threshold": 0.6},
 }
 # Every method with its own defaults, as far as may be, then further settings worth the whole suite.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -298,8 +299,10 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
     "mean-teacher": ("mean-teacher", {}),
     "bcp": ("bcp", {}),
+    "cct": ("cct", {}),
     "cps": ("cps", NEEDED["cps"]),
     "fixmatch": ("fixmatch", NEEDED["fixmatch"]),
+    "unimatch": ("unimatch", NEEDED["unimatch"]),
     "mlb": (
         "mlb",
         {
@@ -323,10 +326,14 @@ GOLDEN: dict[tuple[str, int], list[float]] = {
     ("mean-teacher", 3): [4.444996, 4.210705, 3.712126, 3.12528, 2.549853],
     ("bcp", 2): [2.858377, 2.968994, 2.768869, 2.502645, 2.438982],
     ("bcp", 3): [4.952352, 4.64138, 4.276275, 3.67033, 3.091334],
+    ("cct", 2): [1.761721, 2.581183, 3.019212, 2.379102, 2.213377],
+    ("cct", 3): [4.453393, 5.629533, 4.666596, 4.159744, 3.259217],
     ("cps", 2): [3.806386, 7.903575, 7.0372, 5.775304, 5.666693],
     ("cps", 3): [6.531338, 12.137794, 10.112786, 8.040791, 6.941807],
     ("fixmatch", 2): [1.974407, 2.043079, 1.817393, 1.622218, 1.462841],
     ("fixmatch", 3): [4.595496, 4.611597, 3.966771, 3.282827, 2.640757],
+    ("unimatch", 2): [2.03201, 2.110964, 2.154295, 1.794678, 1.550182],
+    ("unimatch", 3): [4.802211, 4.740385, 4.086792, 3.457428, 2.680986],
     ("mlb", 2): [3.110662, 2.931418, 2.439206, 2.11824, 2.579386],
     ("mlb", 3): [10.120379, 9.316564, 5.727656, 3.076026, 3.385168],
     ("mlb, paper mode", 2): [3.40159, 2.941188, 2.61535, 2.778278, 2.846135],

@@ -25,8 +25,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint, set apart": ("mlb", {"mode": "joint", "clean_views": True, "weighting": "softmax"}),
     "paper": ("mlb", {"mode": "paper", "weighting": "share", "jitter": 0.0}),
     "bcp": ("bcp", {}),
+    "cct": ("cct", {}),
     "cps": ("cps", {"redrawn": "head"}),
     "fixmatch": ("fixmatch", {"threshold": 0.6}),
+    "unimatch": ("unimatch", {"threshold": 0.6}),
 }
 
 

@@ -37,7 +37,7 @@ def parameters_in_scope(model: nn.Module, x: Tensor, scope: Scope) -> frozenset[
     elif scope == "all":
         chosen = set(trainable)
     elif scope in ("decoder", "head"):
-        layers = _layers_in_order(model, x[:1])
+        layers = layers_in_order(model, x[:1])
         coarsest = min(size for _, size in layers)
         after = max(i for i, (_, size) in enumerate(layers) if size == coarsest) + 1
         names = [name for name, _ in (layers[after:] if scope == "decoder" else layers[-1:])]
@@ -76,16 +76,25 @@ def redraw(model: nn.Module, names: Set[str], seed: int) -> None:
     torch.clear_autocast_cache()  # else autocast goes on with its copies of the old values
 
 
-def _layers_in_order(model: nn.Module, x: Tensor) -> list[tuple[str, int]]:
-    """Return name and output size (pixels per channel) of each module that owns parameters, as they run."""
+def layers_in_order(model: nn.Module, x: Tensor, *, containers: bool = False) -> list[tuple[str, int]]:
+    """Return name and output size (pixels per channel) of each module that owns parameters, as they end.
+
+    Args:
+        model: A network; it is run once, in evaluation mode and without gradient.
+        x: (B, C, *S).
+        containers: Return every module instead, with parameters of its own or without.
+
+    Raises:
+        ValueError: if no module has such an output.
+    """
     order: list[tuple[str, int]] = []
     handles = []
     for name, module in model.named_modules():
-        if not any(True for _ in module.parameters(recurse=False)):
+        if not (containers or any(True for _ in module.parameters(recurse=False))):
             continue
 
         def note(_: nn.Module, __: object, output: object, name: str = name) -> None:
-            if isinstance(output, Tensor) and output.ndim == x.ndim:
+            if isinstance(output, Tensor) and output.ndim == x.ndim and len(output) == len(x):
                 order.append((name, int(output[0, 0].numel())))
 
         handles.append(module.register_forward_hook(note))

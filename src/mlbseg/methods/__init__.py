@@ -3,19 +3,23 @@
 from mlbseg.errors import UserError, nearest
 from mlbseg.methods.base import Method
 from mlbseg.methods.bcp import BCP
+from mlbseg.methods.cct import CCT
 from mlbseg.methods.cps import CPS
 from mlbseg.methods.fixmatch import FixMatch
 from mlbseg.methods.mean_teacher import MeanTeacher
 from mlbseg.methods.mlb import MLB
 from mlbseg.methods.supervised import Supervised
+from mlbseg.methods.unimatch import UniMatch
 
 METHODS: dict[str, type[Method]] = {
     "bcp": BCP,
+    "cct": CCT,
     "cps": CPS,
     "fixmatch": FixMatch,
     "mean-teacher": MeanTeacher,
     "mlb": MLB,
     "supervised": Supervised,
+    "unimatch": UniMatch,
 }
 
 

@@ -10,7 +10,7 @@ from mlbseg.files import write_atomic
 
 COLUMNS = (
     "stage", "step", "lr", "clean", "initial", "pseudo", "teacher", "views", "clean_teacher", "clean_views",
-    "kept_initial", "kept_pseudo", "mass_initial", "mass_pseudo", "validation_dice",
+    "features", "kept_initial", "kept_pseudo", "mass_initial", "mass_pseudo", "validation_dice",
 )  # fmt: skip
 
 
