@@ -95,6 +95,6 @@ def test_a_parameter_without_a_layer_stays() -> None:
 
     model = Net()
     before = model.conv.weight.detach().clone()
-    redraw(model, {"table", "conv.weight"}, 1)
+    redraw(model, {"table", "conv.weight"}, 123)
     assert (model.table == 1).all()
     assert (model.conv.weight != before).all()
