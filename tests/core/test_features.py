@@ -28,8 +28,8 @@ shapes = pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
 @torch.no_grad()
 def test_the_deepest_features_of_the_networks_change_what_follows(name: str, ndim: int) -> None:
     torch.manual_seed(0)
-    model = real_net(name, ndim, 3).train()
-    x = real_data(name, ndim, 3, batch=2)[0]
+    model = real_net(name, ndim, 3).float().train()
+    x = real_data(name, ndim, 3, batch=2)[0].float()
     state = torch.get_rng_state()
     layer = deepest_layer(model, x)
     assert torch.equal(torch.get_rng_state(), state)
@@ -48,7 +48,7 @@ def test_the_deepest_features_of_the_networks_change_what_follows(name: str, ndi
     multiple = required_multiple(name, WIDTHS[name])
     assert features.shape[0] == 1
     assert features.shape[2:] == tuple(side // multiple for side in x.shape[2:])
-    torch.testing.assert_close(logits[:1], plain[:1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits[:1], plain[:1], rtol=0, atol=1e-5)
     assert (logits[1] - plain[1]).abs().max() > 1e-4
 
 
