@@ -22,6 +22,7 @@ FLOORS = {
     "core": 1,
     "nets": 1,
     "metrics": 1,
+    "components": 1,
     "config": 1,
     "files": 1,
     "data": 2,

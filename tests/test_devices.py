@@ -91,6 +91,7 @@ VARIANTS = {
     "supervised": ("supervised", ["steps=20"]),
     "joint": ("mlb", ["steps=22", "stage1_share=0.1", "mlb.views=[zoom-out,flip]", "plan.flip_axes=[0,2]"]),
     "paper": ("mlb", ["steps=22", "stage1_share=0.1", "mlb.mode=paper", "mlb.weighting=share"]),
+    "two networks": ("cps", ["steps=22", "stage1_share=0.1"]),
 }
 
 

@@ -17,7 +17,7 @@ from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from data.broken import dicom_series
 from mlbseg import inference
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.inference import largest_components, predict, predict_grid
+from mlbseg.inference import predict, predict_grid
 from mlbseg.metrics import dice
 from mlbseg.run import WEIGHTS
 
@@ -376,20 +376,6 @@ def test_flips_are_turned_back_and_averaged() -> None:
     assert (plain[1, :, :4] > 0.99).all()
     np.testing.assert_allclose(both, (plain + plain[..., ::-1]) / 2, atol=1e-6)
     np.testing.assert_allclose(other, plain, atol=1e-6)
-
-
-def test_the_largest_component_of_each_class_is_kept() -> None:
-    mask = np.zeros((6, 8), np.int32)
-    mask[0:3, 0:3] = 1
-    mask[3, 3] = 1  # touches by a corner: the same component
-    mask[5, 7] = 1
-    mask[0, 7] = 5
-    mask[4:6, 0:2] = 5
-    kept = largest_components(mask)
-    expected = mask.copy()
-    expected[5, 7] = expected[0, 7] = 0
-    np.testing.assert_array_equal(kept, expected)
-    assert not largest_components(np.zeros_like(mask)).any()
 
 
 def test_largest_is_applied_to_masks(

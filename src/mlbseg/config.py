@@ -152,6 +152,48 @@ class UAMTSettings(_Section):
     ramp: float = Field(0.4, gt=0, le=1)
 
 
+class BCPSettings(_Section):
+    """See `mlbseg.methods.bcp.BCP`."""
+
+    teacher_decay: float = Field(0.99, ge=0, lt=1)
+    box: float = Field(2 / 3, gt=0, lt=1)
+    pseudo_weight: float = Field(0.5, ge=0)
+    largest: bool = True
+
+
+class CCTSettings(_Section):
+    """See `mlbseg.methods.cct.CCT`."""
+
+    consistency_weight: float = Field(30.0, ge=0)
+    ramp: float = Field(0.1, gt=0, le=1)
+
+
+class CPSSettings(_Section):
+    """See `mlbseg.methods.cps.CPS`."""
+
+    redrawn: Literal["decoder", "head", "all"] = "decoder"
+    pseudo_weight: float = Field(1.5, ge=0)
+    ramp: float = Field(0.4, gt=0, le=1)
+
+
+class FixMatchSettings(_Section):
+    """See `mlbseg.methods.fixmatch.FixMatch`."""
+
+    threshold: float = Field(0.95, ge=0, le=1)
+    strength: float = Field(0.6, ge=0, lt=1)
+    pseudo_weight: float = Field(1.0, ge=0)
+
+
+class UniMatchSettings(_Section):
+    """See `mlbseg.methods.unimatch.UniMatch`."""
+
+    threshold: float = Field(0.95, ge=0, le=1)
+    strength: float = Field(0.6, ge=0, lt=1)
+    mix: float = Field(0.5, ge=0, le=1)
+    drop: float = Field(0.5, ge=0, lt=1)
+    pseudo_weight: float = Field(1.0, ge=0)
+
+
 class Config(_Section):
     """Everything that a run was asked for."""
 
@@ -162,11 +204,16 @@ class Config(_Section):
     augment: AugmentSettings = AugmentSettings()
     mlb: MLBSettings = MLBSettings()
     # A section for each method, named like it with underscores; a test holds them to the methods' own arguments.
+    bcp: BCPSettings = BCPSettings()
+    cct: CCTSettings = CCTSettings()
+    cps: CPSSettings = CPSSettings()
     entropy: EntropySettings = EntropySettings()
+    fixmatch: FixMatchSettings = FixMatchSettings()
     ict: ICTSettings = ICTSettings()
     mean_teacher: MeanTeacherSettings = MeanTeacherSettings()
     pseudo_label: PseudoLabelSettings = PseudoLabelSettings()
     ua_mt: UAMTSettings = UAMTSettings()
+    unimatch: UniMatchSettings = UniMatchSettings()
 
     def write(self, path: Path) -> None:
         """Write the configuration as YAML."""

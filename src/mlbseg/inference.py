@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from monai.inferers.utils import sliding_window_inference
 from rich.console import Console
-from scipy import ndimage
 from torch import Tensor, nn
 
 from mlbseg import processes
+from mlbseg.components import largest_components
 from mlbseg.data.cases import find_scans
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_scan, restore_label, restore_probability
@@ -288,19 +288,6 @@ def predict_grid(
             whole[:, start : start + SLICES] = part.swapaxes(0, 1)
     assert whole is not None  # noqa: S101 - a scan has a slice
     return whole
-
-
-def largest_components(mask: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Return the mask with only the largest connected component (full connectivity) of each class kept."""
-    kept = np.zeros_like(mask)
-    structure = np.ones((3,) * mask.ndim)
-    for value in np.unique(mask[mask > 0]):
-        components, count = ndimage.label(mask == value, structure=structure)
-        if count:
-            sizes = np.bincount(components.ravel())
-            sizes[0] = 0
-            kept[components == sizes.argmax()] = value
-    return kept
 
 
 def _predict_case(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.small import real_data, real_net
-from mlbseg.core.scope import parameters_in_scope
+from mlbseg.core.scope import parameters_in_scope, redraw
 
 # What a decoder's first and a head's only parameters are called, by network.
 DECODERS = {
@@ -64,3 +64,37 @@ def test_what_cannot_be_a_scope_is_refused() -> None:
         parameters_in_scope(model, x, "decoder")  # it has no coarser layer that others follow
     with pytest.raises(ValueError, match="no layer"):
         parameters_in_scope(nn.Identity(), x, "head")
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_drawn_anew_is_what_was_asked_for(name: str) -> None:
+    model, other = real_net(name, 2, 3), real_net(name, 2, 3)
+    other.load_state_dict(model.state_dict())
+    names = parameters_in_scope(model, real_data(name, 2, 3)[0], "decoder")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    redraw(model, names, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    redraw(other, names, 5)
+    for n, p in model.named_parameters():
+        assert torch.equal(p, other.get_parameter(n)), n
+        assert p.requires_grad
+        if n not in names:
+            assert torch.equal(p, before[n]), n
+        elif p.ndim > 2:
+            assert (p != before[n]).any(), n
+            assert 0.2 < p.std() / before[n].std() < 5, n
+
+
+def test_a_parameter_without_a_layer_stays() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.conv = nn.Parameter(torch.ones(2)), nn.Conv2d(1, 2, 1)
+
+    model = Net()
+    before = model.conv.weight.detach().clone()
+    redraw(model, {"table", "conv.weight"}, 123)
+    assert (model.table == 1).all()
+    assert (model.conv.weight != before).all()

@@ -30,6 +30,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pseudo-label, rounds": ("pseudo-label", {"rounds": 3, "threshold": 0.5, "strength": 0.6}),
     "ua-mt": ("ua-mt", {"threshold": 0.5}),
     "paper": ("mlb", {"mode": "paper", "weighting": "share", "jitter": 0.0}),
+    "bcp": ("bcp", {}),
+    "cct": ("cct", {}),
+    "cps": ("cps", {"redrawn": "head"}),
+    "fixmatch": ("fixmatch", {"threshold": 0.6}),
+    "unimatch": ("unimatch", {"threshold": 0.6}),
 }
 
 
@@ -80,13 +85,13 @@ def trained(ranks: Ranks, variant: str, ndim: int) -> dict[str, Any]:
         method = find_method(name)(conv_net(ndim), **settings).train()
         method.ranks = ranks
         method.length = STEPS
-        method.optimiser = torch.optim.SGD(method.student.parameters(), lr=0.05, momentum=0.9)
+        method.optimiser = torch.optim.SGD(method.trained(), lr=0.05, momentum=0.9)
         values: dict[str, Tensor] = {}
         for step in range(STEPS):
             for losses in method.losses(batch_of(step, ndim, ranks, apart="apart" in variant), step):
                 method.optimiser.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
-                named = dict(method.student.named_parameters())
+                named = dict(method.named_parameters())
                 grads = ranks.sum_all({k: p.grad for k, p in named.items() if p.grad is not None})
                 for key, grad in grads.items():
                     named[key].grad = grad

@@ -38,6 +38,32 @@ def widened(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
+def confident_label(logits: Tensor, threshold: float) -> Tensor:
+    """Return the likeliest class of every pixel (B, *S), `IGNORE` where its probability is below the threshold.
+
+    Args:
+        logits: (B, K, *S); no gradient flows back to them.
+        threshold: In [0, 1].
+    """
+    probability, label = torch.softmax(logits.detach(), 1).max(1)
+    return torch.where(probability < threshold, IGNORE, label)
+
+
+def mean_cross_entropy(logits: Tensor, label: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
+    """Return the cross-entropy of the known pixels as a mean over all pixels, known or not: a scalar.
+
+    Few known pixels thus make a small loss, where `supervised_loss` would let them count as much as many.
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) class indices; negative ones are left out.
+        ranks: Those that share the batch.
+    """
+    cost = cross_entropy_map(logits, label).sum()
+    total, count = ranks.sum_each(cost, cost.new_tensor(label.numel()))
+    return total / count
+
+
 def residual_map(logits: Tensor, label: Tensor) -> Tensor:
     """Return 1 - p(label) of every pixel (B, *S): how far the prediction is from the label, in [0, 1]."""
     return 1 - torch.exp(-cross_entropy_map(logits, label))

@@ -10,7 +10,8 @@ from mlbseg.files import write_atomic
 
 COLUMNS = (
     "stage", "step", "lr", "clean", "initial", "pseudo", "teacher", "views", "clean_teacher", "clean_views",
-    "kept_initial", "kept_pseudo", "mass_initial", "mass_pseudo", "entropy", "kept_teacher", "validation_dice",
+    "features", "entropy", "kept_initial", "kept_pseudo", "kept_teacher", "mass_initial", "mass_pseudo",
+    "validation_dice",
 )  # fmt: skip
 
 

@@ -1,0 +1,111 @@
+"""Random changes of a network's deepest features, whatever the network.
+
+Every image has a seed of its own, as in `mlbseg.core.perturb`. A network is changed for the time of one pass only:
+
+    layer = deepest_layer(network, image)
+    with changed_features(network, layer, lambda z: channels_dropped(seeds, z), first=4):
+        logits = network(images)  # the features of all but the first four images lack half of their channels
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mlbseg.core.losses import widened
+from mlbseg.core.perturb import uniform
+from mlbseg.core.scope import layers_in_order
+
+
+def deepest_layer(model: nn.Module, x: Tensor) -> str:
+    """Return the name of the module with the deepest features that a network has before its last layer.
+
+    It is the last one to end of those with the coarsest output, so that a block counts as a whole, its skip connection
+    included. A network that is nowhere coarser than its input has its middle module. A module that runs more than once
+    is passed over. Skip connections around the deepest layer, such as those of a U-Net, are not part of it.
+
+    Args:
+        model: A network; it is run once, in evaluation mode and without gradient.
+        x: (B, C, *S); its first image is used.
+
+    Raises:
+        ValueError: if nothing comes before the last layer.
+    """
+    x = x[:1]
+    head = layers_in_order(model, x)[-1][0]
+    layers = layers_in_order(model, x, containers=True)
+    names = [name for name, _ in layers]
+    runs = Counter(names)
+    before = names.index(head) if runs[head] == 1 else len(names) - 1 - names[::-1].index(head)
+    hidden = [(name, size) for name, size in layers[:before] if runs[name] == 1]
+    if not hidden:
+        raise ValueError("the network has no features before its last layer")
+    coarsest = min(size for _, size in hidden)
+    if coarsest >= x[0, 0].numel():
+        return hidden[len(hidden) // 2][0]
+    return [name for name, size in hidden if size == coarsest][-1]
+
+
+@contextlib.contextmanager
+def changed_features(
+    model: nn.Module, layer: str, change: Callable[[Tensor], Tensor], first: int = 0
+) -> Iterator[None]:
+    """Let passes of a network go on with changed features of the images from the index `first` on.
+
+    Args:
+        model: The network.
+        layer: Name of the module whose output is changed (see `deepest_layer`).
+        change: From features (B, C, *S) to features of the same shape.
+        first: Images before this one in the batch keep theirs.
+    """
+
+    def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        kept, own = output.tensor_split([first])
+        return torch.cat([kept, change(own).to(output.dtype)])
+
+    handle = model.get_submodule(layer).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def channels_dropped(seeds: Sequence[int], features: Tensor, probability: float = 0.5) -> Tensor:
+    """Return the features (B, C, *S) with each channel dropped with this probability, the others scaled up for it.
+
+    Source: Tompson et al., Efficient Object Localization Using Convolutional Networks (CVPR 2015), section 3.2.
+    """
+    exact = widened(features)
+    kept = uniform(seeds, (features.shape[1], *(1,) * (features.ndim - 2)), exact) >= probability
+    return exact * kept / (1 - probability)
+
+
+def features_with_noise(seeds: Sequence[int], features: Tensor, most: float = 0.3) -> Tensor:
+    """Return the features (B, C, *S), each times 1 + N with its own N uniform in [-most, most).
+
+    Source: F-Noise of Ouali et al., cross-consistency training (CVPR 2020).
+    """
+    exact = widened(features)
+    return exact * (1 + most * (2 * uniform(seeds, features.shape[1:], exact) - 1))
+
+
+def active_dropped(seeds: Sequence[int], features: Tensor, share: tuple[float, float] = (0.6, 0.9)) -> Tensor:
+    """Return the features (B, C, *S) without the places of an image that are most active.
+
+    Source: F-Drop of Ouali et al., cross-consistency training (CVPR 2020). The activity of a place is the sum over its
+    channels, here of absolute values, as not every network's features are positive.
+
+    Args:
+        seeds: One per image.
+        features: (B, C, *S).
+        share: Of the image's greatest activity: from this range each image draws where dropping begins.
+    """
+    exact = widened(features)
+    activity = exact.detach().abs().sum(1, keepdim=True)
+    low, high = share
+    drawn = low + (high - low) * uniform(seeds, (1,) * (features.ndim - 1), exact)
+    return exact * (activity < drawn * activity.flatten(1).amax(1).reshape(drawn.shape))

@@ -1,0 +1,67 @@
+"""FixMatch: confident predictions label the strongly changed image (Sohn et al., NeurIPS 2020, arXiv 2001.07685)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mlbseg.core.losses import confident_label, mean_cross_entropy, supervised_loss, widened
+from mlbseg.core.perturb import strongly_changed
+from mlbseg.methods.base import Method, unlabelled_image
+from mlbseg.types import Batch, Losses
+
+_STRONG = 0  # stream of random numbers
+
+
+class FixMatch(Method):
+    """Supervised loss, and the cross-entropy of unlabelled images, strongly changed, on what the student says of them.
+
+    The weakly changed image, whose prediction is the label, is the image as it is drawn (`augment` has changed it).
+
+    Args:
+        student: The network, with the weights of stage 1.
+        threshold: Least probability of a pixel's label; other pixels count nothing (the paper: 0.95).
+        strength: Of the strong change (see `strongly_changed`), in place of the paper's changes of photographs.
+        pseudo_weight: Factor of the unlabelled images' loss (the paper: 1).
+    """
+
+    uses_unlabelled = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        threshold: float = 0.95,
+        strength: float = 0.6,
+        pseudo_weight: float = 1.0,
+    ) -> None:
+        super().__init__(student)
+        self.threshold = threshold
+        self.strength = strength
+        self.pseudo_weight = pseudo_weight
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Yield one loss."""
+        image = unlabelled_image(batch)
+        label = self.label(image)
+        count = len(batch.clean_image)
+        seen = torch.cat([batch.clean_image, self.changed(image, batch.seed, _STRONG)])
+        clean, logits = widened(self.student(seen)).tensor_split([count])
+        yield {
+            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "pseudo": self.pseudo_weight * mean_cross_entropy(logits, label, ranks=self.ranks),
+        }
+
+    @torch.no_grad()
+    def label(self, image: Tensor) -> Tensor:
+        """Return the student's classes (B, *S) of the images as they are, negative where it is not confident."""
+        label = confident_label(widened(self.student(image)), self.threshold)
+        kept, count = self.ranks.sum_each((label >= 0).sum(), label.new_tensor(label.numel()))
+        self.monitors["kept_pseudo"] = kept / count
+        return label
+
+    def changed(self, image: Tensor, seed: int, stream: int) -> Tensor:
+        """Return the images strongly changed."""
+        return strongly_changed(self.seeds(len(image), seed, stream), image, self.strength)

@@ -1,0 +1,86 @@
+"""UniMatch: FixMatch with two strong views, and one of changed features (Yang et al., CVPR 2023, arXiv 2208.09910)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mlbseg.core.features import changed_features, channels_dropped, deepest_layer
+from mlbseg.core.losses import mean_cross_entropy, supervised_loss, widened
+from mlbseg.core.perturb import boxes, uniform
+from mlbseg.methods.base import unlabelled_image
+from mlbseg.methods.fixmatch import FixMatch
+from mlbseg.types import Batch, Losses
+
+_FIRST, _SECOND, _FEATURES = range(3)  # streams of random numbers
+_MIXING = 10  # plus these: those of the views' boxes
+_BOX = (0.02, 0.4)  # share of the image that its neighbour takes, as in the authors' code
+
+
+class UniMatch(FixMatch):
+    """FixMatch of two strongly changed images, and of the image as it is with changed features.
+
+    Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. The features are
+    those of the deepest layer, whose channels are dropped (see `deepest_layer`); a U-Net's skip connections stay.
+
+    Args:
+        student: The network, with the weights of stage 1.
+        threshold: Least probability of a pixel's label; other pixels count nothing (the paper: 0.95).
+        strength: Of the strong change (see `strongly_changed`).
+        mix: Probability that an image has a box of its neighbour's (the paper: 0.5).
+        drop: Probability of dropping a channel of the features (the paper: 0.5).
+        pseudo_weight: Factor of the unlabelled images' loss: a half for either kind, as in the paper.
+    """
+
+    mixes_pairs = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        threshold: float = 0.95,
+        strength: float = 0.6,
+        mix: float = 0.5,
+        drop: float = 0.5,
+        pseudo_weight: float = 1.0,
+    ) -> None:
+        super().__init__(student, threshold=threshold, strength=strength, pseudo_weight=pseudo_weight)
+        self.mix = mix
+        self.drop = drop
+        self._deepest: str | None = None
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Yield one loss."""
+        image = unlabelled_image(batch)
+        label = self.label(image)
+        strong, labels = zip(
+            *(self._mixed(image, label, batch.seed, stream) for stream in (_FIRST, _SECOND)), strict=True
+        )
+        if self._deepest is None:
+            self._deepest = deepest_layer(self.student, image)
+        seeds = self.seeds(len(image), batch.seed, _FEATURES)
+        seen = torch.cat([batch.clean_image, *strong, image])
+        ends = [len(batch.clean_image), len(seen) - len(image)]
+        with changed_features(
+            self.student, self._deepest, lambda z: channels_dropped(seeds, z, self.drop), first=ends[1]
+        ):
+            clean, changed, dropped = widened(self.student(seen)).tensor_split(ends)
+        factor = self.pseudo_weight / 2
+        yield {
+            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "pseudo": factor * mean_cross_entropy(changed, torch.cat(labels), ranks=self.ranks),
+            "features": factor * mean_cross_entropy(dropped, label, ranks=self.ranks),
+        }
+
+    def _mixed(self, image: Tensor, label: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
+        """Return the images strongly changed, with a box of the neighbour's in some, and their labels (B, *S)."""
+        strong = self.changed(image, seed, stream)
+        seeds = self.seeds(len(image), seed, _MIXING + stream)
+        box = boxes(seeds, image, _BOX)
+        box &= uniform([s + 1 for s in seeds], (1,) * (image.ndim - 1), image) < self.mix
+        # 0 with 1, 2 with 3; the last of an odd number with itself.
+        neighbour = (torch.arange(len(image), device=image.device) ^ 1).clamp(max=len(image) - 1)
+        mixed = torch.where(box, strong[neighbour], strong)
+        return mixed, torch.where(box.squeeze(1), label[neighbour], label)

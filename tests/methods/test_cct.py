@@ -1,0 +1,52 @@
+"""CCT: three changes of the features, and a target that no gradient reaches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mlbseg.core.features import active_dropped, channels_dropped, features_with_noise
+from mlbseg.core.losses import supervised_loss
+from mlbseg.methods.cct import CCT
+from mlbseg.types import Batch
+
+SHAPES = {2: (6, 8), 3: (4, 5, 6)}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_losses_and_gradient_are_those_of_four_passes(ndim: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+    student = nn.Sequential(conv(1, 6, 3, padding=1), nn.SiLU(), conv(6, 3, 1)).double()
+    clean, image = torch.randn(2, 3, 1, *SHAPES[ndim], dtype=torch.float64)
+    label = (clean[:2, 0] > 0).long()
+    method = CCT(student, consistency_weight=7.0, ramp=0.5)
+    method.length = 10
+    losses = next(method.losses(Batch(clean[:2], label, image, seed=3), 5))
+
+    target = student(image).softmax(1).detach()
+    deep = student[1](student[0](image))
+    distances = []
+    for stream, change in enumerate((features_with_noise, active_dropped, channels_dropped)):
+        changed = student[2](change(method.seeds(3, 3, stream), deep))
+        distances.append((changed.softmax(1) - target).square().mean())
+        assert float(distances[-1].detach()) > 0
+    expected = 7 * torch.stack(distances).mean()
+    torch.testing.assert_close(losses["features"], expected)
+    torch.testing.assert_close(losses["clean"], supervised_loss(student(clean[:2]), label))
+    found = torch.autograd.grad(losses["features"], list(student.parameters()))
+    for mine, other in zip(found, torch.autograd.grad(expected, list(student.parameters())), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_ramp_is_low_at_first() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 2, 1))
+    clean, image = torch.randn(2, 2, 1, 6, 6)
+    method = CCT(student)
+    method.length = 100
+    batch = Batch(clean, (clean[:, 0] > 0).long(), image, seed=3)
+    first, end, later = (float(next(method.losses(batch, s))["features"].detach()) for s in (0, 10, 50))
+    assert 0 < first < 0.01 * end
+    assert end == later
