@@ -81,7 +81,14 @@ def entropy_map(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
 
 
-def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5, *, ranks: Ranks = ALONE) -> Tensor:
+def soft_dice_loss(
+    logits: Tensor,
+    label: Tensor,
+    smooth: float = 1e-5,
+    *,
+    weight: Tensor | None = None,
+    ranks: Ranks = ALONE,
+) -> Tensor:
     """Return 1 - soft Dice, averaged over the foreground classes, the batch taken as one volume.
 
     Source: Milletari et al., V-Net (3DV 2016), eq. 2 without the squares; sums over the whole batch as in
@@ -92,12 +99,14 @@ def soft_dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5, *, ranks
         logits: (B, K, *S).
         label: (B, *S) class indices; negative ones are left out.
         smooth: Keeps 0/0 defined.
+        weight: (B, *S) how much each pixel counts in the sums; all alike when None.
         ranks: Those that share the batch.
 
     Returns:
         A scalar.
     """
-    overlap, total = ranks.sum_each(*_overlap_and_total(logits, label))
+    counted = None if weight is None else weight * (label >= 0)
+    overlap, total = ranks.sum_each(*_overlap_and_total(logits, label, counted))
     return _dice_loss(overlap, total, smooth)
 
 

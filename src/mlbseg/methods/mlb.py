@@ -21,20 +21,21 @@ from mlbseg.core.losses import (
     pairwise_consistency,
     prediction_distance,
     residual_map,
+    soft_dice_loss,
     supervised_loss,
     widened,
 )
 from mlbseg.core.metaweights import alignment, normalise
 from mlbseg.core.optimisers import precondition, virtual_step
-from mlbseg.core.perturb import jittered, normal
+from mlbseg.core.perturb import boxes, jittered, normal
 from mlbseg.core.scope import Scope, parameters_in_scope
 from mlbseg.core.shared_pass import output_and_tangent
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
 from mlbseg.methods.base import Taught
-from mlbseg.types import Batch, Losses
+from mlbseg.types import IGNORE, Batch, Losses
 
-_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS = range(5)  # streams of random numbers
+_VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS, _BOX = range(6)  # streams of random numbers
 _JITTER = 100  # times these: those of the views' jitter
 
 
@@ -99,11 +100,13 @@ class MLB(Taught):
         direction: Literal["clean", "random"] = "clean",
         scope: Scope = "all",
         every: int = 1,
+        mix: float = 0.0,
         jitter: float = 0.6,
         pseudo_from: Literal["student", "teacher"] = "teacher",
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
         pseudo_weight: float = 3.0,
+        pseudo_dice: bool = False,
         ple_weight: float = 10.0,
         teacher_weight: float = 10.0,
         chunk: int | None = None,
@@ -126,10 +129,12 @@ class MLB(Taught):
         self.direction = direction
         self.scope = scope
         self.every = every
+        self.mix = mix
         self.jitter = jitter
         self.pseudo_from = pseudo_from
         self.teacher_noise = teacher_noise
         self.pseudo_weight = pseudo_weight
+        self.pseudo_dice = pseudo_dice
         self.ple_weight = ple_weight
         self.teacher_weight = teacher_weight
         self.chunk = chunk
@@ -152,6 +157,9 @@ class MLB(Taught):
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught = self._see(views, image, batch.seed, _SIGHT)
+        pasted: Tensor | None = None
+        if self.mix:
+            x, pasted = self._mix(x, batch)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         logits: Tensor | None = None
@@ -167,11 +175,17 @@ class MLB(Taught):
             elif self.chunk is None:
                 logits = self.student(x)
             if weigh and logits is not None:
-                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial)
+                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial, pasted)
 
         def terms(logits: Tensor) -> Losses:
             logits = widened(logits)
-            return {**self._weighted(logits, labels, weights), **self._consistency(logits, taught, views)}
+            found = {
+                **self._weighted(logits, labels, weights),
+                **self._consistency(logits, taught, views, pasted),
+            }
+            if pasted is not None:
+                found["mixed"] = supervised_loss(logits, pasted, ranks=self.ranks)
+            return found
 
         if self.chunk is None and logits is not None:
             others = terms(logits)
@@ -251,6 +265,29 @@ class MLB(Taught):
             x = jittered(each, x, self.jitter)
         return x, taught
 
+    def _mix(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Paste clean images into the views, in a box or around it, in turn (Bai et al., BCP, CVPR 2023).
+
+        Args:
+            x: (V * B, C, *S) views.
+            batch: Of B unlabelled images.
+
+        Returns:
+            mixed: (V * B, C, *S).
+            pasted: (V * B, *S) the labels of the clean pixels, `IGNORE` where the view still shows.
+        """
+        assert batch.image is not None  # noqa: S101 (`losses` has looked)
+        count = len(batch.image)
+        V = len(x) // count
+        place = torch.arange(count, device=x.device)
+        box = boxes(self.seeds(count, batch.seed, _BOX), batch.image, self.mix ** (x.ndim - 2))
+        turn = (place + self.ranks.index * count).reshape(-1, *(1,) * (x.ndim - 1)) % 2 == 0
+        # All views of an image alike, so that they have pixels in common.
+        shown = (box == turn).repeat(V, *(1,) * (x.ndim - 1))
+        partner = (place * len(batch.clean_image) // count).repeat(V)
+        label = torch.where(shown.squeeze(1), batch.clean_label[partner], IGNORE)
+        return torch.where(shown, batch.clean_image[partner], x), label
+
     def _towards(self, v: Direction, x: Tensor, seed: int) -> Direction:
         """Return the direction of the weights: the part of v, or of noise in its place, that the scope moves."""
         if self.direction == "random":
@@ -264,7 +301,13 @@ class MLB(Taught):
 
     @torch.no_grad()
     def _weigh(
-        self, logits: Tensor, tangent: Tensor | None, taught: Tensor, views: Views, initial: Tensor
+        self,
+        logits: Tensor,
+        tangent: Tensor | None,
+        taught: Tensor,
+        views: Views,
+        initial: Tensor,
+        pasted: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return labels and weights of the sources, each (V * B, *S), by name.
 
@@ -274,6 +317,7 @@ class MLB(Taught):
             taught: The teacher's logits.
             views: The views.
             initial: (B, *S) initial labels.
+            pasted: (V * B, *S) labels of clean pixels that cover the views; see `_mix`.
         """
         logits = widened(logits)
         pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
@@ -281,6 +325,8 @@ class MLB(Taught):
         pseudo = torch.where(initial < 0, initial, pseudo)
         both = {"initial": initial, "pseudo": pseudo}
         labels = {name: views.expand_label(both[name]) for name in self.sources}
+        if pasted is not None:
+            labels = {name: torch.where(pasted < 0, label, IGNORE) for name, label in labels.items()}
         alignments = []
         for label in labels.values():
             if tangent is None or self.weighting == "uniform":
@@ -314,21 +360,37 @@ class MLB(Taught):
         return labels, weights
 
     def _weighted(self, logits: Tensor, labels: dict[str, Tensor], weights: dict[str, Tensor]) -> Losses:
-        """Return Σ w c for each label source; the weights of both sources sum to 1 over all ranks."""
-        factor = self.pseudo_weight * self.every
-        return {
-            name: factor * self.ranks.sum((weights[name] * cross_entropy_map(logits, label)).sum())
-            for name, label in labels.items()
-        }
+        """Return Σ w c for each label source; the weights of both sources sum to 1 over all ranks.
 
-    def _consistency(self, logits: Tensor, taught: Tensor, views: Views) -> Losses:
-        """Return L_ple and L_mt."""
+        With `pseudo_dice` each source's soft Dice loss is added, of pixels that count by their weight, as much as the
+        source has of all weight.
+        """
+        factor = self.pseudo_weight * self.every
+        terms = {}
+        for name, label in labels.items():
+            weight = weights[name]
+            term = self.ranks.sum((weight * cross_entropy_map(logits, label)).sum())
+            if self.pseudo_dice:
+                mass, known = self.ranks.sum_each(weight.sum(), (label >= 0).sum())
+                term = term + mass * soft_dice_loss(logits, label, weight=weight * known, ranks=self.ranks)
+            terms[name] = factor * term
+        return terms
+
+    def _consistency(
+        self, logits: Tensor, taught: Tensor, views: Views, pasted: Tensor | None = None
+    ) -> Losses:
+        """Return L_ple and L_mt, of pixels that `pasted` clean ones do not cover."""
         valid = views.valid(logits.shape[2:])
+        uncovered = None if pasted is None else (pasted < 0).unsqueeze(1).to(valid.dtype)
+        if uncovered is not None:
+            valid = valid * uncovered
         distance = prediction_distance(logits, taught, valid, ranks=self.ranks)
         terms = {"teacher": self.teacher_weight * distance}
         if self.views:
-            spread = pairwise_consistency(*views.align(torch.softmax(logits, 1)), ranks=self.ranks)
-            terms["views"] = self.ple_weight * spread
+            aligned, seen = views.align(torch.softmax(logits, 1))
+            if uncovered is not None:
+                seen = seen * (views.align(uncovered)[0] > 0.999)  # interpolated: no part of it covered
+            terms["views"] = self.ple_weight * pairwise_consistency(aligned, seen, ranks=self.ranks)
         return terms
 
     def _clean_gradient(
