@@ -409,8 +409,8 @@ def _pinned(config: Config, plan: Plan) -> Config:
     data = config.model_dump(mode="json")
     decided = TypeAdapter(Plan).dump_python(plan, mode="json")
     data["plan"] = {
-        # A plan may be without unlabelled patches, which is no setting.
-        name: decided[name] or None if name == "unlabelled_batch_size" else decided[name]
+        # A plan may do without these, which no setting says.
+        name: decided[name] or None if name in ("unlabelled_batch_size", "intensity") else decided[name]
         for name in data["plan"]
     }
     return load_config(**data)
