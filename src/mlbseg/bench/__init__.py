@@ -136,7 +136,7 @@ def bench(
         folder,
         asked,
         places,
-        needs_stage1=lambda c: c.budget is not None and setup.shares_stage1(setup.rows[c.row]),
+        needs_stage1=setup.needs_stage1,
         after=rebuild,
         console=console,
     )
@@ -147,7 +147,9 @@ def bench(
 
 def _asked(setup: Setup, request: Request) -> list[Cell]:
     """Return the cells that this command asked for, of all that the folder knows of."""
-    slugs = {STAGE1, *(row.slug for row in request.rows)}
+    slugs = {row.slug for row in request.rows}
+    if any(setup.shares_stage1(row) for row in request.rows):
+        slugs.add(STAGE1)
     return [
         cell
         for cell in setup.cells

@@ -135,7 +135,7 @@ def _train(folder: Path, cell: Cell, root: Path, setup: Setup, target: torch.dev
         record = read_record(root / OUTCOME, "the outcome of a cell")
         if record.get("status") == "trained":  # and then killed
             return {name: value for name, value in record.items() if name != "status"}
-    if cell.budget is not None and setup.shares_stage1(setup.rows[cell.row]):
+    if setup.needs_stage1(cell):
         begin_from_stage1(root, folder / "runs" / cell.stage1.key)
     result = train(resume=root, device=str(target), console=Console(stderr=True))
     measured = _measured(root, target, result.seconds_per_step)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -63,8 +65,10 @@ def markdown(results: Results) -> str:
         f"* All cells: {plan.ndim}D {plan.network} {list(plan.network_channels)}, patches of "
         f"{' × '.join(map(str, plan.patch_size))}, spacing {' × '.join(f'{s:.4g}' for s in plan.spacing)} mm, "
         f"{plan.steps} steps, {plan.batch_size} labelled and {plan.unlabelled_batch_size} unlabelled patches a step.",
-        f"* Weights: {SELECTION}. Test labels were read once, when a cell was finished.",
+        f"* Weights: {SELECTION}. Test labels were looked at for faults at the beginning, and scored when a "
+        "cell was finished.",
         f"* Hardware: {'; '.join(hardware) or 'none yet'}.",
+        f"* Seeds: {', '.join(map(str, sorted({cell.seed for cell in setup.cells})))}.",
         f"* Cells: {len(done)} of {len(results.cells)} done.",
         "",
     ]
@@ -107,9 +111,15 @@ def tables(results: Results) -> list[Table]:
     made = []
     for budget in results.budgets:
         headings, rows = parts(results, budget)
+        # On two lines, and close together: nine columns are wide.
         table = Table(
-            *headings, title=f"{budget} labels, {len(results.setup.scored)} test cases", title_justify="left"
+            *(heading.replace(" [", "\n[").replace("time ", "time\n") for heading in headings),
+            title=f"{budget} labels, {len(results.setup.scored)} test cases",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
+        table.columns[0].no_wrap = True
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
@@ -122,7 +132,9 @@ def draw(results: Results) -> Figure:
     """Draw Dice against the number of labels, a line for each row, SD over seeds as bars, the upper bound dashed."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for number, slug in enumerate(results.slugs()):
+    rows = list(results.setup.rows)
+    drawn: list[Any] = []
+    for slug in results.slugs():
         points = [
             (budget, dice)
             for budget in results.budgets
@@ -130,39 +142,39 @@ def draw(results: Results) -> Figure:
         ]
         if not points:
             continue
+        number = rows.index(slug)  # a row keeps its colour when others overtake it
         # A little beside each other, so that bars at one budget do not hide one another.
-        shift = 1 + 0.012 * (number - (len(results.setup.rows) - 1) / 2)
-        axis.errorbar(
-            [budget * shift for budget, _ in points],
-            [dice.mean for _, dice in points],
-            yerr=[dice.sd or 0.0 for _, dice in points],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle="-" if number < len(COLOURS) else "-.",
-            capsize=3,
-            linewidth=1.5,
-            label=results.setup.rows[slug].label,
+        shift = 1 + 0.012 * (number - (len(rows) - 1) / 2)
+        drawn.append(
+            axis.errorbar(
+                [budget * shift for budget, _ in points],
+                [dice.mean for _, dice in points],
+                yerr=[dice.sd or 0.0 for _, dice in points] if any(dice.sd for _, dice in points) else None,
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                linestyle="-" if number < len(COLOURS) else "-.",
+                capsize=3,
+                linewidth=1.5,
+                label=results.setup.rows[slug].label,
+            )
         )
     upper = statistics.of_seeds(results.upper.dice) if results.upper else None
     if upper is not None:
-        axis.axhline(
-            upper.mean, color="#555555", linestyle="--", label=f"all {len(results.setup.clean)} labels"
-        )
-        if upper.sd:
-            axis.axhspan(
-                upper.mean - upper.sd, upper.mean + upper.sd, color="#555555", alpha=0.12, linewidth=0
-            )
-    if len(results.budgets) > 1:
-        axis.set_xscale("log")
+        label = f"supervised, all {len(results.setup.clean)} labels"
+        drawn.append(axis.axhline(upper.mean, color="#555555", linestyle="--", label=label))
+        low, high = upper.mean - (upper.sd or 0.0), upper.mean + (upper.sd or 0.0)
+        axis.axhspan(low, high, color="#555555", alpha=0.12, linewidth=0)
+    axis.set_xscale("log")
+    if results.budgets:
+        axis.set_xlim(results.budgets[0] / 1.25, results.budgets[-1] * 1.25)
     axis.set_xticks(results.budgets, [str(budget) for budget in results.budgets])
     axis.set_xticks([], minor=True)
     axis.set_xlabel("labelled scans")
     axis.set_ylabel("Dice, mean over test cases (± SD over seeds)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    handles, labels = axis.get_legend_handles_labels()
-    if handles:
-        legend = figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    if drawn:
+        legend = figure.legend(handles=drawn, loc="outside right upper", frameon=False, fontsize=8)
         for text in legend.get_texts():
             text.set_parse_math(False)  # a label is anyone's text
     return figure

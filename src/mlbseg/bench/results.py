@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def _outcome(folder: Path, setup: Setup, cell: Cell) -> dict[str, Any]:
     record = outcome(folder, cell)
     if record is not None:
         return record
-    if cell.budget is not None and setup.shares_stage1(setup.rows[cell.row]):
+    if setup.needs_stage1(cell):
         before = outcome(folder, cell.stage1)
         if before is not None and before["status"] == "failed":
             return {"status": "failed", "reason": f"stage 1 failed: {before['reason']}"}
@@ -228,46 +228,48 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def parts(results: Results, budget: int) -> tuple[Sequence[str], list[list[str]]]:
-    """Return headings and cells, as text, of the table of one budget."""
+def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells, as text, of one budget's table; columns that are empty throughout are left out."""
     headings = (
-        "trained with", "Dice ± SD over seeds", "seeds", "95HD mm", "to supervised [95 % CI]",
-        "to mean teacher [95 % CI]", "gap closed", "time per step", "memory",
+        "trained with", "Dice", "seeds", "95HD mm", "to supervised [95 % CI]", "to mean teacher [95 % CI]",
+        "gap closed", "time per step", "GiB",
     )  # fmt: skip
     rows = []
     for line in results.lines(budget):
         group = line.group
-        distance, missing = (
-            group.mean("hd95_mm"),
-            sum(r.get("no_distance", 0) for r in group.records.values()),
-        )
-        seeds = str(len(group.records)) + (f" ({len(group.failed)} failed)" if group.failed else "")
-        far = (
-            "–" if distance is None else f"{distance.mean:.2f}" + (f" ({missing} missing)" if missing else "")
-        )
+        failed = f" ({len(group.failed)} failed)" if group.failed else ""
         rows.append(
             [
                 group.label,
                 _spread(line.dice),
-                seeds,
-                far,
+                f"{len(group.records)}{failed}",
+                _distance(group),
                 _interval(line.over_supervised),
                 _interval(line.over_teacher),
                 "–" if line.gap is None else f"{line.gap:.0%}",
                 "–" if line.time is None else f"×{line.time:.2f}",
-                "–" if line.memory is None else f"{line.memory / 2**30:.2f} GiB",
+                "–" if line.memory is None else f"{line.memory / 2**30:.2f}",
             ]
         )
-    return headings, rows
+    shown = [i for i in range(len(headings)) if i < 3 or any(row[i] != "–" for row in rows)]
+    return [headings[i] for i in shown], [[row[i] for i in shown] for row in rows]
 
 
 def _spread(value: statistics.Spread | None) -> str:
     if value is None:
         return "–"
-    return f"{value.mean:.4f}" + ("" if value.sd is None else f" ± {value.sd:.4f}")
+    return f"{value.mean:.3f}" + ("" if value.sd is None else f" ± {value.sd:.3f}")
+
+
+def _distance(group: Group) -> str:
+    distance = group.mean("hd95_mm")
+    if distance is None:
+        return "–"
+    missing = sum(record.get("no_distance", 0) for record in group.records.values())
+    return f"{distance.mean:.1f}" + (f" ({missing} missing)" if missing else "")
 
 
 def _interval(value: statistics.Difference | None) -> str:
     if value is None:
         return "–"
-    return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+    return f"{value.mean:+.3f} [{value.low:.3f}, {value.high:.3f}]"

@@ -15,7 +15,7 @@ from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of
 from mlbseg.config import Config, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
 from mlbseg.data.cases import Dataset, find_cases
-from mlbseg.data.check import check
+from mlbseg.data.check import check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import read_record, validate, write_record
@@ -106,6 +106,10 @@ class Setup:
     def shares_stage1(self, row: Row) -> bool:
         """Return whether a row begins with the stage 1 that the rows share."""
         return _shares(row, Config.model_validate(self.asked))
+
+    def needs_stage1(self, cell: Cell) -> bool:
+        """Return whether a cell begins with the stage 1 of its budget and seed."""
+        return cell.budget is not None and cell.row != STAGE1 and self.shares_stage1(self.rows[cell.row])
 
 
 @dataclass(frozen=True)
@@ -361,7 +365,13 @@ def _decide(
         test=wide.test,
         seed=request.split_seed,
     )
-    kept = replace(dataset, cases=apply_split(dataset.cases, widest))
+    by_id = {case.id: case for case in dataset.cases}
+    # Test labels are looked at for faults, which had better be known before training than after it, and for no more.
+    seen = [
+        replace(case, label=by_id[case.id].label) if case.role is Role.TEST else case
+        for case in apply_split(dataset.cases, widest)
+    ]
+    kept = replace(dataset, cases=tuple(seen))
     labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
         result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
@@ -369,7 +379,11 @@ def _decide(
         raise FaultsError(result.faults, str(request.data), "fix them, or take these cases out of the data")
     names = dataset.class_names
     if labels is None and not names:
-        labels = sorted(int(value) for value in result.summary["labels"])
+        found = [entry["labels"] for entry in result.summary["per_case"] if entry["id"] in widest.clean]
+        labels = sorted({int(value) for values in found for value in values})
+        # The other labels cannot add a class.
+        if faults := unknown_values(result, widest.clean):
+            raise FaultsError(faults, str(request.data), "correct them, or name all values with --labels")
     if labels is not None:
         names = {value: names.get(value, f"label {value}") for value in labels if value or value in names}
     narrow = make_split(

@@ -25,7 +25,7 @@ from mlbseg.training.lock import Busy, locked
 
 PATIENCE = 30.0
 """Seconds to wait for cells of another process when nothing else is left: one that was killed frees them soon."""
-PAUSE = 0.2
+PAUSE = 0.2  # seconds between looks at the processes
 
 
 class Process(Protocol):
@@ -105,7 +105,6 @@ def run_cells(
     needs_stage1: Callable[[Cell], bool],
     after: Callable[[], None],
     console: Console | None,
-    start: Callable[[Path, Cell, Place], Process] | None = None,
 ) -> Done:
     """Run all cells that have no outcome, in their order, one in each place at a time.
 
@@ -116,7 +115,6 @@ def run_cells(
         needs_stage1: Whether a cell begins with the shared stage 1.
         after: Called when a cell has ended.
         console: Where progress is shown; silent when None.
-        start: Starts a cell's process; that of this module when None.
 
     Returns:
         What did not get an outcome.
@@ -124,57 +122,60 @@ def run_cells(
     Raises:
         Stopped: on SIGINT or SIGTERM.
     """
-    begin = start or globals()["start"]
     running: dict[int, tuple[Cell, Process]] = {}
-    result = Done()
+    known: dict[Cell, str] = {}  # how cells ended; what is written down is never changed
     told: set[Cell] = set()
-    waited: float | None = None
+    result = Done()
+    waiting_since: float | None = None
+
+    def status(cell: Cell) -> str | None:
+        if cell not in known and (record := outcome(folder, cell)) is not None:
+            known[cell] = record["status"]
+        return known.get(cell)
+
+    def count() -> int:
+        return sum(status(cell) is not None for cell in cells)
+
     with (
         _stopping(running) as signals,
-        StepProgress(console, "cells", len(cells), _count(folder, cells)) as progress,
+        StepProgress(console, "cells", len(cells), count()) as progress,
     ):
         while True:
             for place, (cell, process) in list(running.items()):
-                code = process.poll()
-                if code is None:
+                if (code := process.poll()) is None:
                     continue
                 del running[place]
-                if code not in (0, BUSY) and not signals and outcome(folder, cell) is None:
+                if status(cell) is None and code != BUSY and not signals:
                     result.crashed[cell] = code
                 _tell(console, folder, cell, code, signals)
                 after()
-            left = [c for c in cells if outcome(folder, c) is None and c not in result.crashed]
-            mine = [cell for cell, _ in running.values()]
-            left = [cell for cell in left if cell not in mine]
             if signals:
                 for cell, process in running.values():
                     if cell not in told:
                         process.terminate()
                         told.add(cell)
                 if not running:
-                    raise Stopped(signals[0], _count(folder, cells), len(cells))
+                    raise Stopped(signals[0], count(), len(cells))
             else:
-                ready = [c for c in left if _ready(folder, c, needs_stage1)]
+                mine = [cell for cell, _ in running.values()]
+                left = [c for c in cells if status(c) is None and c not in (*mine, *result.crashed)]
+                ready = [c for c in left if not needs_stage1(c) or status(c.stage1) == "done"]
                 free = [place for place in range(len(places)) if place not in running]
                 chosen = list(islice((c for c in ready if not busy(folder, c)), len(free)))
                 for place, cell in zip(free, chosen, strict=False):
-                    running[place] = (cell, begin(folder, cell, places[place]))
-                    mine.append(cell)
+                    running[place] = (cell, start(folder, cell, places[place]))
                 if chosen:
-                    waited = None
-                    continue
-                if not running:
-                    # Cells whose stage 1 another process trains are worth any wait; its other cells are not.
-                    theirs = [c for c in ready if busy(folder, c)]
-                    then = [c for c in left if c not in ready and _may_come(folder, c, result)]
-                    waited = time.monotonic() if waited is None else waited
-                    if not theirs or (not then and time.monotonic() - waited > PATIENCE):
-                        result.elsewhere = theirs
+                    waiting_since = None
+                elif not running:
+                    # Cells that begin with a stage 1 of another process are worth any wait; that one's own are not.
+                    waiting_since = waiting_since or time.monotonic()
+                    later = [c for c in left if c not in ready and c.stage1 in ready]
+                    if not ready or (not later and time.monotonic() - waiting_since > PATIENCE):
+                        result.elsewhere = ready
                         return result
-            count = _count(folder, cells)
-            if count < len(cells):  # else the last process is just ending
-                now = ", ".join(title(folder, cell) for cell in mine)
-                progress.update(count, {"now": now or "waiting for another process"})
+            if (done := count()) < len(cells):  # else the last process is just ending
+                now = ", ".join(title(folder, cell) for cell, _ in running.values())
+                progress.update(done, {"now": now or "waiting for another process"})
             time.sleep(PAUSE)
 
 
@@ -199,24 +200,6 @@ def title(folder: Path, cell: Cell) -> str:
     except (OSError, ValueError, IndexError):
         return name
     return f"{name} (stage {stage}, step {step})" if step.isdecimal() else name
-
-
-def _count(folder: Path, cells: Sequence[Cell]) -> int:
-    return sum(outcome(folder, cell) is not None for cell in cells)
-
-
-def _ready(folder: Path, cell: Cell, needs_stage1: Callable[[Cell], bool]) -> bool:
-    """Return whether nothing has to come before a cell."""
-    if cell.row == STAGE1 or not needs_stage1(cell):
-        return True
-    before = outcome(folder, cell.stage1)
-    return before is not None and before["status"] == "done"
-
-
-def _may_come(folder: Path, cell: Cell, result: Done) -> bool:
-    """Return whether the stage 1 that a cell waits for may still end well."""
-    before = outcome(folder, cell.stage1)
-    return cell.stage1 not in result.crashed and (before is None or before["status"] == "done")
 
 
 def _tell(console: Console | None, folder: Path, cell: Cell, code: int, signals: Sequence[int]) -> None:
