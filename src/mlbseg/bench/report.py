@@ -86,9 +86,9 @@ def markdown(results: Results) -> str:
         "Dice is the mean over test cases of each case's mean over classes; ± is the sample SD over seeds. A "
         "difference is paired: each case's Dice averaged over the seeds that both rows have; its interval is the "
         f"bootstrap's over cases ({statistics.RESAMPLES:,} resamples), which says nothing about other seeds. 95HD "
-        "leaves out masks that have none (missing). Gap closed: of the gap between supervised with these and with all "
-        "labels. Time per step is of the last stage (of semi-supervised methods the second), relative to supervised "
-        "with the same labels.",
+        "leaves out cases that have none (their number in brackets). Gap closed: of the gap between supervised with "
+        "these and with all labels. Time per step is of the last stage (of semi-supervised methods the second), "
+        "relative to supervised with the same labels. Memory is the peak of the last stage's process, or of the GPU.",
         "",
     ]
     if results.failed:
@@ -113,13 +113,21 @@ def tables(results: Results) -> list[Table]:
         headings, rows = parts(results, budget)
         # On two lines, and close together: nine columns are wide.
         table = Table(
-            *(heading.replace(" [", "\n[").replace("time ", "time\n") for heading in headings),
+            *(
+                heading.replace(" [", "\n[")
+                .replace(" (", "\n(")
+                .replace("time ", "time\n")
+                .replace("gap ", "gap\n")
+                for heading in headings
+            ),
             title=f"{budget} labels, {len(results.setup.scored)} test cases",
             title_justify="left",
             box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+            padding=0,
+            show_edge=False,
         )
-        table.columns[0].no_wrap = True
+        for column in table.columns:
+            column.no_wrap = True
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:

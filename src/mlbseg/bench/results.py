@@ -231,7 +231,7 @@ def _plain(value: Any) -> Any:
 def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells, as text, of one budget's table; columns that are empty throughout are left out."""
     headings = (
-        "trained with", "Dice", "seeds", "95HD mm", "to supervised [95 % CI]", "to mean teacher [95 % CI]",
+        "trained with", "Dice", "seeds", "95HD mm (missing)", "to supervised [95 % CI]", "to mean teacher [95 % CI]",
         "gap closed", "time per step", "GiB",
     )  # fmt: skip
     rows = []
@@ -248,7 +248,7 @@ def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:
                 _interval(line.over_teacher),
                 "–" if line.gap is None else f"{line.gap:.0%}",
                 "–" if line.time is None else f"×{line.time:.2f}",
-                "–" if line.memory is None else f"{line.memory / 2**30:.2f}",
+                "–" if line.memory is None else f"{line.memory / 2**30:.1f}",
             ]
         )
     shown = [i for i in range(len(headings)) if i < 3 or any(row[i] != "–" for row in rows)]
@@ -266,7 +266,7 @@ def _distance(group: Group) -> str:
     if distance is None:
         return "–"
     missing = sum(record.get("no_distance", 0) for record in group.records.values())
-    return f"{distance.mean:.1f}" + (f" ({missing} missing)" if missing else "")
+    return f"{distance.mean:.1f}" + (f" ({missing})" if missing else "")
 
 
 def _interval(value: statistics.Difference | None) -> str:
