@@ -37,6 +37,7 @@ FLOORS = {
     "evaluation": 3,
     "pictures": 3,
     "demo": 3,
+    "bench": 3,
     "cli": 4,
     "__init__": 4,
     "__main__": 4,

@@ -78,6 +78,16 @@ def test_names_of_the_classes_choose_what_is_scored(folders: tuple[Path, Path]) 
     assert result.faults == ()  # value 1 is known to the references, and was not asked for
 
 
+def test_references_may_be_named_one_by_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, references = folders
+    # Names of files do not matter then, and a case that is left out is not scored.
+    renamed = (references / "case_2.mha").rename(tmp_path / "other.mha")
+    result = evaluate(predictions, {"case_2": renamed})
+    assert (result.cases, result.not_referenced, result.mean_dice) == (("case_2",), ("case_1",), 1.0)
+    with pytest.raises(FaultsError, match="no case could be scored"):
+        evaluate(predictions, {"nobody": renamed})
+
+
 def test_progress_counts_the_cases(folders: tuple[Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
     evaluate(*folders, progress=lambda done, total: seen.append((done, total)))

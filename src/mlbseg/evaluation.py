@@ -150,7 +150,7 @@ class Evaluation:
 
 def evaluate(
     predictions: str | Path,
-    references: str | Path,
+    references: str | Path | Mapping[str, Path],
     *,
     classes: Mapping[int, str] | None = None,
     out: str | Path | None = None,
@@ -161,8 +161,8 @@ def evaluate(
     Args:
         predictions: Folder of masks, one file per case.
         references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
-            `CASE/mri_norm2.h5` (LA) count as `CASE`. A mask without a reference and a reference without a
-            mask are listed, not scored.
+            `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label file of each case, by the case's name. A
+            mask without a reference and a reference without a mask are listed, not scored.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named by its number.
         out: CSV file to write.
@@ -178,8 +178,12 @@ def evaluate(
             written.
     """
     predicted, faults = _masks(Path(predictions), "predicted masks")
-    known, doubles = _masks(Path(references), "reference labels")
-    faults += doubles
+    if isinstance(references, Mapping):
+        known, where = dict(references), Path("the references")
+    else:
+        where = Path(references)
+        known, doubles = _masks(where, "reference labels")
+        faults += doubles
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - known.keys() - ambiguous)
@@ -201,13 +205,11 @@ def evaluate(
         if progress is not None:
             progress(done, len(paired))
     if not scored:
-        faults += [_unmatched(predicted[case], case, Path(references)) for case in alone]
+        faults += [_unmatched(predicted[case], case, where) for case in alone]
         raise FaultsError(faults, f"{predictions}: no case could be scored")
     names = dict(classes) if classes else {v: str(v) for v in sorted(in_references)}
     if not names:
-        raise UserError(
-            f"{references}: every label is empty, expected values above 0 (name the classes to score)"
-        )
+        raise UserError(f"{where}: every label is empty, expected values above 0 (name the classes to score)")
     for case, values in stray.items():
         if unknown := values - names.keys() - in_references:
             faults.append(_stray_fault(case, unknown, names))

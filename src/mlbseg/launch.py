@@ -190,7 +190,7 @@ def _raise_failure(codes: Sequence[int], reports: Sequence[Mapping[str, Any]], k
 
 def main() -> None:
     """Be one of the processes that `launch` starts: call the function, and report what it returned or raised."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     folder = Path(sys.argv[1])
     task = json.loads((folder / "task.json").read_text())
     module, _, name = task["function"].partition(":")
@@ -212,7 +212,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Stop in order when the process that launched this one is gone, however it went: our input then ends."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -10,12 +10,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 import mlbseg
-from mlbseg.cli.arguments import case_ids, count_or_ids, label_values, part_of, set_threads
+from mlbseg.cli.arguments import (
+    case_ids,
+    count_or_ids,
+    join_lists,
+    label_values,
+    names,
+    numbers,
+    part_of,
+    set_threads,
+)
 from mlbseg.cli.printing import (
     print_line,
     print_names,
@@ -25,6 +34,9 @@ from mlbseg.cli.printing import (
 )
 from mlbseg.errors import Fault, OtherRank, UserError
 from mlbseg.launch import speaks
+
+if TYPE_CHECKING:
+    from mlbseg.bench import BenchResult
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
 
@@ -55,7 +67,10 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
     try:
-        code = app(prog_name="mlbseg", standalone_mode=False)
+        arguments = sys.argv[1:]
+        if arguments[:1] == ["bench"]:
+            arguments = join_lists(arguments, _LISTS)
+        code = app(arguments, prog_name="mlbseg", standalone_mode=False)
     except OtherRank as error:
         # Of a lost one each machine tells, as rank 0 may be the one.
         if error.told or os.environ["LOCAL_RANK"] != "0":
@@ -80,6 +95,7 @@ def main() -> None:
     sys.exit(code)
 
 
+_LISTS = ("--methods", "--labelled", "--seeds")
 _INTERRUPTED = 128 + signal.SIGINT  # as shells have it
 # Typer's name for it differs between its versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -333,3 +349,82 @@ def demo(
         return
     result_console().print(result.table())
     print_line(f"picture: {result.picture}")
+
+
+@app.command()
+def bench(
+    data: Annotated[Path, typer.Argument(help="Folder of scans with labels, or a CSV/JSON list of them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bench: to make, to continue, to add to.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Rows: names such as supervised,mean-teacher,mlb; or the option again, or spaces."),
+    ] = None,
+    labelled: Annotated[
+        list[str] | None, typer.Option(help="Budgets of labels, such as 4,8; the first of the order.")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option(help="Of initial weights and draws, such as 0,1,2 (default: 0).")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Set N cases (or a file, or id,id,...) apart, the same for all.")
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="Of the shuffle of the cases.", min=0)] = 0,
+    upper: Annotated[bool, typer.Option(help="Also train supervised with all labels.")] = True,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further row: 'LABEL=METHOD key=value ...', such as 'mlb, uniform=mlb weighting=uniform'."
+        ),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    preset: Annotated[str | None, typer.Option(help="As for train, for all cells.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings, for all cells.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("-o", "--override", help="key=value, for all cells.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cells at a time (default: one for each device).", min=1)
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="GPUs to spread the cells over.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, of all jobs together.", min=1)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods: each with each budget of labels and each seed, on one split, into one table.
+
+    The same command continues a bench that was stopped; more methods, budgets or seeds run the new cells only.
+    """
+    from mlbseg.bench import bench as run_bench
+
+    result = run_bench(
+        data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
+        seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
+        upper=upper, labels=label_values(labels), preset=preset, config=config, overrides=override or (), jobs=jobs,
+        device=device, devices=devices, threads=threads, cache=cache, retry=retry,
+        command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.as_dict()))
+    else:
+        for table in result.tables():
+            result_console().print(table)
+        print_line(f"tables and figure: {out}")
+        print_names([cell.key for cell in result.done.elsewhere], "cell(s) that another process runs")
+    _end_bench(result, as_json=as_json)
+
+
+def _end_bench(result: BenchResult, *, as_json: bool) -> None:
+    """Say what is missing in the table, and end with the code for it."""
+    failed, crashed = result.results.failed, result.done.crashed
+    if not as_json:
+        for row in failed:
+            print_line(f"failed: {row['row']}, {row['labelled']} labels, seed {row['seed']}: {row['reason']}")
+        for cell, code in crashed.items():
+            print_line(f"no result: {cell.key} (exit code {code}; see {result.log_of(cell)})")
+    if any(code == 1 for code in crashed.values()):
+        raise typer.Exit(1)
+    if failed or crashed:
+        raise typer.Exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mlbseg.errors import UserError
@@ -41,6 +42,42 @@ def part_of(text: str | None) -> tuple[int, int] | None:
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise UserError(f"--part {text!r}: expected K/N with K from 1 to N, such as 3/16")
     return int(k), int(n)
+
+
+def join_lists(arguments: Sequence[str], options: Collection[str]) -> list[str]:
+    """Return the arguments with the values after each of the options joined by commas.
+
+    ``--seeds 0 1 2`` is what people type, which the parser does not take: values go up to the next option.
+    """
+    joined: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            taking = argument in options
+            joined.append(argument)
+        elif taking and joined[-1] not in options:
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def names(texts: Sequence[str] | None) -> list[str]:
+    """Return the parts of comma-separated lists."""
+    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
+
+
+def numbers(option: str, texts: Sequence[str] | None) -> list[int]:
+    """Return the numbers of comma-separated lists.
+
+    Raises:
+        UserError: if one is no whole number.
+    """
+    try:
+        return [int(part) for part in names(texts)]
+    except ValueError:
+        found = ",".join(texts or ())
+        raise UserError(f"{option} {found!r}: expected whole numbers, such as {option} 0,1,2") from None
 
 
 def count_or_ids(text: str | None) -> int | list[str] | None:

@@ -19,10 +19,11 @@ from mlbseg.launch import Killed, Signalled, launch
 from mlbseg.run import Run, device_name
 from mlbseg.training.lock import sole_trainer
 from mlbseg.training.prepare import prepare_run, require_shares
+from mlbseg.training.shared import begin_from_stage1, stage1_settings, train_stage1
 from mlbseg.training.signals import Interrupted, how_to_continue
 from mlbseg.training.stages import Training, TrainResult
 
-__all__ = ["Interrupted", "TrainResult", "train"]
+__all__ = ["Interrupted", "TrainResult", "begin_from_stage1", "stage1_settings", "train", "train_stage1"]
 
 # Lightning's hints and device notes would drown the progress; its warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

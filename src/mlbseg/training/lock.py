@@ -1,4 +1,4 @@
-"""One process trains a run folder at a time."""
+"""One process works on a folder at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,27 @@ def sole_trainer(root: Path) -> Iterator[None]:
     Raises:
         UserError: if another process trains it, or the folder cannot be written.
     """
-    path = root / ".lock"
+    busy = f"{root}: another process is training this run (wait for its end, or stop it first)"
+    with locked(root / ".lock", busy):
+        yield
+
+
+class Busy(UserError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock on a file until the end of the block. The file is made if need be, and stays.
+
+    Args:
+        path: The file.
+        busy: What to say if another process holds it.
+
+    Raises:
+        Busy: if another process holds it.
+        UserError: if the file cannot be written.
+    """
     try:
         file = path.open("ab")
     except OSError as error:
@@ -33,13 +53,11 @@ def sole_trainer(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{root}: another process is training this run (wait for its end, or stop it first)"
-            ) from None
+            raise Busy(busy) from None
         except OSError as error:  # no reason not to train
             warnings.warn(
                 f"{path}: cannot be locked ({error.strerror or error}); "
-                "make sure that no other process trains this run",
-                stacklevel=3,
+                "make sure that no other process works there",
+                stacklevel=5,
             )
         yield

@@ -19,7 +19,7 @@ from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
-from mlbseg.data.splits import apply_split, leave_out, make_split
+from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
@@ -43,7 +43,7 @@ def prepare_run(
     console: Console | None,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
-    method = find_method(config.method)
+    find_method(config.method)
     _require_free(root)
     found = find_cases(data)
     if not any(case.role is Role.CLEAN for case in found.cases):
@@ -69,22 +69,8 @@ def prepare_run(
             console.print(f"note: {fault}", markup=False, highlight=False)
         if skipped:
             console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
-    meta = config.train.meta_cases
-    if meta and not method.needs_initial_labels:
-        raise UserError(
-            f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
-        )
-    if meta >= len(split.clean):
-        raise UserError(
-            f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
-            "(stage 1 needs at least one)"
-        )
+    require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
-    if method.uses_unlabelled and not (split.noisy or split.unlabelled):
-        raise UserError(
-            f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
-            "(add scans without a label, or use --method supervised)"
-        )
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, progress=lambda done, _: progress.update(done))
     names = dataset.class_names
@@ -95,12 +81,61 @@ def prepare_run(
         class_names=names,
         memory_bytes=available_memory(device),
         device=device.type,
-        views=(1 + len(config.mlb.views) * method.needs_initial_labels) * method.uses_unlabelled,
+        views=views_of(config),
         overrides=config.plan.model_dump(exclude_none=True),
     )
-    if method.uses_unlabelled and plan.steps < 2:
-        raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     require_shares(plan, config, count)
+    write_run(root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache)
+
+
+def views_of(config: Config) -> int:
+    """Return how many views of each unlabelled patch a step looks at, the patch itself among them; see `make_plan`."""
+    method = find_method(config.method)
+    return (1 + len(config.mlb.views) * method.needs_initial_labels) * method.uses_unlabelled
+
+
+def require_cases(data: Path, config: Config, split: Split) -> None:
+    """Refuse a split that the method cannot be trained on.
+
+    Raises:
+        UserError: too many cases are to decide weights, or no case is left to learn from without its label.
+    """
+    method = find_method(config.method)
+    meta = config.train.meta_cases
+    if meta and not method.needs_initial_labels:
+        raise UserError(
+            f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
+        )
+    if meta >= len(split.clean):
+        raise UserError(
+            f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
+            "(stage 1 needs at least one)"
+        )
+    if method.uses_unlabelled and not (split.noisy or split.unlabelled):
+        raise UserError(
+            f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
+            "(add scans without a label, or use --method supervised)"
+        )
+
+
+def write_run(
+    root: Path,
+    config: Config,
+    split: Split,
+    plan: Plan,
+    *,
+    data: Path,
+    skipped: Sequence[str],
+    device: torch.device,
+    cache: str | Path | None,
+) -> None:
+    """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
+
+    Raises:
+        UserError: the network cannot be built, or the folder cannot be written; then nothing is left of it.
+    """
+    if find_method(config.method).uses_unlabelled and plan.steps < 2:
+        raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     make_student(plan, config)  # a network that cannot be built must fail before there is a run folder
     with _all_or_nothing(root):
         split.write(root / "split.json")
@@ -114,7 +149,7 @@ def prepare_run(
             {
                 "root": str(data.resolve()),
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
-                "skipped": skipped,
+                "skipped": list(skipped),
             },
         )
         config.write(root / "config.yaml")  # last: its presence makes the folder a run

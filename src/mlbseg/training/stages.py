@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,12 +45,15 @@ class TrainResult:
         steps: Optimiser steps of all stages.
         validation_dice: Of the kept weights; None without validation cases.
         selection: The rule by which the weights were chosen.
+        seconds_per_step: Of the last stage, checkpoints and validation included, in the process that finished it;
+            None if that had no step left to do.
     """
 
     run: Path
     steps: int
     validation_dice: float | None
     selection: str
+    seconds_per_step: float | None = None
 
 
 class Training:
@@ -74,6 +78,7 @@ class Training:
         self.cache = Cache(Path(str(record["cache"])), run.plan)
         self.folder = run.root / "checkpoints"
         self.signals = StopSignals(run.root)
+        self.seconds_per_step: float | None = None
 
     def run_stages(self) -> TrainResult:
         """Do what is left to do, and write the final weights.
@@ -82,9 +87,27 @@ class Training:
             UserError: if the machine runs out of memory or disk, or a file cannot be used.
             Interrupted: on SIGINT or SIGTERM.
         """
+        return self._explained(self._stages)
+
+    def run_first(self) -> None:
+        """Do what is left to do of stage 1, and predict the initial labels, whether the method needs them or not.
+
+        Raises:
+            UserError: as `run_stages`.
+            Interrupted: as `run_stages`.
+        """
+
+        def first() -> None:
+            self._fill_cache(with_others=True)
+            self._initial_labels(self._first_stage())
+
+        self._explained(first)
+
+    def _explained(self, work: Callable[[], T]) -> T:
+        """Do some work; say of an error of the machine what it means and what to do."""
         try:
             with self.signals.handled():
-                return self._stages()
+                return work()
         except (RuntimeError, MemoryError, OSError) as error:
             if processes.lost(error):
                 raise
@@ -108,32 +131,46 @@ class Training:
         kind = find_method(self.run.config.method)
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
-        student = make_student(self.run.plan, self.run.config)
         if not kind.uses_unlabelled:
-            method = self._build(kind, student)
+            method = self._build(kind, make_student(self.run.plan, self.run.config))
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
-            first = min(max(1, round(steps * train.stage1_share)), steps - 1)
-            initialiser = Supervised(student)
-            self._fit(1, "stage 1, clean labels", initialiser, first, train.lr)
+            initialiser = self._first_stage()
             labels = self._initial_labels(initialiser) if kind.needs_initial_labels else None
             method = self._build(kind, initialiser.student)
             title = f"stage 2, {self.run.config.method}"
-            best = self._fit(2, title, method, steps - first, train.lr_bootstrap, labels)
+            best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
             else "the weights of the last step; no case chose anything"
         )
-        result = TrainResult(self.run.root, steps, best, selection)
+        result = TrainResult(self.run.root, steps, best, selection, self.seconds_per_step)
         if self.ranks.index == 0:
             save_weights(self.run.root, method.networks())
             write_record(
                 self.run.root / "result.json",
-                {"steps": steps, "validation_dice": best, "selection": selection},
+                {
+                    "steps": steps,
+                    "validation_dice": best,
+                    "selection": selection,
+                    "seconds_per_step": self.seconds_per_step,
+                },
             )
         processes.wait_for_all(self.ranks)
         return result
+
+    @property
+    def _first_steps(self) -> int:
+        """Steps of stage 1."""
+        steps = self.run.plan.steps
+        return min(max(1, round(steps * self.run.config.train.stage1_share)), steps - 1)
+
+    def _first_stage(self) -> Supervised:
+        """Train on the clean cases alone."""
+        initialiser = Supervised(make_student(self.run.plan, self.run.config))
+        self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
+        return initialiser
 
     def _build(self, kind: type[Method], student: torch.nn.Module) -> Method:
         """Return the method with the settings of the section of its name, if there is one."""
@@ -240,9 +277,12 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
+        self.seconds_per_step = None
         if loop.step < steps:
+            began, before = time.perf_counter(), loop.step
             with self.signals.stepping():
                 loop.fit(title)
+            self.seconds_per_step = (time.perf_counter() - began) / max(1, loop.step - before)
             if stopped_by := self.signals.stopped_by:
                 stopped = Interrupted(self.run.root, stopped_by, f" at step {loop.step} of stage {number}")
                 raise processes.same_on_all(self.ranks, stopped)

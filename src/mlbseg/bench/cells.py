@@ -1,0 +1,154 @@
+"""The cells of a bench: a row (a method, or a variant of one) at a budget of labels and a seed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlbseg.config import parse_override
+from mlbseg.errors import UserError
+from mlbseg.methods import METHODS, find_method
+
+SUPERVISED = "supervised"
+TEACHER = "mean-teacher"
+STAGE1 = "stage-1"
+"""The folder of the stage 1 that the semi-supervised cells of a budget and a seed share."""
+FIXED = ("method", "seed")
+"""Settings that the table's own axes set."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way of training, as a row of the table.
+
+    Attributes:
+        label: As it is shown.
+        method: A name in `mlbseg.methods.METHODS`.
+        overrides: ``key=value`` settings of its own, on top of those of the whole bench.
+    """
+
+    label: str
+    method: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """Its folder's name."""
+        return slug(self.label)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the bench.
+
+    Attributes:
+        row: The slug of its row, or `STAGE1`.
+        budget: Labels that it may see; None for all that are not of test cases.
+        seed: Of initial weights and of all draws.
+    """
+
+    row: str
+    budget: int | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its folder under ``runs``."""
+        labels = "all" if self.budget is None else str(self.budget)
+        return f"{labels}-labelled/seed-{self.seed}/{self.row}"
+
+    @property
+    def stage1(self) -> Cell:
+        """The stage 1 that semi-supervised cells of this budget and seed begin with."""
+        return Cell(STAGE1, self.budget, self.seed)
+
+
+def slug(label: str) -> str:
+    """Return a label as a folder's name: small letters, digits, dots and hyphens."""
+    return re.sub(r"[^\w.]+", "-", label.lower()).strip("-.")
+
+
+def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row]:
+    """Return the rows that are asked for.
+
+    Args:
+        methods: Names of methods.
+        variants: ``LABEL=METHOD key=value key=value ...``, values with spaces in quotes.
+
+    Raises:
+        UserError: for a method that does not exist, a variant of another form, a setting that all cells must share,
+            or two rows of one folder.
+    """
+    rows = [Row(find_method_name(name), name) for name in methods]
+    for text in variants:
+        label, _, rest = (part.strip() for part in text.partition("="))
+        try:
+            method, *overrides = shlex.split(rest)
+        except ValueError:
+            method = ""
+        if not label or not method:
+            raise UserError(
+                f"--variant {text!r}: expected LABEL=METHOD key=value ..., such as "
+                "'mlb, uniform weights=mlb mlb.weighting=uniform'"
+            )
+        find_method_name(method)
+        if slug(label) in METHODS:
+            raise UserError(
+                f"--variant {label!r}: is a method's own name, expected another (such as '{label}, changed')"
+            )
+        for item in overrides:
+            key, _ = parse_override(item)
+            if key in FIXED or key.startswith("plan."):
+                raise UserError(
+                    f"--variant {label!r}: sets {key}, which all cells share (leave it out"
+                    f"{'' if key in FIXED else f', or set it for all with -o {item}'})"
+                )
+        rows.append(Row(label, method, tuple(overrides)))
+    by_slug: dict[str, Row] = {}
+    for row in rows:
+        if not row.slug or row.slug == STAGE1:
+            raise UserError(f"--variant {row.label!r}: gives no folder name to use (choose another label)")
+        if row.slug in by_slug:
+            raise UserError(
+                f"found {by_slug[row.slug].label!r} and {row.label!r}, which would share the folder {row.slug}, "
+                "expected each once (leave one out, or give it another label)"
+            )
+        by_slug[row.slug] = row
+    if not rows:
+        raise UserError("a bench needs --methods, such as --methods supervised,mlb")
+    return rows
+
+
+def find_method_name(name: str) -> str:
+    """Return the name of a method that exists.
+
+    Raises:
+        UserError: naming the nearest ones.
+    """
+    find_method(name)
+    return name
+
+
+def cells_of(
+    rows: Sequence[Row], budgets: Sequence[int], seeds: Sequence[int], *, upper: bool, share: Sequence[str]
+) -> list[Cell]:
+    """Return the cells in the order in which they are to be run: whatever is finished early compares.
+
+    Args:
+        rows: The rows.
+        budgets: Numbers of labels.
+        seeds: The seeds.
+        upper: Also train with all labels.
+        share: Slugs of the rows that begin with the shared stage 1.
+    """
+    cells = []
+    for seed in seeds:
+        for budget in sorted(budgets):
+            if any(row.slug in share for row in rows):
+                cells.append(Cell(STAGE1, budget, seed))
+            cells += [Cell(row.slug, budget, seed) for row in rows]
+        if upper:
+            cells.append(Cell(SUPERVISED, None, seed))
+    return cells
