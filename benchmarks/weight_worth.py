@@ -32,8 +32,8 @@ from mlbseg.run import Run
 from mlbseg.training.stages import Training
 from mlbseg.types import Batch, Case, Role
 
-REFERENCES = ("all alike", "random direction", "other scans' direction", "perfect")
-"""What a user cannot choose: weights without a direction, with one of noise, of true labels, or of the truth itself."""
+REFERENCES = ("other scans' direction", "perfect")
+"""What a user cannot choose: weights along a direction of true labels, or of the truth itself."""
 
 OPTIONS: dict[str, list[str]] = {
     "default": [],
@@ -44,6 +44,8 @@ OPTIONS: dict[str, list[str]] = {
     "every 4th step": ["mlb.every=4"],
     "share": ["mlb.weighting=share"],
     "residual": ["mlb.weighting=residual"],
+    "all alike": ["mlb.weighting=uniform"],
+    "random direction": ["mlb.direction=random"],
     "no weighted labels": ["mlb.pseudo_weight=0"],
 }
 
@@ -52,17 +54,7 @@ OPTIONS: dict[str, list[str]] = {
 def exchanged(name: str, known: dict[str, Case]) -> Iterator[None]:
     """Let a reference's weights stand in for the method's; `known` holds the unlabelled cases with true labels."""
     with pytest.MonkeyPatch.context() as patch:
-        if name == "random direction":
-            within = MLB._within_scope
-
-            def noise(method: MLB, v: dict[str, Tensor], x: Tensor) -> Any:
-                drawn = {n: torch.randn_like(t) for n, t in v.items()}
-                return within(
-                    method, {n: d * v[n].norm() / d.norm().clamp(min=1e-12) for n, d in drawn.items()}, x
-                )
-
-            patch.setattr(MLB, "_within_scope", noise)
-        elif name == "other scans' direction":
+        if name == "other scans' direction":
             begin = Training.__init__
 
             def with_others(training: Training, *args: Any, **kwargs: Any) -> None:
@@ -71,13 +63,13 @@ def exchanged(name: str, known: dict[str, Case]) -> Iterator[None]:
                 training.meta = [known[i] for i in ids[: len(training.clean)]]
 
             patch.setattr(Training, "__init__", with_others)
-        elif name in ("all alike", "perfect"):
+        elif name == "perfect":
             truth: dict[int, Tensor] = {}
             draw, losses, weigh = StepDataset.__getitem__, MLB.losses, MLB._weigh
 
             def with_truth(dataset: StepDataset, step: int) -> Batch:
                 batch = draw(dataset, step)
-                if name == "perfect" and dataset.others:
+                if dataset.others:
                     others, dataset.others = dataset.others, [known[c.id] for c in dataset.others]
                     try:
                         label = draw(dataset, step).initial_label
@@ -91,20 +83,16 @@ def exchanged(name: str, known: dict[str, Case]) -> Iterator[None]:
                 truth[-1] = truth.pop(batch.seed, torch.empty(0))
                 return losses(method, batch, step)
 
-            def alike(
-                method: MLB, logits: Tensor, tangent: Tensor, taught: Tensor, views: Any, initial: Tensor
-            ) -> Any:
-                labels, _ = weigh(method, logits, tangent, taught, views, initial)
-                count = {n: (y >= 0).float() for n, y in labels.items()}
-                if name == "perfect":
-                    right = views.expand_label(truth[-1])
-                    count = {n: c * (labels[n] == right) for n, c in count.items()}
+            def perfect(method: MLB, *arguments: Any) -> Any:
+                labels, _ = weigh(method, *arguments)
+                right = arguments[3].expand_label(truth[-1])  # by the views
+                count = {n: ((y >= 0) & (y == right)).float() for n, y in labels.items()}
                 total = sum(c.sum() for c in count.values())
                 return labels, {n: c / total for n, c in count.items()}
 
             patch.setattr(StepDataset, "__getitem__", with_truth)
             patch.setattr(MLB, "losses", noted)
-            patch.setattr(MLB, "_weigh", alike)
+            patch.setattr(MLB, "_weigh", perfect)
         yield
 
 

@@ -1,0 +1,83 @@
+"""What a training step of each method costs, as a ratio to supervised training within one run.
+
+Methods take turns, so that what else the machine does meets all of them; the fastest of the repeats counts.
+
+    python benchmarks/method_cost.py                      # the U-Net and patch of docs/benchmarks.md's tables
+    python benchmarks/method_cost.py --methods supervised bcp mlb --patch 32 32 32 --repeats 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from mlbseg.methods import METHODS, Method, find_method
+from mlbseg.nets import make_network
+from mlbseg.run import autocast
+from mlbseg.types import Batch
+
+
+def step(method: Method, batch: Batch, index: int, precision: str) -> float:
+    """Take one training step; return its seconds."""
+    optimiser = method.optimiser
+    assert optimiser is not None
+    begin = time.perf_counter()
+    losses = method.losses(batch, index)
+    while True:
+        with autocast(precision, batch.clean_image.device):
+            terms = next(losses, None)
+        if terms is None:
+            break
+        optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+    method.after_step(index)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=["supervised", *sorted(set(METHODS) - {"supervised"})]
+    )
+    parser.add_argument("--patch", nargs=3, type=int, default=[40, 56, 56])
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="auto", choices=["auto", "32", "bf16"])
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    generator = torch.Generator().manual_seed(0)
+
+    def images() -> tuple[torch.Tensor, torch.Tensor]:
+        image = torch.randn(2, 1, *asked.patch, generator=generator)
+        return image, (image[:, 0] > 0.5).long()
+
+    batch = Batch(*images(), *images(), case_ids=tuple("abcd"), seed=1)
+    methods = {}
+    for name in asked.methods:
+        torch.manual_seed(0)
+        network = make_network(
+            "unet", ndim=3, in_channels=1, num_classes=2, channels=(16, 32, 64, 128), patch_size=asked.patch
+        )
+        methods[name] = find_method(name)(network).train()
+        methods[name].length = 100
+        methods[name].optimiser = torch.optim.SGD(methods[name].trained(), lr=0.01, momentum=0.9)
+    best = dict.fromkeys(methods, float("inf"))
+    for turn in range(asked.repeats + 1):  # the first warms up
+        for name, method in methods.items():
+            seconds = step(method, batch, 1 + turn, asked.precision)
+            if turn:
+                best[name] = min(best[name], seconds)
+    first = best[asked.methods[0]]
+    print(f"| method | seconds per step | to {asked.methods[0]} |\n|---|---|---|")
+    for name, seconds in best.items():
+        print(f"| {name} | {seconds:.3f} | {seconds / first:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
