@@ -262,8 +262,17 @@ def load_config(
         key, value = parse_override(item)
         _merge(data, _nested(key, value))
     _merge(data, {k: v for k, v in values.items() if v is not None})
+    return config_of(data)
+
+
+def config_of(record: Mapping[str, Any]) -> Config:
+    """Return the configuration that a record, as nested mappings, says.
+
+    Raises:
+        UserError: for an unknown key (naming the nearest), or a bad value.
+    """
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(record)
     except ValidationError as error:
         raise UserError("\n".join(_explain(error.errors()))) from None
 

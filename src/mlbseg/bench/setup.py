@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter
 from rich.console import Console
 
 from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of
-from mlbseg.config import Config, load_config, parse_override
+from mlbseg.config import Config, config_of, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
 from mlbseg.data.cases import Dataset, find_cases
 from mlbseg.data.check import check, unknown_values
@@ -105,7 +105,7 @@ class Setup:
 
     def shares_stage1(self, row: Row) -> bool:
         """Return whether a row begins with the stage 1 that the rows share."""
-        return _shares(row, Config.model_validate(self.asked))
+        return _shares(row, config_of(self.asked))
 
     def needs_stage1(self, cell: Cell) -> bool:
         """Return whether a cell begins with the stage 1 of its budget and seed."""
@@ -298,7 +298,7 @@ def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
             "the data have changed"
         )
     before, now = (
-        dict(_flat(Config.model_validate(record.asked).model_dump(mode="json"))) for record in (begun, asked)
+        dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked)
     )
     lines += [f"{key}: found {now[key]}, expected {before[key]}" for key in before if before[key] != now[key]]
     if lines:
