@@ -297,9 +297,7 @@ def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
             f"labelled cases in their order: found {_names(asked.clean)}, expected {_names(begun.clean)}: "
             "the data have changed"
         )
-    before, now = (
-        dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked)
-    )
+    before, now = (dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked))
     lines += [f"{key}: found {now[key]}, expected {before[key]}" for key in before if before[key] != now[key]]
     if lines:
         raise UserError(

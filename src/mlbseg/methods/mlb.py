@@ -156,10 +156,7 @@ class MLB(Taught):
         if asks and batch.meta_image is not None and batch.meta_label is not None:
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
-        x, taught = self._see(views, image, batch.seed, _SIGHT)
-        pasted: Tensor | None = None
-        if self.mix:
-            x, pasted = self._mix(x, batch)
+        x, taught, pasted = self._see(views, image, batch, _SIGHT, mix=self.mix)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         logits: Tensor | None = None
@@ -200,12 +197,12 @@ class MLB(Taught):
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         asks = weigh and self.weighting != "uniform"
         views = self._draw(image, batch.seed, _VIEWS)
-        x, taught = self._see(views, image, batch.seed, _SIGHT)
+        x, taught, _ = self._see(views, image, batch, _SIGHT)
         with self.same_dropout(batch):
             logits = widened(self.student(x))
         consistency = self._consistency(logits, taught, views)
         clean_views = self._draw(batch.clean_image, batch.seed, _CLEAN_VIEWS)
-        clean_x, clean_taught = self._see(clean_views, batch.clean_image, batch.seed, _CLEAN_SIGHT)
+        clean_x, clean_taught, _ = self._see(clean_views, batch.clean_image, batch, _CLEAN_SIGHT)
         clean_label = clean_views.expand_label(batch.clean_label)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
@@ -251,42 +248,43 @@ class MLB(Taught):
             zoom=self.zoom,
         )
 
-    def _see(self, views: Views, image: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
-        """Return what the student sees of the views, (V * B, C, *S), and the teacher's logits, (V * B, K, *S)."""
+    def _see(
+        self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what the networks see of an image's views.
+
+        Returns:
+            x: (V * B, C, *S) for the student.
+            taught: (V * B, K, *S) the teacher's logits of the views as they are.
+            pasted: (V * B, *S) the labels of the clean pixels that are in `x`, else `IGNORE`; None without any.
+        """
         x = views.expand(image)
-        seeds, shape = self.seeds(len(image), seed, stream), (len(views), *image.shape[1:])
+        seeds, shape = self.seeds(len(image), batch.seed, stream), (len(views), *image.shape[1:])
         noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
             taught = widened(self.teacher(x + self.teacher_noise * noise))
+        pasted: Tensor | None = None
+        if mix:
+            x, pasted = self._mix(x, image, batch)
         if self.jitter:
-            each = [
-                s for v in range(len(views)) for s in self.seeds(len(image), seed, _JITTER * (1 + stream) + v)
-            ]
-            x = jittered(each, x, self.jitter)
-        return x, taught
+            streams = [_JITTER * (1 + stream) + v for v in range(len(views))]
+            x = jittered([s for v in streams for s in self.seeds(len(image), batch.seed, v)], x, self.jitter)
+        return x, taught, pasted
 
-    def _mix(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Paste clean images into the views, in a box or around it, in turn (Bai et al., BCP, CVPR 2023).
+    def _mix(self, x: Tensor, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return views (V * B, C, *S) of B images with clean ones pasted in a box or around it, and `pasted` as above.
 
-        Args:
-            x: (V * B, C, *S) views.
-            batch: Of B unlabelled images.
-
-        Returns:
-            mixed: (V * B, C, *S).
-            pasted: (V * B, *S) the labels of the clean pixels, `IGNORE` where the view still shows.
+        Source: Bai et al., BCP (CVPR 2023, arXiv 2305.00673); images take the two ways in turn. All views of an image
+        are covered alike, so that they have pixels in common.
         """
-        assert batch.image is not None  # noqa: S101 (`losses` has looked)
-        count = len(batch.image)
-        V = len(x) // count
+        count = len(image)
         place = torch.arange(count, device=x.device)
-        box = boxes(self.seeds(count, batch.seed, _BOX), batch.image, self.mix ** (x.ndim - 2))
-        turn = (place + self.ranks.index * count).reshape(-1, *(1,) * (x.ndim - 1)) % 2 == 0
-        # All views of an image alike, so that they have pixels in common.
-        shown = (box == turn).repeat(V, *(1,) * (x.ndim - 1))
-        partner = (place * len(batch.clean_image) // count).repeat(V)
-        label = torch.where(shown.squeeze(1), batch.clean_label[partner], IGNORE)
-        return torch.where(shown, batch.clean_image[partner], x), label
+        box = boxes(self.seeds(count, batch.seed, _BOX), image, self.mix ** (x.ndim - 2))
+        inside = (place + self.ranks.index * count).reshape(-1, *(1,) * (x.ndim - 1)) % 2 == 0
+        covered = (box == inside).repeat(len(x) // count, *(1,) * (x.ndim - 1))
+        partner = (place * len(batch.clean_image) // count).repeat(len(x) // count)
+        label = torch.where(covered.squeeze(1), batch.clean_label[partner], IGNORE)
+        return torch.where(covered, batch.clean_image[partner], x), label
 
     def _towards(self, v: Direction, x: Tensor, seed: int) -> Direction:
         """Return the direction of the weights: the part of v, or of noise in its place, that the scope moves."""
