@@ -37,6 +37,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mlb", {"clean_views": True, "weighting": "softmax", "per_source": True, "per_image": True, "chunk": 2}),
     ("mlb", {"weighting": "uniform", "sources": ("pseudo",), "ple_weight": 0.0}),
     ("mlb", {"mode": "paper", "weighting": "uniform"}),
+    ("mlb", {"mix": 2 / 3, "pseudo_dice": True, "pseudo_weight": 1.0}),
     ("mlb", {"direction": "random", "pseudo_weight": 0.3, "teacher_weight": 0.0}),
     ("pseudo-label", {"rounds": 2, "strength": 0.6}),
 ]

@@ -343,6 +343,104 @@ def test_factors_scale_their_terms_and_no_others() -> None:
         torch.testing.assert_close(scaled[key], factor * plain[key], rtol=1e-10, atol=0)
 
 
+@dimensions
+def test_clean_images_cover_the_views_in_a_box_or_around_it_in_turn(ndim: int) -> None:
+    batch = make_batch(ndim, 3)
+    batch.clean_label.clamp_(min=0)
+    assert batch.image is not None
+    method = make_mlb(ndim, 3, mix=0.5)
+    views = method._draw(batch.image, batch.seed, 0)
+    plain, taught, nothing = method._see(views, batch.image, batch, 1)
+    mixed, same, pasted = method._see(views, batch.image, batch, 1, mix=0.5)
+    assert nothing is None
+    assert pasted is not None
+    torch.testing.assert_close(taught, same, rtol=0, atol=0)  # the teacher sees no mixture
+    shares = []
+    for view, image in np.ndindex(1 + len(VIEWS), len(batch.image)):
+        entry = view * len(batch.image) + image
+        partner = image * 2 // 3  # three images share two clean ones
+        covered = pasted[entry] >= 0
+        torch.testing.assert_close(
+            mixed[entry][:, covered], batch.clean_image[partner][:, covered], rtol=0, atol=0
+        )
+        torch.testing.assert_close(mixed[entry][:, ~covered], plain[entry][:, ~covered], rtol=0, atol=0)
+        assert torch.equal(pasted[entry][covered], batch.clean_label[partner][covered])
+        box = covered if image % 2 == 0 else ~covered
+        sides = [int(box.any(dim=[d for d in range(ndim) if d != axis]).sum()) for axis in range(ndim)]
+        assert sides == [round(0.5 * n) for n in SHAPES[ndim]]
+        assert int(box.sum()) == np.prod(sides)
+        shares.append(float(covered.double().mean()))
+    assert min(shares) < 0.5 < max(shares)
+
+
+def test_covered_pixels_are_left_to_their_own_label(spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    method = make_mlb(2, 3, mix=0.6, weighting="sign")
+    losses = next(iter(method.losses(batch, 5)))
+    assert batch.image is not None
+    views = method._draw(batch.image, batch.seed, 0)
+    x, taught, pasted = method._see(views, batch.image, batch, 1, mix=0.6)
+    assert pasted is not None
+    covered = pasted >= 0
+    assert all((w[covered] == 0).all() for w in spy.weights[0])
+    assert any((w[~covered] > 0).any() for w in spy.weights[0])
+    logits = method.student(x)
+    torch.testing.assert_close(losses["mixed"], supervised_loss(logits, pasted))
+    distance = (torch.softmax(logits, 1) - torch.softmax(taught, 1)).square().mean(1)
+    seen = (views.valid(x.shape[2:])[:, 0] > 0) & ~covered
+    torch.testing.assert_close(losses["teacher"], distance[seen].mean())
+
+
+def test_the_dice_of_weighted_labels_counts_pixels_by_their_weight(spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    plain = next(iter(make_mlb(2, 3).losses(batch, 5)))
+    method = make_mlb(2, 3, pseudo_dice=True)
+    losses = next(iter(method.losses(batch, 5)))
+    reference = Reference(method, batch)
+    probability = torch.softmax(method.student(reference.x), 1)
+    for name, label, weight in zip(("initial", "pseudo"), reference.labels, spy.weights[-1], strict=True):
+        w = weight * (label >= 0).sum()
+        dice = []
+        for k in (1, 2):
+            p, y = probability[:, k], (label == k).double()
+            dice.append((2 * (w * p * y).sum() + 1e-5) / ((w * (p + y)).sum() + 1e-5))
+        expected = plain[name] + weight.sum() * (1 - torch.stack(dice).mean())
+        torch.testing.assert_close(losses[name], expected)
+
+
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+def test_uniform_weights_ask_no_direction(mode: str, monkeypatch: pytest.MonkeyPatch, spy: Spy) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a derivative was taken")
+
+    monkeypatch.setattr(mlb, "output_and_tangent", never)
+    monkeypatch.setattr(mlb, "directional_derivative", never)
+    batch = make_batch(2, 3)
+    next(iter(make_mlb(2, 3, mode=mode, weighting="uniform").losses(batch, 5)))
+    for weight in spy.weights[0]:
+        assert len(weight[weight > 0].unique()) == 1
+    known = sum(int((y >= 0).sum()) for y in Reference(make_mlb(2, 3), batch).labels)
+    assert sum(int((w > 0).sum()) for w in spy.weights[0]) == known
+
+
+def test_a_source_alone_has_all_the_weight(spy: Spy) -> None:
+    losses = next(iter(make_mlb(2, 3, sources=("pseudo",)).losses(make_batch(2, 3), 5)))
+    assert "pseudo" in losses
+    assert "initial" not in losses
+    assert float(sum(w.sum() for w in spy.weights[0])) == pytest.approx(1)
+
+
+def test_a_random_direction_is_as_long_as_the_clean_one_and_drawn_from_the_batch() -> None:
+    method = make_mlb(2, 3, direction="random")
+    v = {name: torch.randn_like(p) for name, p in method.student.named_parameters()}
+    x = torch.zeros(1, 2, 8, 10, dtype=torch.float64)
+    one, again, other = (method._towards(v, x, seed) for seed in (3, 3, 1000))
+    for name, t in v.items():
+        torch.testing.assert_close(one[name].norm(), t.norm())
+        assert torch.equal(one[name], again[name])
+        assert not torch.equal(one[name], other[name])
+
+
 def test_the_teacher_starts_as_the_student_and_predicts() -> None:
     student = conv_net(2, 2)
     method = MLB(student)

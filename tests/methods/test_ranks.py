@@ -23,6 +23,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint": ("mlb", {"mode": "joint", "views": ("zoom-in", "zoom-out", "flip")}),
     "joint, share": ("mlb", {"mode": "joint", "weighting": "share", "pseudo_from": "student", "chunk": 1}),
     "joint, set apart": ("mlb", {"mode": "joint", "clean_views": True, "weighting": "softmax"}),
+    "joint, mixed": ("mlb", {"mode": "joint", "mix": 0.7, "pseudo_dice": True}),
     "entropy": ("entropy", {}),
     "ict": ("ict", {}),
     "mean-teacher": ("mean-teacher", {}),
