@@ -180,7 +180,10 @@ def check(
 def train(
     data: Annotated[Path | None, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
-    method: Annotated[str | None, typer.Option(help="mlb (default) or supervised.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="mlb (default), supervised, mean-teacher, bcp ...: see docs/methods.md."),
+    ] = None,
     labelled: Annotated[
         str | None,
         typer.Option(
@@ -246,7 +249,7 @@ def predict(
     scans: Annotated[list[Path], typer.Argument(help="Folders of scans, scan files, DICOM folders.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     network: Annotated[
-        str | None, typer.Option(help="student or teacher (default: the method's choice).")
+        str | None, typer.Option(help="student, teacher ... (default: the method's choice).")
     ] = None,
     only: Annotated[
         str | None,
