@@ -7,7 +7,8 @@ no graph, no second order. Networks with an operator that has no forward mode ge
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,13 @@ def gradient(loss: Tensor, model: nn.Module, *, retain_graph: bool = False) -> d
     return dict(zip(named, grads, strict=True))
 
 
+@contextmanager
+def forked_random(device: torch.device) -> Iterator[None]:
+    """Let what is drawn in the block leave the streams of random numbers, the CPU's and the device's, as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
 def loss_and_gradient(
     model: nn.Module,
     x: Tensor,
@@ -62,9 +70,8 @@ def loss_and_gradient(
     if chunk is None or chunk >= len(x):
         value = loss(model(x))
         return value.detach(), gradient(value, model)
-    devices = [x.device] if x.device.type == "cuda" else []
     if output is None:
-        with torch.random.fork_rng(devices), torch.no_grad():  # the second pass must draw the same dropout
+        with forked_random(x.device), torch.no_grad():  # the second pass must draw the same dropout
             output = torch.cat([model(part) for part in x.split(chunk)])
     leaf = output.detach().requires_grad_()
     value = loss(leaf)
@@ -165,7 +172,7 @@ def central_difference(
     def at(epsilon: Tensor) -> Tensor:
         moved = {n: p + epsilon * direction[n] if n in direction else p for n, p in parameters.items()}
         # Every pass sees the same dropout.
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        with forked_random(x.device):
             return _output(functional_call(model, {**moved, **copied_buffers(model)}, (x,)))
 
     # Half precision has too few digits for a difference.

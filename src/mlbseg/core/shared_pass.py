@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mlbseg.core.directional import Direction, copied_buffers, directional_derivative
+from mlbseg.core.directional import Direction, copied_buffers, directional_derivative, forked_random
 
 _LINEAR_IN_BOTH = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear,
@@ -58,7 +58,7 @@ def output_and_tangent(model: nn.Module, direction: Direction, x: Tensor) -> tup
         output, tangent = _one_pass(model, direction, x)
         if tangent is not None:
             return output, tangent
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+    with forked_random(x.device):
         _, tangent = directional_derivative(model, direction, x)
     return model(x), tangent
 
@@ -76,10 +76,9 @@ def _one_pass(
 
 def _agrees(model: nn.Module, direction: Direction, x: Tensor) -> bool:
     """Return whether the shared pass gives what forward mode does, to half of the digits of the output's type."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with forked_random(x.device):
         _, expected = directional_derivative(model, direction, x)
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with forked_random(x.device), torch.no_grad():
         _, found = _one_pass(model, direction, x, copied_buffers(model))
     if found is None:
         return False
