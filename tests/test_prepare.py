@@ -20,6 +20,7 @@ from mlbseg import train
 from mlbseg.config import load_config
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.plan import Plan
+from mlbseg.data.readers import read_label
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.training.prepare import prepare_run, require_shares
@@ -258,6 +259,40 @@ def test_the_paper_preset_trains_in_2d_on_3d_scans(tmp_path: Path, command: Comm
     assert "BatchNorm2d" in names
     assert not any("InstanceNorm" in name for name in names)
     assert command("predict", tmp_path / "run", root, "--out", tmp_path / "masks", "-q").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_the_paper_preset_trains_on_slices_of_the_left_atrium(
+    realdata: Path, tmp_path: Path, command: Command
+) -> None:
+    """The paper's setting at a reduced size: slices of 64 pixels, UNet++ with few filters, both stages."""
+    names = (realdata / "la" / "train.list").read_text(encoding="utf-8").split()[:4]
+    root = tmp_path / "la"
+    for folder, kept in (("images", names), ("labels", names)):
+        (root / folder).mkdir(parents=True)
+        for name in kept:
+            (root / folder / f"{name}.nii.gz").symlink_to(realdata / "la" / folder / f"{name}.nii.gz")
+    small = [v for text in ("network_channels=4,4,8,8,8", "patch_size=64", "spacing=2.5", "steps=4",
+                            "train.stage1_share=0.5") for v in ("-o", text)]  # fmt: skip
+    done = command(
+        "train", root, "--out", tmp_path / "run", "--preset", "paper", *small, "--labelled", "2", "--test", "1",
+        "--device", "cpu", "--cache", tmp_path / "cache", "-q",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    log = (tmp_path / "run" / "log.csv").read_text(encoding="utf-8").splitlines()
+    last = dict(zip(log[0].split(","), log[-1].split(","), strict=True))
+    # Both steps of paper mode were taken, and weighed.
+    assert all(
+        float(last[term]) > 0 for term in ("clean", "clean_teacher", "clean_views", "teacher", "views")
+    )
+    assert float(last["mass_initial"]) + float(last["mass_pseudo"]) == pytest.approx(1, abs=1e-4)
+    assert (
+        command("predict", tmp_path / "run", root, "--only", "test", "--out", tmp_path / "masks", "-q").code
+        == 0
+    )
+    (mask,) = (tmp_path / "masks").glob("*.nii.gz")
+    assert read_label(mask)[0].shape == read_label(realdata / "la" / "labels" / mask.name)[0].shape
 
 
 def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:

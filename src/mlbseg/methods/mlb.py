@@ -274,15 +274,16 @@ class MLB(Taught):
     def _mix(self, x: Tensor, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return views (V * B, C, *S) of B images with clean ones pasted in a box or around it, and `pasted` as above.
 
-        Source: Bai et al., BCP (CVPR 2023, arXiv 2305.00673); images take the two ways in turn. All views of an image
-        are covered alike, so that they have pixels in common.
+        Source: Bai et al., BCP (CVPR 2023, arXiv 2305.00673). The views of an image take the two ways in turn, and so do
+        images: a box is covered in one view and bare in the next.
         """
         count = len(image)
         place = torch.arange(count, device=x.device)
         box = boxes(self.seeds(count, batch.seed, _BOX), image, self.mix ** (x.ndim - 2))
-        inside = (place + self.ranks.index * count).reshape(-1, *(1,) * (x.ndim - 1)) % 2 == 0
-        covered = (box == inside).repeat(len(x) // count, *(1,) * (x.ndim - 1))
-        partner = (place * len(batch.clean_image) // count).repeat(len(x) // count)
+        turn = torch.arange(len(x) // count, device=x.device)[:, None] + place + self.ranks.index * count
+        inside = turn.reshape(-1, *(1,) * (x.ndim - 1)) % 2 == 0
+        covered = box.repeat(len(turn), *(1,) * (x.ndim - 1)) == inside
+        partner = (place * len(batch.clean_image) // count).repeat(len(turn))
         label = torch.where(covered.squeeze(1), batch.clean_label[partner], IGNORE)
         return torch.where(covered, batch.clean_image[partner], x), label
 
