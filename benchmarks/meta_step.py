@@ -118,7 +118,7 @@ def _method(name: str, setting: dict[str, Any], device: Any) -> Any:
     method = MLB(
         student, mode="paper" if name == "paper" else "joint", views=setting["views"],
         clean_views=setting.get("clean_views", True), scope=setting.get("scope", "all"), chunk=setting.get("chunk"),
-        weighting="share", jitter=0.0,
+        weighting="share", mix=0.0, jitter=0.0, pseudo_dice=False, ple_weight=10.0, teacher_weight=10.0,
     ).to(device)  # fmt: skip
     method.optimiser = torch.optim.SGD(method.student.parameters(), lr=1e-3, momentum=0.9)
     return method.train()

@@ -90,19 +90,21 @@ class MLBSettings(_Section):
     views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-out"]
     clean_views: bool = False
     sources: list[Literal["initial", "pseudo"]] = Field(["initial", "pseudo"], min_length=1)
-    weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign"
+    weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sigmoid"
     per_source: bool = False
     per_image: bool = False
     direction: Literal["clean", "random"] = "clean"
     scope: Literal["all", "decoder", "head"] = "all"
     every: int = Field(1, ge=1)
-    jitter: float = Field(0.6, ge=0, lt=1)
+    mix: float = Field(2 / 3, ge=0, lt=1)
+    jitter: float = Field(0.3, ge=0, lt=1)
     pseudo_from: Literal["student", "teacher"] = "teacher"
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     teacher_noise: float = Field(0.1, ge=0)
-    pseudo_weight: float = Field(3.0, ge=0)
-    ple_weight: float = Field(10.0, ge=0)
-    teacher_weight: float = Field(10.0, ge=0)
+    pseudo_weight: float = Field(1.0, ge=0)
+    pseudo_dice: bool = True
+    ple_weight: float = Field(0.0, ge=0)
+    teacher_weight: float = Field(0.0, ge=0)
     chunk: int | None = Field(None, ge=1)
 
 
@@ -230,8 +232,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
         "augment": {"rotate": 10.0, "scale": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0},
         "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "weighting": "share",
-                "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
-                "ple_weight": 1.0, "teacher_weight": 1.0},
+                "mix": 0.0, "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
+                "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0},
     },
 }  # fmt: skip
 

@@ -35,10 +35,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mlb", {"weighting": "residual", "chunk": 1}),
     ("mlb", {"jitter": 0.3, "pseudo_from": "teacher", "views": ()}),
     ("mlb", {"clean_views": True, "weighting": "softmax", "per_source": True, "per_image": True, "chunk": 2}),
-    ("mlb", {"weighting": "uniform", "sources": ("pseudo",), "ple_weight": 0.0}),
+    ("mlb", {"weighting": "uniform", "sources": ("pseudo",)}),
     ("mlb", {"mode": "paper", "weighting": "uniform"}),
-    ("mlb", {"mix": 2 / 3, "pseudo_dice": True, "pseudo_weight": 1.0}),
-    ("mlb", {"direction": "random", "pseudo_weight": 0.3, "teacher_weight": 0.0}),
+    ("mlb", {"weighting": "sign", "mix": 0.0, "ple_weight": 10.0, "teacher_weight": 10.0}),
+    ("mlb", {"direction": "random"}),
     ("pseudo-label", {"rounds": 2, "strength": 0.6}),
 ]
 # With their defaults these draw nothing at random.
@@ -322,7 +322,9 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
             "mode": "joint",
             "views": ("zoom-in", "zoom-out", "zoom-out", "flip"),
             "weighting": "share",
+            "mix": 0.0,
             "jitter": 0.0,
+            "pseudo_dice": False,
             "pseudo_from": "student",
             "teacher_decay": 0.99,
             "teacher_noise": 0.1,

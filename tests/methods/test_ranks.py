@@ -20,7 +20,10 @@ STEPS = 20
 CLEAN, OTHERS = 2, 4  # images of a batch
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),
-    "joint": ("mlb", {"mode": "joint", "views": ("zoom-in", "zoom-out", "flip")}),
+    "joint": (
+        "mlb",
+        {"mode": "joint", "views": ("zoom-in", "zoom-out", "flip"), "mix": 0.0, "ple_weight": 1.0},
+    ),
     "joint, share": ("mlb", {"mode": "joint", "weighting": "share", "pseudo_from": "student", "chunk": 1}),
     "joint, set apart": ("mlb", {"mode": "joint", "clean_views": True, "weighting": "softmax"}),
     "joint, mixed": ("mlb", {"mode": "joint", "mix": 0.7, "pseudo_dice": True}),

@@ -57,20 +57,25 @@ class MLB(Taught):
         weighting: How an alignment becomes a weight, before the weights are made to sum to 1. ``share``
             is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
             take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
-            alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike. ``softmax`` and
-            ``sigmoid``: see `normalise`. ``uniform`` asks no direction: every pixel of every source counts alike.
+            alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike. ``sigmoid`` lets a pixel
+            of which the direction says little count half, and those that it speaks for or against up to twice that,
+            or nothing. ``softmax``: see `normalise`. ``uniform`` asks no direction: all pixels count alike.
         per_source: Give the initial and the pseudo labels the same total of weight.
         per_image: Give every view of every image the same total of weight.
         direction: What the weights follow, v; or, to see what v is worth, noise of its length: ``random``.
         scope: The parameters that the direction moves, ``all``, ``decoder`` or ``head``.
         every: Weigh and follow the labels at every n-th step only, n-fold; the steps between are those of a mean
             teacher.
+        mix: Sides of the boxes by which clean images are pasted into the views, as share of the patch's: an image shows
+            its views' box in one of them and all but the box in the next, and the student learns the clean pixels' own
+            label there (BCP, Bai et al., CVPR 2023). 0 pastes nothing. In joint mode; paper mode pastes nothing.
         jitter: Largest relative change of contrast, and shift of brightness in units of the normalised intensity,
             of each view that the student sees; the teacher sees the view as it is.
         pseudo_from: Whose predictions over the views make the pseudo label, ``student`` (the paper) or ``teacher``.
         teacher_decay: a_max of the mean teacher.
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
+        pseudo_dice: Add the weighted labels' soft Dice loss to their cross-entropy.
         ple_weight: Factor of L_ple.
         teacher_weight: Factor of L_mt.
         chunk: Images per pass of the network, for the least memory; None for all at once. Joint mode then holds one
@@ -94,21 +99,21 @@ class MLB(Taught):
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
         sources: Sequence[str] = ("initial", "pseudo"),
-        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign",
+        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sigmoid",
         per_source: bool = False,
         per_image: bool = False,
         direction: Literal["clean", "random"] = "clean",
         scope: Scope = "all",
         every: int = 1,
-        mix: float = 0.0,
-        jitter: float = 0.6,
+        mix: float = 2 / 3,
+        jitter: float = 0.3,
         pseudo_from: Literal["student", "teacher"] = "teacher",
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
-        pseudo_weight: float = 3.0,
-        pseudo_dice: bool = False,
-        ple_weight: float = 10.0,
-        teacher_weight: float = 10.0,
+        pseudo_weight: float = 1.0,
+        pseudo_dice: bool = True,
+        ple_weight: float = 0.0,
+        teacher_weight: float = 0.0,
         chunk: int | None = None,
     ) -> None:
         if "flip" in views and flip_axes is not None and not flip_axes:
@@ -210,9 +215,8 @@ class MLB(Taught):
             seen, tangent = logits.detach(), None
         if asks:
             # The virtual step at w = 0 follows the consistency terms alone; v is the clean gradient there.
-            regulariser = self.ranks.sum_all(
-                gradient(torch.stack([*consistency.values()]).sum(), self.student, retain_graph=True)
-            )
+            together = torch.stack([logits.sum() * 0, *consistency.values()]).sum()
+            regulariser = self.ranks.sum_all(gradient(together, self.student, retain_graph=True))
             ahead = virtual_step(self.student, regulariser, self.optimiser)
             meta_x, meta_label = clean_x, clean_label
             if batch.meta_image is not None and batch.meta_label is not None:
@@ -274,8 +278,8 @@ class MLB(Taught):
     def _mix(self, x: Tensor, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return views (V * B, C, *S) of B images with clean ones pasted in a box or around it, and `pasted` as above.
 
-        Source: Bai et al., BCP (CVPR 2023, arXiv 2305.00673). The views of an image take the two ways in turn, and so do
-        images: a box is covered in one view and bare in the next.
+        Source: Bai et al., BCP (CVPR 2023, arXiv 2305.00673). The views of an image take the two ways in turn, and
+        so do images: a box is covered in one view and bare in the next.
         """
         count = len(image)
         place = torch.arange(count, device=x.device)
@@ -378,14 +382,15 @@ class MLB(Taught):
     def _consistency(
         self, logits: Tensor, taught: Tensor, views: Views, pasted: Tensor | None = None
     ) -> Losses:
-        """Return L_ple and L_mt, of pixels that `pasted` clean ones do not cover."""
-        valid = views.valid(logits.shape[2:])
-        uncovered = None if pasted is None else (pasted < 0).unsqueeze(1).to(valid.dtype)
-        if uncovered is not None:
-            valid = valid * uncovered
-        distance = prediction_distance(logits, taught, valid, ranks=self.ranks)
-        terms = {"teacher": self.teacher_weight * distance}
-        if self.views:
+        """Return L_ple and L_mt, where they have a weight, of pixels that `pasted` clean ones do not cover."""
+        uncovered = None if pasted is None else (pasted < 0).unsqueeze(1).to(logits.dtype)
+        terms = {}
+        if self.teacher_weight:
+            valid = views.valid(logits.shape[2:])
+            valid = valid if uncovered is None else valid * uncovered
+            distance = prediction_distance(logits, taught, valid, ranks=self.ranks)
+            terms["teacher"] = self.teacher_weight * distance
+        if self.views and self.ple_weight:
             aligned, seen = views.align(torch.softmax(logits, 1))
             if uncovered is not None:
                 seen = seen * (views.align(uncovered)[0] > 0.999)  # interpolated: no part of it covered
