@@ -32,12 +32,22 @@ NEEDED: dict[str, dict[str, Any]] = {
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, NEEDED.get(name, {})) for name in METHODS),
     ("mlb", {"mode": "paper"}),
-    ("mlb", {"weighting": "residual", "chunk": 1}),
+    ("mlb", {"weighting": "residual", "decides": "everywhere", "chunk": 1}),
     ("mlb", {"jitter": 0.3, "pseudo_from": "teacher", "views": ()}),
-    ("mlb", {"clean_views": True, "weighting": "softmax", "per_source": True, "per_image": True, "chunk": 2}),
+    (
+        "mlb",
+        {
+            "clean_views": True,
+            "weighting": "softmax",
+            "decides": "everywhere",
+            "per_source": True,
+            "per_image": True,
+            "chunk": 2,
+        },
+    ),
     ("mlb", {"weighting": "uniform", "sources": ("pseudo",)}),
     ("mlb", {"mode": "paper", "weighting": "uniform"}),
-    ("mlb", {"weighting": "sign", "mix": 0.0, "ple_weight": 10.0, "teacher_weight": 10.0}),
+    ("mlb", {"decides": "everywhere", "mix": 0.0, "ple_weight": 10.0, "teacher_weight": 10.0}),
     ("mlb", {"direction": "random"}),
     ("pseudo-label", {"rounds": 2, "strength": 0.6}),
 ]
@@ -322,6 +332,7 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
             "mode": "joint",
             "views": ("zoom-in", "zoom-out", "zoom-out", "flip"),
             "weighting": "share",
+            "decides": "everywhere",
             "mix": 0.0,
             "jitter": 0.0,
             "pseudo_dice": False,

@@ -36,7 +36,7 @@ NOISE = 0.3
 LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
 SHAPES = {2: (8, 10), 3: (6, 4, 5)}
 EXPLICIT: dict[str, Any] = {
-    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "weighting": "share",
+    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "weighting": "share", "decides": "everywhere",
     "mix": 0.0, "jitter": 0.0, "pseudo_from": "student",
     "pseudo_weight": 1.0, "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0,
 }  # fmt: skip
@@ -422,6 +422,22 @@ def test_uniform_weights_ask_no_direction(mode: str, monkeypatch: pytest.MonkeyP
         assert len(weight[weight > 0].unique()) == 1
     known = sum(int((y >= 0).sum()) for y in Reference(make_mlb(2, 3), batch).labels)
     assert sum(int((w > 0).sum()) for w in spy.weights[0]) == known
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_where_the_labels_agree_no_direction_decides(ndim: int, spy: Spy) -> None:
+    batch = make_batch(ndim, 3)
+    for settings in ({}, {"decides": "disputes"}):
+        next(iter(make_mlb(ndim, 3, weighting="sign", **settings).losses(batch, 5)))
+    (initial, pseudo), labels = spy.weights[1], Reference(make_mlb(ndim, 3), batch).labels
+    agreed = labels[0] == labels[1]
+    known = labels[0] >= 0
+    each = initial.max()
+    assert (initial[agreed & known] == each).all()
+    assert (pseudo[agreed & known] == each).all()
+    assert 0 < int((~agreed).sum()) < agreed.numel()
+    for everywhere, disputes in zip(*spy.weights, strict=True):
+        assert torch.equal(everywhere[~agreed] > 0, disputes[~agreed] > 0)
 
 
 def test_a_source_alone_has_all_the_weight(spy: Spy) -> None:

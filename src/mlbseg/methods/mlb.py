@@ -60,6 +60,8 @@ class MLB(Taught):
             alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike. ``sigmoid`` lets a pixel
             of which the direction says little count half, and those that it speaks for or against up to twice that,
             or nothing. ``softmax``: see `normalise`. ``uniform`` asks no direction: all pixels count alike.
+        decides: Where the direction decides: ``everywhere``, as in the paper, or in ``disputes`` alone, where the
+            sources' labels differ; where they agree, a pixel then counts as much as the most aligned one.
         per_source: Give the initial and the pseudo labels the same total of weight.
         per_image: Give every view of every image the same total of weight.
         direction: What the weights follow, v; or, to see what v is worth, noise of its length: ``random``.
@@ -99,7 +101,8 @@ class MLB(Taught):
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
         sources: Sequence[str] = ("initial", "pseudo"),
-        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sigmoid",
+        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign",
+        decides: Literal["everywhere", "disputes"] = "disputes",
         per_source: bool = False,
         per_image: bool = False,
         direction: Literal["clean", "random"] = "clean",
@@ -129,6 +132,7 @@ class MLB(Taught):
         self.zoom = zoom
         self.sources = tuple(sources)
         self.weighting = weighting
+        self.decides = decides
         self.per_source = per_source
         self.per_image = per_image
         self.direction = direction
@@ -339,6 +343,13 @@ class MLB(Taught):
             if self.weighting == "residual":
                 g = g / residual_map(logits, label).clamp(min=1e-3)
             alignments.append(g)
+        if self.decides == "disputes":
+            first, *others = labels.values()
+            agreed = torch.stack([label == first for label in others]).all(0) if others else first == first
+            most = self.ranks.max(torch.stack(alignments).abs().amax()).clamp(
+                min=torch.finfo(logits.dtype).tiny
+            )
+            alignments = [torch.where(agreed, most, g) for g in alignments]
         known = [label >= 0 for label in labels.values()]
         weights = dict(
             zip(
