@@ -89,7 +89,7 @@ class MLBSettings(_Section):
     mode: Literal["joint", "paper"] = "joint"
     views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-out"]
     clean_views: bool = False
-    sources: list[Literal["initial", "pseudo"]] = Field(["initial", "pseudo"], min_length=1)
+    sources: Annotated[list[Literal["initial", "pseudo"]], Field(min_length=1)] | None = None
     weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign"
     decides: Literal["everywhere", "disputes"] = "disputes"
     per_source: bool = False
@@ -232,9 +232,10 @@ PRESETS: dict[str, dict[str, Any]] = {
                  "flip_axes": [0, 1]},
         "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
         "augment": {"rotate": 10.0, "scale": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0},
-        "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"], "weighting": "share",
-                "decides": "everywhere", "mix": 0.0, "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02,
-                "pseudo_weight": 1.0, "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0},
+        "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"],
+                "sources": ["initial", "pseudo"], "weighting": "share", "decides": "everywhere", "mix": 0.0,
+                "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
+                "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0},
     },
 }  # fmt: skip
 

@@ -47,8 +47,17 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("mlb", {"weighting": "uniform", "sources": ("pseudo",)}),
     ("mlb", {"mode": "paper", "weighting": "uniform"}),
-    ("mlb", {"decides": "everywhere", "mix": 0.0, "ple_weight": 10.0, "teacher_weight": 10.0}),
-    ("mlb", {"direction": "random"}),
+    (
+        "mlb",
+        {
+            "sources": ("initial", "pseudo"),
+            "decides": "everywhere",
+            "mix": 0.0,
+            "ple_weight": 10.0,
+            "teacher_weight": 10.0,
+        },
+    ),
+    ("mlb", {"sources": ("initial", "pseudo"), "direction": "random"}),
     ("pseudo-label", {"rounds": 2, "strength": 0.6}),
 ]
 # With their defaults these draw nothing at random.
@@ -331,6 +340,7 @@ GOLDEN_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "mode": "joint",
             "views": ("zoom-in", "zoom-out", "zoom-out", "flip"),
+            "sources": ("initial", "pseudo"),
             "weighting": "share",
             "decides": "everywhere",
             "mix": 0.0,

@@ -36,8 +36,8 @@ NOISE = 0.3
 LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
 SHAPES = {2: (8, 10), 3: (6, 4, 5)}
 EXPLICIT: dict[str, Any] = {
-    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "weighting": "share", "decides": "everywhere",
-    "mix": 0.0, "jitter": 0.0, "pseudo_from": "student",
+    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "sources": ("initial", "pseudo"), "weighting": "share",
+    "decides": "everywhere", "mix": 0.0, "jitter": 0.0, "pseudo_from": "student",
     "pseudo_weight": 1.0, "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0,
 }  # fmt: skip
 

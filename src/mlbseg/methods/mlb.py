@@ -36,6 +36,7 @@ from mlbseg.methods.base import Taught
 from mlbseg.types import IGNORE, Batch, Losses
 
 _VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS, _BOX = range(6)  # streams of random numbers
+_RULES = {"residual": "share", "uniform": "sign"}  # of weightings that are no rule of `normalise`
 _JITTER = 100  # times these: those of the views' jitter
 
 
@@ -53,7 +54,8 @@ class MLB(Taught):
             costs a forward and a backward pass of the clean batch.
         flip_axes: Axes that a flip view may turn; None for all. With none of them a flip view is refused.
         zoom: The range of the zoom views (see `draw_views`).
-        sources: The labels that are weighed, ``initial`` and ``pseudo``.
+        sources: The labels that are weighed, ``initial`` and ``pseudo``. None: pseudo labels alone, to which training
+            adds the initial ones where cases came with a noisy label.
         weighting: How an alignment becomes a weight, before the weights are made to sum to 1. ``share``
             is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
             take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
@@ -61,7 +63,8 @@ class MLB(Taught):
             of which the direction says little count half, and those that it speaks for or against up to twice that,
             or nothing. ``softmax``: see `normalise`. ``uniform`` asks no direction: all pixels count alike.
         decides: Where the direction decides: ``everywhere``, as in the paper, or in ``disputes`` alone, where the
-            sources' labels differ; where they agree, a pixel then counts as much as the most aligned one.
+            sources' labels differ; where they agree, a pixel then counts as much as the most aligned one, and a single
+            source has nothing to decide.
         per_source: Give the initial and the pseudo labels the same total of weight.
         per_image: Give every view of every image the same total of weight.
         direction: What the weights follow, v; or, to see what v is worth, noise of its length: ``random``.
@@ -100,7 +103,7 @@ class MLB(Taught):
         clean_views: bool = False,
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
-        sources: Sequence[str] = ("initial", "pseudo"),
+        sources: Sequence[str] | None = None,
         weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign",
         decides: Literal["everywhere", "disputes"] = "disputes",
         per_source: bool = False,
@@ -130,7 +133,7 @@ class MLB(Taught):
         self.clean_views = clean_views
         self.flip_axes = flip_axes
         self.zoom = zoom
-        self.sources = tuple(sources)
+        self.sources = ("pseudo",) if sources is None else tuple(sources)
         self.weighting = weighting
         self.decides = decides
         self.per_source = per_source
@@ -161,7 +164,7 @@ class MLB(Taught):
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve
-        asks = weigh and self.weighting != "uniform"
+        asks = weigh and self._decides
         if asks and batch.meta_image is not None and batch.meta_label is not None:
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
@@ -204,7 +207,7 @@ class MLB(Taught):
     def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
-        asks = weigh and self.weighting != "uniform"
+        asks = weigh and self._decides
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught, _ = self._see(views, image, batch, _SIGHT)
         with self.same_dropout(batch):
@@ -255,6 +258,11 @@ class MLB(Taught):
             flip_axes=self.flip_axes,
             zoom=self.zoom,
         )
+
+    @property
+    def _decides(self) -> bool:
+        """Whether there is anything for a direction to decide."""
+        return self.weighting != "uniform" and (self.decides == "everywhere" or len(self.sources) > 1)
 
     def _see(
         self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
@@ -336,16 +344,16 @@ class MLB(Taught):
             labels = {name: torch.where(pasted < 0, label, IGNORE) for name, label in labels.items()}
         alignments = []
         for label in labels.values():
-            if tangent is None or self.weighting == "uniform":
+            if tangent is None or not self._decides:
                 alignments.append(torch.ones_like(logits[:, 0]))
                 continue
             g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, widened(tangent))  # type: ignore[misc]
             if self.weighting == "residual":
                 g = g / residual_map(logits, label).clamp(min=1e-3)
             alignments.append(g)
-        if self.decides == "disputes":
+        if self._decides and self.decides == "disputes":
             first, *others = labels.values()
-            agreed = torch.stack([label == first for label in others]).all(0) if others else first == first
+            agreed = torch.stack([label == first for label in others]).all(0)
             most = self.ranks.max(torch.stack(alignments).abs().amax()).clamp(
                 min=torch.finfo(logits.dtype).tiny
             )
@@ -356,7 +364,7 @@ class MLB(Taught):
                 labels,
                 normalise(
                     alignments,
-                    rule="share" if self.weighting in ("residual", "uniform") else self.weighting,  # type: ignore[arg-type]
+                    rule=_RULES.get(self.weighting, self.weighting),  # type: ignore[arg-type]
                     known=known,
                     per_source=self.per_source,
                     per_image=self.per_image,

@@ -178,6 +178,11 @@ class Training:
         settings: dict[str, Any] = {} if section is None else section.model_dump()
         if "views" in settings:
             settings["flip_axes"] = self.run.plan.flip_axes
+        if settings.get("sources", ()) is None and self.run.split.noisy:
+            settings["sources"] = (
+                "initial",
+                "pseudo",
+            )  # nobody trusts the labels that came, but they may be right
         return kind(student, **settings)
 
     def _fill_cache(self, *, with_others: bool) -> None:
