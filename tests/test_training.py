@@ -175,6 +175,21 @@ def test_validation_measures_dice(scans: Path, tmp_path: Path) -> None:
     assert 0.5 < result.validation_dice <= 1
 
 
+def test_labels_that_came_with_cases_are_weighed_beside_pseudo_labels(tmp_path: Path) -> None:
+    plain = write_blocks(tmp_path / "plain", count=4, labelled=2)
+    noisy = write_blocks(tmp_path / "noisy", count=4, labelled=3)
+    (noisy / "labels_noisy").mkdir()
+    (noisy / "labels" / "case_2.nii.gz").rename(noisy / "labels_noisy" / "case_2.nii.gz")
+    for data, terms in ((plain, {"pseudo"}), (noisy, {"initial", "pseudo"})):
+        run = tmp_path / "run" / data.name
+        small(data, run, steps=4)
+        last = rows(run)[-1]
+        assert {name for name in ("initial", "pseudo") if last[name]} == terms
+    small(noisy, tmp_path / "asked", "mlb.sources=initial", steps=4)
+    last = rows(tmp_path / "asked")[-1]
+    assert (bool(last["initial"]), bool(last["pseudo"])) == (True, False)
+
+
 def test_noisy_labels_are_learned_from_as_given(tmp_path: Path) -> None:
     root = write_blocks(tmp_path / "scans", count=5, labelled=4)
     (root / "labels_noisy").mkdir()

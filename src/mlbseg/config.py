@@ -19,6 +19,10 @@ from mlbseg.errors import UserError, nearest
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
+_SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+"""Lets one name stand for the list of it: `-o mlb.views=flip`."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -87,9 +91,9 @@ class MLBSettings(_Section):
     """The bootstrap stage; see `mlbseg.methods.mlb.MLB`."""
 
     mode: Literal["joint", "paper"] = "joint"
-    views: list[Literal["zoom-in", "zoom-out", "flip"]] = ["zoom-out"]
+    views: Annotated[list[Literal["zoom-in", "zoom-out", "flip"]], _SINGLE] = ["zoom-out"]
     clean_views: bool = False
-    sources: Annotated[list[Literal["initial", "pseudo"]], Field(min_length=1)] | None = None
+    sources: Annotated[list[Literal["initial", "pseudo"]] | None, Field(min_length=1), _SINGLE] = None
     weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign"
     decides: Literal["everywhere", "disputes"] = "disputes"
     per_source: bool = False
