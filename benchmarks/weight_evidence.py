@@ -327,6 +327,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)
+    config = load_config(asked.run / "config.yaml", overrides=asked.overrides)
+    if not config.mlb.asks_direction(noisy=bool(Run.open(asked.run).split.noisy)):
+        raise SystemExit("these settings leave nothing to a direction; add -o mlb.decides=everywhere")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "run"
         # One step more, so that the weights after the last whole one are seen as well.

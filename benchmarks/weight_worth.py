@@ -3,7 +3,7 @@
 Every variant starts from the same stage 1 and draws the same batches. True labels of unlabelled scans, read from DATA,
 score the teacher and make two of the references; no variant that a user can choose sees them.
 
-    python benchmarks/weight_worth.py RUN DATA              # RUN: of the method mlb, stage 1 finished
+    python benchmarks/weight_worth.py RUN DATA      # RUN: of mlb with mlb.decides=everywhere, stage 1 finished
     python benchmarks/weight_worth.py RUN DATA --variants default "every 2nd step"
 """
 

@@ -338,7 +338,13 @@ def test_cases_set_apart_for_the_weights_are_some_of_several_clean_ones(tmp_path
         ("mlb", 2, "found 2 of 2 clean cases, expected fewer"),
     ):
         with pytest.raises(UserError, match=message):
-            prepared(scans, tmp_path / "run", f"train.meta_cases={meta}", method=method)
+            prepared(
+                scans, tmp_path / "run", f"train.meta_cases={meta}", "mlb.decides=everywhere", method=method
+            )
+        assert not (tmp_path / "run").exists()
+    for idle in ("mlb.decides=disputes", "mlb.weighting=uniform"):
+        with pytest.raises(UserError, match="no weight is left to decide"):
+            prepared(scans, tmp_path / "run", "train.meta_cases=1", idle)
         assert not (tmp_path / "run").exists()
 
 
@@ -356,6 +362,11 @@ def test_a_case_set_apart_for_the_weights_is_learnt_by_neither_stage(
         return batch
 
     monkeypatch.setattr(StepDataset, "__getitem__", watched)
-    train(scans, tmp_path / "run", overrides=[*TINY, "steps=6", "train.meta_cases=1"], device="cpu")
+    train(
+        scans,
+        tmp_path / "run",
+        overrides=[*TINY, "steps=6", "train.meta_cases=1", "mlb.decides=everywhere"],
+        device="cpu",
+    )
     assert {name for names, _ in drawn for name in names} == {"case_0"}
     assert [apart for _, apart in drawn] == [False] * 3 + [True] * 3  # stage 1 knows nothing of it

@@ -112,6 +112,17 @@ class MLBSettings(_Section):
     teacher_weight: float = Field(0.0, ge=0)
     chunk: int | None = Field(None, ge=1)
 
+    def weighed(self, *, noisy: bool) -> tuple[str, ...]:
+        """Return the sources; unless they are named, initial labels count where some came with their cases."""
+        if self.sources is not None:
+            return tuple(self.sources)
+        return ("initial", "pseudo") if noisy else ("pseudo",)
+
+    def asks_direction(self, *, noisy: bool) -> bool:
+        """Return whether anything is left to the direction of the clean gradient."""
+        several = len(self.weighed(noisy=noisy)) > 1
+        return self.weighting != "uniform" and (self.decides == "everywhere" or several)
+
 
 class EntropySettings(_Section):
     """See `mlbseg.methods.entropy.Entropy`."""

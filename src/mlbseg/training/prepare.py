@@ -106,6 +106,11 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
         raise UserError(
             f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
         )
+    if meta and not config.mlb.asks_direction(noisy=bool(split.noisy)):
+        raise UserError(
+            f"train.meta_cases: found {meta}, but with these settings no weight is left to decide "
+            "(add -o mlb.decides=everywhere, or leave train.meta_cases out)"
+        )
     if meta >= len(split.clean):
         raise UserError(
             f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
