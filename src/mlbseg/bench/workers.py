@@ -83,7 +83,9 @@ def start(folder: Path, cell: Cell, place: Place) -> Process:
     """Start the process of a cell."""
     log = log_of(folder, cell)
     log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlbseg.bench.cell", str(folder), cell.row, str(cell.seed)]
+    # Not `-m`: the package has imported the module by then, and Python would warn of it.
+    code = "from mlbseg.bench.cell import main; main()"
+    command = [sys.executable, "-c", code, str(folder), cell.row, str(cell.seed)]
     command += [] if cell.budget is None else ["--budget", str(cell.budget)]
     command += ["--device", place.device, "--threads", str(place.threads)]
     with log.open("ab") as file:
