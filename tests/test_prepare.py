@@ -343,8 +343,19 @@ def test_cases_set_apart_for_the_weights_are_some_of_several_clean_ones(tmp_path
             )
         assert not (tmp_path / "run").exists()
     for idle in ("mlb.decides=disputes", "mlb.weighting=uniform"):
-        with pytest.raises(UserError, match="no weight is left to decide"):
+        with pytest.raises(UserError, match=r"train\.meta_cases: changes nothing"):
             prepared(scans, tmp_path / "run", "train.meta_cases=1", idle)
+
+
+@pytest.mark.parametrize("setting", ["weighting=share", "direction=random", "scope=head", "per_source=true"])
+def test_a_setting_of_weights_that_nothing_decides_is_refused(tmp_path: Path, setting: str) -> None:
+    scans = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    with pytest.raises(
+        UserError, match=rf"mlb\.{setting.partition('=')[0]}: changes nothing.*decides=everywhere"
+    ):
+        prepared(scans, tmp_path / "run", f"mlb.{setting}")
+    for number, cure in enumerate(("mlb.decides=everywhere", "mlb.sources=initial,pseudo")):
+        prepared(scans, tmp_path / f"run{number}", f"mlb.{setting}", cure)
         assert not (tmp_path / "run").exists()
 
 

@@ -115,7 +115,7 @@ class MLBSettings(_Section):
     def weighed(self, *, noisy: bool) -> tuple[str, ...]:
         """Return the sources; unless they are named, initial labels count where some came with their cases."""
         if self.sources is not None:
-            return tuple(self.sources)
+            return tuple(dict.fromkeys(self.sources))
         return ("initial", "pseudo") if noisy else ("pseudo",)
 
     def asks_direction(self, *, noisy: bool) -> bool:

@@ -20,6 +20,7 @@ from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.methods import METHODS, Method, find_method
 from mlbseg.nets import make_network
+from mlbseg.training.log import COLUMNS
 from mlbseg.types import Batch
 
 # What a method's defaults ask of a network that `conv_net` has not: coarser layers, confident predictions.
@@ -47,6 +48,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("mlb", {"weighting": "uniform", "sources": ("pseudo",)}),
     ("mlb", {"mode": "paper", "weighting": "uniform"}),
+    ("mlb", {"chunk": 2, "pseudo_from": "student"}),
     (
         "mlb",
         {
@@ -145,6 +147,7 @@ def test_losses_are_scalars_whose_gradient_reaches_every_parameter(
     for losses in method.losses(batch, 0):
         count += 1
         assert losses
+        assert losses.keys() <= set(COLUMNS)  # of log.csv
         for term in losses.values():
             assert term.shape == ()
             assert term.dtype == torch.float32
@@ -160,6 +163,7 @@ def test_losses_are_scalars_whose_gradient_reaches_every_parameter(
         optimiser.step()
     assert count >= 1
     for key, value in method.monitors.items():
+        assert key in COLUMNS
         assert value.shape == (), key
         assert torch.isfinite(value), key
         assert not value.requires_grad, key

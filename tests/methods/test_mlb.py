@@ -440,6 +440,23 @@ def test_where_the_labels_agree_no_direction_decides(ndim: int, spy: Spy) -> Non
         assert torch.equal(everywhere[~agreed] > 0, disputes[~agreed] > 0)
 
 
+@pytest.mark.parametrize("weighting", ["softmax", "sigmoid"])
+def test_disputes_are_too_few_for_a_weighting_that_compares_all_pixels(weighting: str) -> None:
+    with pytest.raises(UserError, match=r"mlb\.decides=everywhere"):
+        make_mlb(2, 2, weighting=weighting, decides="disputes")
+
+
+@pytest.mark.parametrize("settings", [{"mode": "paper"}, {"chunk": 2, "mix": 0.0}, {"mix": 0.0}], ids=str)
+def test_a_step_between_that_has_no_terms_leaves_the_others_alone(settings: dict[str, Any]) -> None:
+    quiet = {"every": 2, "ple_weight": 0.0, "teacher_weight": 0.0}
+    method = make_mlb(2, 2, **{**quiet, **settings})
+    found: set[str] = set()
+    for losses in method.losses(make_batch(2, 2), 1):
+        total(losses).backward()
+        found |= losses.keys()
+    assert found == {"clean"}
+
+
 def test_a_source_alone_has_all_the_weight(spy: Spy) -> None:
     losses = next(iter(make_mlb(2, 3, sources=("pseudo",)).losses(make_batch(2, 3), 5)))
     assert "pseudo" in losses

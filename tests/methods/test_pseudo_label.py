@@ -12,6 +12,7 @@ from torch import Tensor
 from methods.small import conv_net, make_batch, per_pixel
 from mlbseg.core.losses import supervised_loss
 from mlbseg.core.perturb import strongly_changed
+from mlbseg.methods import pseudo_label
 from mlbseg.methods.pseudo_label import PseudoLabel
 from mlbseg.types import IGNORE
 
@@ -94,13 +95,18 @@ def test_each_round_begins_with_the_student_of_the_moment(
     assert found == begins
 
 
-def test_within_a_round_the_labels_stay() -> None:
+def test_within_a_round_the_labels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     method = PseudoLabel(conv_net(2), rounds=1, threshold=0.0).train()
     method.length = 5
     first = copy.deepcopy(method.student)
     seen: list[Tensor] = []
-    original = method._label
-    method._label = lambda z: seen.append(original(z)) or seen[-1]  # type: ignore[func-returns-value,method-assign]
+    original = pseudo_label.confident_label
+
+    def watched(logits: Tensor, threshold: float) -> Tensor:
+        seen.append(original(logits, threshold))
+        return seen[-1]
+
+    monkeypatch.setattr(pseudo_label, "confident_label", watched)
     for step in range(5):
         take_step(method, step)
     image = make_batch(2).image

@@ -376,7 +376,7 @@ def bench(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="A further row: 'LABEL=METHOD key=value ...', such as 'mlb, uniform=mlb weighting=uniform'."
+            help="A further row: 'LABEL=METHOD key=value ...', such as 'mlb, nothing pasted=mlb mlb.mix=0'."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,

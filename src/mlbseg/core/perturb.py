@@ -50,13 +50,15 @@ def blurred(image: Tensor, sigma: Tensor) -> Tensor:
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(image.shape[1], 0)
     ndim, maps = image.ndim - 2, image.flatten(0, 1).unsqueeze(0)
     conv = F.conv2d if ndim == 2 else F.conv3d
-    for axis in range(ndim):
-        size = [1] * ndim
-        size[axis] = 2 * radius + 1
-        # Borders repeat their last pixel, however small the image is.
-        index = torch.arange(-radius, image.shape[2 + axis] + radius, device=image.device)
-        padded = maps.index_select(2 + axis, index.clamp(0, image.shape[2 + axis] - 1))
-        maps = conv(padded, kernel.reshape(-1, 1, *size), groups=maps.shape[1])
+    # Half precision would add errors of its own to the picture.
+    with torch.autocast(image.device.type, enabled=False):
+        for axis, length in enumerate(image.shape[2:]):
+            size = [1] * ndim
+            size[axis] = 2 * radius + 1
+            # Borders repeat their last pixel, however small the image is.
+            index = torch.arange(-radius, length + radius, device=image.device).clamp(0, length - 1)
+            padded = maps.index_select(2 + axis, index)
+            maps = conv(padded, kernel.reshape(-1, 1, *size), groups=maps.shape[1])
     return maps.reshape(image.shape)
 
 
@@ -85,7 +87,9 @@ def boxes(seeds: Sequence[int], image: Tensor, share: float | tuple[float, float
         share: Of the image's volume, the same for all sides; or its range, from which each image draws.
     """
     ndim, low, high = image.ndim - 2, *(share if isinstance(share, tuple) else (share, share))
-    drawn = uniform(seeds, (1 + ndim,), image.new_zeros((), dtype=torch.float64)).tolist()
+    drawn = uniform(
+        seeds, (1 + ndim,), torch.zeros((), dtype=torch.float64)
+    ).tolist()  # on the CPU, wherever images are
     mask = torch.zeros((len(image), 1, *image.shape[2:]), dtype=torch.bool, device=image.device)
     for own, (amount, *places) in zip(mask, drawn, strict=True):
         side = (low + (high - low) * amount) ** (1 / ndim)

@@ -29,6 +29,8 @@ class Method(nn.Module, ABC):
     Class attributes:
         uses_unlabelled: Batches carry `image`.
         needs_initial_labels: Stage 1's network predicts the unlabelled cases once; batches carry `initial_label`.
+        passes: Copies of each unlabelled patch that a step sends through a network with gradient, which the plan
+            needs memory for.
         mixes_pairs: Neighbours in the batch (the first and the second, the third and the fourth ...) are mixed: a
             rank's share of a batch must be even.
 
@@ -43,6 +45,7 @@ class Method(nn.Module, ABC):
 
     uses_unlabelled = False
     needs_initial_labels = False
+    passes = 1
     mixes_pairs = False
 
     def __init__(self, student: nn.Module) -> None:
@@ -134,3 +137,8 @@ def unlabelled_image(batch: Batch) -> Tensor:
     if batch.image is None:
         raise ValueError("this method needs unlabelled images in every batch")
     return batch.image
+
+
+def neighbours(count: int) -> list[int]:
+    """Return whom each of so many images is paired with: 0 with 1, 2 with 3; the last of an odd number with itself."""
+    return [min(i ^ 1, count - 1) for i in range(count)]

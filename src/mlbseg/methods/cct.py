@@ -15,6 +15,7 @@ from mlbseg.core.features import (
     features_with_noise,
 )
 from mlbseg.core.losses import prediction_distance, supervised_loss, widened
+from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Method, unlabelled_image
 from mlbseg.types import Batch, Losses
 
@@ -40,6 +41,7 @@ class CCT(Method):
     """
 
     uses_unlabelled = True
+    passes = 3
 
     def __init__(self, student: nn.Module, *, consistency_weight: float = 30.0, ramp: float = 0.1) -> None:
         super().__init__(student)
@@ -52,8 +54,7 @@ class CCT(Method):
         image = unlabelled_image(batch)
         if self._deepest is None:
             self._deepest = deepest_layer(self.student, image)
-        with torch.no_grad():
-            target = widened(self.student(image))
+        target = prediction(self.student, image)
         seeds = [self.seeds(len(image), batch.seed, stream) for stream in range(len(_CHANGES))]
 
         def change(features: Tensor) -> Tensor:

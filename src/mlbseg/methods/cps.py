@@ -28,6 +28,7 @@ class CPS(Method):
     """
 
     uses_unlabelled = True
+    passes = 3  # the second network's clean pass among them
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mlbseg.core.losses import confident_label, mean_cross_entropy, supervised_loss, widened
 from mlbseg.core.perturb import strongly_changed
+from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Method, unlabelled_image
 from mlbseg.types import Batch, Losses
 
@@ -54,10 +55,9 @@ class FixMatch(Method):
             "pseudo": self.pseudo_weight * mean_cross_entropy(logits, label, ranks=self.ranks),
         }
 
-    @torch.no_grad()
     def label(self, image: Tensor) -> Tensor:
         """Return the student's classes (B, *S) of the images as they are, negative where it is not confident."""
-        label = confident_label(widened(self.student(image)), self.threshold)
+        label = confident_label(prediction(self.student, image), self.threshold)
         kept, count = self.ranks.sum_each((label >= 0).sum(), label.new_tensor(label.numel()))
         self.monitors["kept_pseudo"] = kept / count
         return label

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlbseg.core.losses import probability_distance, supervised_loss, widened
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Taught, unlabelled_image
+from mlbseg.methods.base import Taught, neighbours, unlabelled_image
 from mlbseg.types import Batch, Losses
 
 _SHARES = 0  # stream of random numbers
@@ -75,7 +75,5 @@ class ICT(Taught):
 
 def _mixed(x: Tensor, share: Tensor) -> Tensor:
     """Return `share` (U) of each of x (U, ...) and the rest of its neighbour."""
-    last = len(x) - 1
-    neighbour = x[[min(i ^ 1, last) for i in range(len(x))]]
     kept = share.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    return kept * x + (1 - kept) * neighbour
+    return kept * x + (1 - kept) * x[neighbours(len(x))]

@@ -30,6 +30,7 @@ from mlbseg.core.optimisers import precondition, virtual_step
 from mlbseg.core.perturb import boxes, jittered, normal
 from mlbseg.core.scope import Scope, parameters_in_scope
 from mlbseg.core.shared_pass import output_and_tangent
+from mlbseg.core.teacher import prediction
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
 from mlbseg.methods.base import Taught
@@ -63,14 +64,13 @@ class MLB(Taught):
             of which the direction says little count half, and those that it speaks for or against up to twice that,
             or nothing. ``softmax``: see `normalise`. ``uniform`` asks no direction: all pixels count alike.
         decides: Where the direction decides: ``everywhere``, as in the paper, or in ``disputes`` alone, where the
-            sources' labels differ; where they agree, a pixel then counts as much as the most aligned one, and a single
-            source has nothing to decide.
+            sources' labels differ; where they agree, a pixel then counts as much as the most aligned of those, and a
+            single source has nothing to decide.
         per_source: Give the initial and the pseudo labels the same total of weight.
         per_image: Give every view of every image the same total of weight.
         direction: What the weights follow, v; or, to see what v is worth, noise of its length: ``random``.
         scope: The parameters that the direction moves, ``all``, ``decoder`` or ``head``.
-        every: Weigh and follow the labels at every n-th step only, n-fold; the steps between are those of a mean
-            teacher.
+        every: Weigh and follow the labels at every n-th step only, n-fold; the steps between have the other terms.
         mix: Sides of the boxes by which clean images are pasted into the views, as share of the patch's: an image shows
             its views' box in one of them and all but the box in the next, and the student learns the clean pixels' own
             label there (BCP, Bai et al., CVPR 2023). 0 pastes nothing. In joint mode; paper mode pastes nothing.
@@ -88,7 +88,7 @@ class MLB(Taught):
             forward-mode pass only.
 
     Raises:
-        UserError: for a flip view where no axis may be flipped.
+        UserError: for a flip view where no axis may be flipped, and for a weighting that disputes are too few for.
     """
 
     uses_unlabelled = True
@@ -122,6 +122,16 @@ class MLB(Taught):
         teacher_weight: float = 0.0,
         chunk: int | None = None,
     ) -> None:
+        if (
+            decides == "disputes"
+            and weighting in ("softmax", "sigmoid")
+            and sources is not None
+            and len(sources) > 1
+        ):
+            raise UserError(
+                f"mlb.weighting: found {weighting}, which compares all pixels, but disputes leave few to it "
+                "(add -o mlb.decides=everywhere, or use sign)"
+            )
         if "flip" in views and flip_axes is not None and not flip_axes:
             raise UserError(
                 "mlb.views: found flip, but the plan says that no flip keeps the anatomy valid "
@@ -133,7 +143,7 @@ class MLB(Taught):
         self.clean_views = clean_views
         self.flip_axes = flip_axes
         self.zoom = zoom
-        self.sources = ("pseudo",) if sources is None else tuple(sources)
+        self.sources = ("pseudo",) if sources is None else tuple(dict.fromkeys(sources))
         self.weighting = weighting
         self.decides = decides
         self.per_source = per_source
@@ -175,7 +185,7 @@ class MLB(Taught):
         tangent: Tensor | None = None
         # Weights and loss must mean the same network.
         with self.same_dropout(batch):
-            if weigh and (asks or self.chunk is not None):
+            if asks:
                 direction = self._towards(self.ranks.sum_all(guide), x, batch.seed)
                 if self.chunk is None:
                     logits, tangent = output_and_tangent(self.student, direction, x)
@@ -183,6 +193,8 @@ class MLB(Taught):
                     logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
             elif self.chunk is None:
                 logits = self.student(x)
+            elif weigh:  # the labels of the student, should they be asked for
+                logits = torch.cat([prediction(self.student, part) for part in x.split(self.chunk)])
             if weigh and logits is not None:
                 labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial, pasted)
 
@@ -240,7 +252,8 @@ class MLB(Taught):
                 )
         if weigh:
             labels, weights = self._weigh(seen, tangent, taught, views, initial)
-        yield {**self._weighted(logits, labels, weights), **consistency}
+        if terms := {**self._weighted(logits, labels, weights), **consistency}:
+            yield terms
 
         logits = widened(self.student(clean_x))
         terms = self._consistency(logits, clean_taught, clean_views)
@@ -448,7 +461,7 @@ def _terms_and_gradient(
 
     def total(logits: Tensor) -> Tensor:
         found.update(terms(logits))
-        return torch.stack(list(found.values())).sum()
+        return torch.stack([logits.sum() * 0, *found.values()]).sum()  # a step may have no terms
 
     _, grads = loss_and_gradient(model, x, total, chunk=chunk, output=output)
     return {name: term.detach() for name, term in found.items()}, grads

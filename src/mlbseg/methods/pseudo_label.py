@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mlbseg.core.losses import supervised_loss, widened
+from mlbseg.core.losses import confident_label, supervised_loss, widened
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.core.teacher import make_teacher, prediction
 from mlbseg.methods.base import Method, unlabelled_image
-from mlbseg.types import IGNORE, Batch, Losses
+from mlbseg.types import Batch, Losses
 
 _CHANGES = 0  # stream of random numbers
 
@@ -65,9 +65,10 @@ class PseudoLabel(Method):
         count = len(batch.clean_image)
         clean, logits = widened(self.student(torch.cat([batch.clean_image, seen]))).tensor_split([count])
         if self.labeller is not None:
-            label = self._label(prediction(self.labeller, image))
+            label = confident_label(prediction(self.labeller, image), self.threshold)
         else:
-            label = self._label(prediction(self.student, image) if self.strength else logits)
+            seen_as_is = prediction(self.student, image) if self.strength else logits
+            label = confident_label(seen_as_is, self.threshold)
         kept, pixels = self.ranks.sum_each((label >= 0).sum(), torch.ones_like(label).sum())
         self.monitors["kept_pseudo"] = kept / pixels
         factor = self.ramped(self.pseudo_weight, self.ramp, step)
@@ -88,9 +89,3 @@ class PseudoLabel(Method):
 
     def _round(self, step: int) -> int:
         return min(step * self.rounds // self.length, self.rounds - 1)
-
-    @torch.no_grad()
-    def _label(self, logits: Tensor) -> Tensor:
-        """Return the likeliest class (U, *S), `IGNORE` where it is not likely enough."""
-        probability, label = torch.softmax(logits, 1).max(1)
-        return torch.where(probability < self.threshold, IGNORE, label)

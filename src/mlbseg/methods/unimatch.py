@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlbseg.core.features import changed_features, channels_dropped, deepest_layer
 from mlbseg.core.losses import mean_cross_entropy, supervised_loss, widened
 from mlbseg.core.perturb import boxes, uniform
-from mlbseg.methods.base import unlabelled_image
+from mlbseg.methods.base import neighbours, unlabelled_image
 from mlbseg.methods.fixmatch import FixMatch
 from mlbseg.types import Batch, Losses
 
@@ -35,6 +35,7 @@ class UniMatch(FixMatch):
     """
 
     mixes_pairs = True
+    passes = 3
 
     def __init__(
         self,
@@ -80,7 +81,6 @@ class UniMatch(FixMatch):
         seeds = self.seeds(len(image), seed, _MIXING + stream)
         box = boxes(seeds, image, _BOX)
         box &= uniform([s + 1 for s in seeds], (1,) * (image.ndim - 1), image) < self.mix
-        # 0 with 1, 2 with 3; the last of an odd number with itself.
-        neighbour = (torch.arange(len(image), device=image.device) ^ 1).clamp(max=len(image) - 1)
+        neighbour = neighbours(len(image))
         mixed = torch.where(box, strong[neighbour], strong)
         return mixed, torch.where(box.squeeze(1), label[neighbour], label)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlbseg.files import write_atomic
 
 COLUMNS = (
-    "stage", "step", "lr", "clean", "initial", "pseudo", "teacher", "views", "clean_teacher", "clean_views",
+    "stage", "step", "lr", "clean", "initial", "pseudo", "teacher", "views", "clean_teacher", "clean_views", "mixed",
     "features", "entropy", "kept_initial", "kept_pseudo", "kept_teacher", "mass_initial", "mass_pseudo",
     "validation_dice",
 )  # fmt: skip

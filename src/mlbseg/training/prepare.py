@@ -91,7 +91,9 @@ def prepare_run(
 def views_of(config: Config) -> int:
     """Return how many views of each unlabelled patch a step looks at, the patch itself among them; see `make_plan`."""
     method = find_method(config.method)
-    return (1 + len(config.mlb.views) * method.needs_initial_labels) * method.uses_unlabelled
+    if config.method == "mlb":
+        return 1 + len(config.mlb.views)
+    return method.passes * method.uses_unlabelled
 
 
 def require_cases(data: Path, config: Config, split: Split) -> None:
@@ -106,10 +108,11 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
         raise UserError(
             f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
         )
-    if meta and not config.mlb.asks_direction(noisy=bool(split.noisy)):
+    idle = _idle(config, noisy=bool(split.noisy))
+    if idle:
         raise UserError(
-            f"train.meta_cases: found {meta}, but with these settings no weight is left to decide "
-            "(add -o mlb.decides=everywhere, or leave train.meta_cases out)"
+            f"{idle}: changes nothing, as with these settings no weight is left to decide "
+            "(add -o mlb.decides=everywhere or -o mlb.sources=initial,pseudo, or leave it out)"
         )
     if meta >= len(split.clean):
         raise UserError(
@@ -121,6 +124,20 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
             f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
             "(add scans without a label, or use --method supervised)"
         )
+
+
+def _idle(config: Config, *, noisy: bool) -> str | None:
+    """Return a setting of weights that was asked for although no weight is decided, if there is one."""
+    if config.method != "mlb" or config.mlb.asks_direction(noisy=noisy):
+        return None
+    if config.train.meta_cases:
+        return "train.meta_cases"
+    if config.mlb.weighting == "uniform":
+        return None
+    asked = config.mlb.model_dump(exclude_defaults=True)
+    return next(
+        (f"mlb.{name}" for name in ("weighting", "direction", "scope", "per_source") if name in asked), None
+    )
 
 
 def write_run(

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from mlbseg import checkpoints, processes
+from mlbseg.config import MLBSettings
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
@@ -176,13 +177,9 @@ class Training:
         """Return the method with the settings of the section of its name, if there is one."""
         section = getattr(self.run.config, self.run.config.method.replace("-", "_"), None)
         settings: dict[str, Any] = {} if section is None else section.model_dump()
-        if "views" in settings:
-            settings["flip_axes"] = self.run.plan.flip_axes
-        if settings.get("sources", ()) is None and self.run.split.noisy:
-            settings["sources"] = (
-                "initial",
-                "pseudo",
-            )  # nobody trusts the labels that came, but they may be right
+        if isinstance(section, MLBSettings):
+            sources = section.weighed(noisy=bool(self.run.split.noisy))
+            settings |= {"flip_axes": self.run.plan.flip_axes, "sources": sources}
         return kind(student, **settings)
 
     def _fill_cache(self, *, with_others: bool) -> None:
