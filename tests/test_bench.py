@@ -27,7 +27,7 @@ from mlbseg.bench.setup import Setup
 from mlbseg.cli.arguments import join_lists
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
-from mlbseg.training import train
+from mlbseg.training import begin_from_stage1, train
 from mlbseg.training.lock import Busy, locked
 
 SETTINGS = [v for text in (*TINY, "steps=4") for v in ("-o", text)]
@@ -200,6 +200,15 @@ def test_stage_1_is_trained_once(finished: Path) -> None:
     assert not (seed / "stage-1" / "model.safetensors").exists()
     own, shared = (next((seed / name / "checkpoints").glob("stage1-*")) for name in ("mlb", "stage-1"))
     assert own.samefile(shared)
+
+
+@pytest.mark.slow
+def test_a_cell_that_goes_on_keeps_its_rows_of_stage_2(finished: Path, tmp_path: Path) -> None:
+    seed = copied(finished, tmp_path) / "runs" / "2-labelled" / "seed-0"
+    before = (seed / "mlb" / "log.csv").read_bytes()
+    assert len(before) > len((seed / "stage-1" / "log.csv").read_bytes())
+    begin_from_stage1(seed / "mlb", seed / "stage-1")
+    assert (seed / "mlb" / "log.csv").read_bytes() == before
 
 
 # --- stopped, continued, added to -------------------------------------------------------------------------
