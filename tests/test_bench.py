@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.image
 import pytest
+import torch
 from rich.console import Console
 
 from blocks import TINY
@@ -23,7 +24,7 @@ from conftest import Command
 from mlbseg.bench import bench, workers
 from mlbseg.bench.cell import BUSY, lock_of, outcome, run_cell
 from mlbseg.bench.cells import Cell, Row, cells_of, parse_rows, slug
-from mlbseg.bench.setup import Setup
+from mlbseg.bench.setup import Request, Setup, begin, load_settings
 from mlbseg.cli.arguments import join_lists
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
@@ -523,6 +524,20 @@ def test_cells_come_seed_by_seed_and_stage_1_first() -> None:
         "all-labelled/seed-0/supervised",
     ]  # fmt: skip
     assert len(keys) == 14
+
+
+def test_supervised_training_loses_no_label_to_the_weights_of_others(phantoms: Path, tmp_path: Path) -> None:
+    asked = [*TINY, "steps=4", "train.meta_cases=1", "mlb.decides=everywhere"]
+    config = load_settings(None, None, asked)
+    request = Request(
+        phantoms, parse_rows(["mlb"]), [2], [0], 3, 0, True, None, config, tmp_path / "cache", ""
+    )  # fmt: skip
+    setup = begin(tmp_path / "bench", request, torch.device("cpu"), None)
+    kept = {cell.row: setup.config(tmp_path / "bench", cell).train.meta_cases for cell in setup.cells}
+    assert kept == {"stage-1": 1, "mlb": 1, "supervised": 0}
+    # A row without weights is refused as `mlbseg train` refuses it.
+    with pytest.raises(UserError, match="method 'supervised' has no weights to decide"):
+        run(phantoms, tmp_path / "other", overrides=asked)
 
 
 @pytest.mark.slow

@@ -88,7 +88,8 @@ class Setup:
         if cell.row == STAGE1:
             row = Row(STAGE1, INITIALISER)
         elif cell.budget is None:
-            row = Row(SUPERVISED, SUPERVISED)
+            # Nothing here has weights to decide: all labels are learnt from.
+            row = Row(SUPERVISED, SUPERVISED, ("train.meta_cases=0",))
         else:
             row = self.rows[cell.row]
         return load_config(folder / SETTINGS, overrides=row.overrides, method=row.method, seed=cell.seed)
