@@ -429,6 +429,19 @@ def test_a_command_that_contradicts_the_folder_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_in_process")
+def test_a_budget_below_the_plan_s_is_refused(finished: Path, phantoms: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        run(phantoms, finished, labelled=[1, 3])
+    assert str(caught.value) == (
+        "--labelled: found 1, but this bench was planned from 2 labels (choose another --out, and name the smallest "
+        "budget first)"
+    )
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
 def test_other_data_and_another_meaning_of_a_row_are_contradictions_too(
     finished: Path, phantoms: Path, tmp_path: Path
 ) -> None:

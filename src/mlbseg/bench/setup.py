@@ -180,6 +180,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     fresh = _facts(request, dataset, wide)
     if existing is not None:
         _require_same(folder, existing, fresh)
+        _require_planned(existing, request)
     for budget in request.budgets:
         if not 1 <= budget <= len(fresh.clean):
             raise UserError(
@@ -213,6 +214,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             settings.write(folder / SETTINGS)
         else:
             _require_same(folder, existing, fresh)
+            _require_planned(existing, request)
             fresh = existing
         record = replace(
             fresh,
@@ -310,6 +312,20 @@ def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
                     "row, or choose another --out",
                 ]
             )
+        )
+
+
+def _require_planned(begun: Setup, request: Request) -> None:
+    """Refuse a budget below those that the plan was made for: it rests on facts of labels that the budget lacks.
+
+    Raises:
+        UserError: naming both.
+    """
+    planned = min(cell.budget for cell in begun.cells if cell.budget is not None)
+    if min(request.budgets) < planned:
+        raise UserError(
+            f"--labelled: found {min(request.budgets)}, but this bench was planned from {planned} labels "
+            "(choose another --out, and name the smallest budget first)"
         )
 
 
