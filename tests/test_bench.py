@@ -26,6 +26,7 @@ from mlbseg.bench.cell import BUSY, lock_of, outcome, run_cell
 from mlbseg.bench.cells import Cell, Row, cells_of, parse_rows, slug
 from mlbseg.bench.setup import Request, Setup, begin, load_settings
 from mlbseg.cli.arguments import join_lists
+from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
 from mlbseg.training import begin_from_stage1, train
@@ -438,6 +439,22 @@ def test_a_budget_below_the_plan_s_is_refused(finished: Path, phantoms: Path) ->
         "budget first)"
     )
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+def test_labels_that_only_a_later_command_gives_are_looked_at_too(phantoms: Path, tmp_path: Path) -> None:
+    scans, out = Path(shutil.copytree(phantoms, tmp_path / "scans")), tmp_path / "bench"
+    asked: dict[str, Any] = {"methods": ["supervised"], "seeds": [0]}
+    run(scans, out, **asked, upper=False)
+    last = Setup.read(out).clean[-1]
+    label = next(case.label for case in find_cases(scans).cases if case.id == last)
+    assert label is not None
+    label.write_bytes(b"no label")
+    run(scans, out, **asked, upper=False)  # which nobody asked for yet
+    with pytest.raises(UserError, match=last):
+        run(scans, out, **asked)
+    assert all(cell.budget == 2 for cell in Setup.read(out).cells)
 
 
 @pytest.mark.slow

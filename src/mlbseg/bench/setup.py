@@ -15,7 +15,7 @@ from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of
 from mlbseg.config import Config, config_of, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
 from mlbseg.data.cases import Dataset, find_cases
-from mlbseg.data.check import check, unknown_values
+from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import read_record, validate, write_record
@@ -204,6 +204,8 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             row = rows[cell.row]
             config = _with_row(request.config, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
+    if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
+        _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, console)
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, console).as_dict())
     _make(folder)
@@ -361,18 +363,20 @@ def _shares(row: Row, config: Config) -> bool:
     return find_method(row.method).uses_unlabelled and stage1_settings(own) == stage1_settings(config)
 
 
-def _decide(
-    request: Request, dataset: Dataset, wide: Split, device: torch.device, console: Console | None
-) -> Plan:
-    """Check all that any cell will read, decide what all cells share, and prepare the scans.
+def _widest(cells: Sequence[Cell], wide: Split) -> int:
+    """Return how many labels are given to the cell that is given most."""
+    return max(len(wide.clean) if cell.budget is None else cell.budget for cell in cells)
 
-    The facts are those of the smallest budget: nothing that all cells share may rest on labels that some of them
-    must not see. Only which values stand for classes is read from all labels: that is the task.
+
+def _check(
+    request: Request, dataset: Dataset, wide: Split, labels: Sequence[int] | None, console: Console | None
+) -> tuple[CheckResult, Split]:
+    """Check all that any cell will read, and return what was found and the split of the largest budget.
 
     Raises:
-        UserError: for faults of the data, and settings that contradict each other.
+        FaultsError: for faults of the data.
     """
-    most = None if request.upper else max(request.budgets)
+    most = len(wide.clean) if request.upper else max(request.budgets)
     widest = make_split(
         dataset.cases,
         order=dataset.order,
@@ -387,11 +391,26 @@ def _decide(
         for case in apply_split(dataset.cases, widest)
     ]
     kept = replace(dataset, cases=tuple(seen))
-    labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
         result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
     if result.faults:
         raise FaultsError(result.faults, str(request.data), "fix them, or take these cases out of the data")
+    return result, widest
+
+
+def _decide(
+    request: Request, dataset: Dataset, wide: Split, device: torch.device, console: Console | None
+) -> Plan:
+    """Check all that any cell will read, decide what all cells share, and prepare the scans.
+
+    The facts are those of the smallest budget: nothing that all cells share may rest on labels that some of them
+    must not see. Only which values stand for classes is read from all labels: that is the task.
+
+    Raises:
+        UserError: for faults of the data, and settings that contradict each other.
+    """
+    labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
+    result, widest = _check(request, dataset, wide, labels, console)
     names = dataset.class_names
     if labels is None and not names:
         found = [entry["labels"] for entry in result.summary["per_case"] if entry["id"] in widest.clean]
@@ -422,7 +441,7 @@ def _decide(
     )
     root = request.cache if request.cache is not None else default_cache_root()
     cache = Cache(Path(root), plan)
-    used = [case for case in kept.cases if case.role is not Role.TEST]
+    used = [case for case in result.dataset.cases if case.role is not Role.TEST]
     # Here and not in the cells: the first of them would pay for all, in time and in memory.
     with StepProgress(console, "preprocessing", len(used)) as progress:
         for number, case in enumerate(used, start=1):
