@@ -459,6 +459,28 @@ def test_labels_that_only_a_later_command_gives_are_looked_at_too(phantoms: Path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_in_process")
+def test_scans_labels_and_cache_are_held_to(phantoms: Path, tmp_path: Path) -> None:
+    scans, out = Path(shutil.copytree(phantoms, tmp_path / "scans")), tmp_path / "bench"
+    asked: dict[str, Any] = {"methods": ["supervised"], "seeds": [0], "upper": False}
+    run(scans, out, **asked, cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"--labels: found 0 1 2, expected none"):
+        run(scans, out, **asked, labels=[2, 1, 0])
+    with pytest.raises(UserError, match=r"--cache: found .*elsewhere, expected .*cache"):
+        run(scans, out, **asked, cache=tmp_path / "elsewhere")
+    image = next(case.images[0] for case in find_cases(scans).cases if case.id == Setup.read(out).clean[0])
+    shutil.copy(image, image.with_name("later.nii.gz"))
+    with pytest.raises(UserError, match=r"unlabelled cases: new 1 \(later\): the data have changed"):
+        run(scans, out, **asked)
+    # A folder of an earlier version has no word of them.
+    record = json.loads((out / "bench.json").read_text())
+    for name in ("labels", "noisy", "unlabelled"):
+        del record[name]
+    (out / "bench.json").write_text(json.dumps(record))
+    run(scans, out, **asked, labels=[0, 1, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
 def test_other_data_and_another_meaning_of_a_row_are_contradictions_too(
     finished: Path, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -52,6 +52,10 @@ class Setup:
         rows: The rows by slug.
         cells: Row, budget and seed of each cell that was ever asked for, in the order to run them.
         commands: The commands that asked.
+        labels: The label values that were named, none of them if none were; None if nobody wrote that down, as in
+            folders of earlier versions. So too the next two.
+        noisy: Cases whose label came with them and is not trusted.
+        unlabelled: Cases without a label.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -68,6 +72,9 @@ class Setup:
     rows: dict[str, Row] = field(default_factory=dict)
     cells: tuple[Cell, ...] = ()
     commands: tuple[str, ...] = ()
+    labels: tuple[int, ...] | None = None
+    noisy: tuple[str, ...] | None = None
+    unlabelled: tuple[str, ...] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Setup:
@@ -179,7 +186,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
     fresh = _facts(request, dataset, wide)
     if existing is not None:
-        _require_same(folder, existing, fresh)
+        _require_same(folder, existing, fresh, names_cache=request.cache is not None)
         _require_planned(existing, request)
     for budget in request.budgets:
         if not 1 <= budget <= len(fresh.clean):
@@ -215,7 +222,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             settings = _pinned(request.config, Plan.from_dict(fresh.plan))
             settings.write(folder / SETTINGS)
         else:
-            _require_same(folder, existing, fresh)
+            _require_same(folder, existing, fresh, names_cache=request.cache is not None)
             _require_planned(existing, request)
             fresh = existing
         record = replace(
@@ -281,11 +288,21 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         scored=scored,
         asked=request.config.model_dump(mode="json"),
         plan={},
+        labels=tuple(sorted(set(request.labels or ()))),
+        noisy=wide.noisy,
+        unlabelled=wide.unlabelled,
     )
 
 
-def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
+def _require_same(folder: Path, begun: Setup, asked: Setup, *, names_cache: bool) -> None:
     """Refuse to mix cells that would not compare.
+
+    Args:
+        folder: Of the bench.
+        begun: Its record.
+        asked: The record that the command would begin.
+        names_cache: Whether the command says where prepared scans are kept. The user's cache folder, which it means
+            otherwise, may be another on each machine that shares the bench, and none of them is asked for.
 
     Raises:
         UserError: naming what differs.
@@ -297,11 +314,25 @@ def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
         lines.append(f"--split-seed: found {asked.split_seed}, expected {begun.split_seed}")
     if set(begun.test) != set(asked.test):
         lines.append(f"test cases: found {_names(asked.test)}, expected {_names(begun.test)}")
-    if begun.clean != asked.clean and not lines:
-        lines.append(
-            f"labelled cases in their order: found {_names(asked.clean)}, expected {_names(begun.clean)}: "
-            "the data have changed"
+    if not lines:
+        if begun.clean != asked.clean:
+            lines.append(
+                f"labelled cases in their order: found {_names(asked.clean)}, expected {_names(begun.clean)}: "
+                "the data have changed"
+            )
+        for name, before_ids, ids in (
+            ("cases with a rough label", begun.noisy, asked.noisy),
+            ("unlabelled cases", begun.unlabelled, asked.unlabelled),
+        ):
+            if before_ids is not None and ids is not None and set(before_ids) != set(ids):
+                lines.append(f"{name}: {_changes(before_ids, ids)}: the data have changed")
+    if begun.labels is not None and begun.labels != asked.labels:
+        found, expected = (
+            " ".join(map(str, values)) if values else "none" for values in (asked.labels, begun.labels)
         )
+        lines.append(f"--labels: found {found}, expected {expected}")
+    if names_cache and begun.cache != asked.cache:
+        lines.append(f"--cache: found {asked.cache}, expected {begun.cache}")
     before, now = (dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked))
     lines += [f"{key}: found {now[key]}, expected {before[key]}" for key in before if before[key] != now[key]]
     if lines:
@@ -341,6 +372,11 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _names(ids: Sequence[str]) -> str:
     return f"{len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+
+
+def _changes(before: Sequence[str], now: Sequence[str]) -> str:
+    changes = {"new": sorted(set(now) - set(before)), "missing": sorted(set(before) - set(now))}
+    return ", ".join(f"{word} {_names(ids)}" for word, ids in changes.items() if ids)
 
 
 def _shown(row: Row) -> str:
