@@ -538,6 +538,23 @@ def test_a_folder_that_holds_something_else_is_left_alone(phantoms: Path, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_settings_that_are_not_of_a_bench_are_left_alone(phantoms: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("mine: true")
+    with pytest.raises(UserError, match=r"holds something else than a bench, such as settings.yaml"):
+        run(phantoms, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["settings.yaml"]
+    assert settings.read_text() == "mine: true"
+    # Beside a lock they are of a bench that was killed at its beginning.
+    (tmp_path / ".lock").touch()
+    request = Request(
+        phantoms, parse_rows(["supervised"]), [2], [0], 3, 0, False, None, load_settings(None, None, TINY),
+        tmp_path.parent / f"{tmp_path.name}-cache", "",
+    )  # fmt: skip
+    begin(tmp_path, request, torch.device("cpu"), None)
+    assert "mine" not in settings.read_text()
+
+
 def test_numbers_that_are_none_are_named(phantoms: Path, tmp_path: Path, command: Command) -> None:
     asked = ["bench", phantoms, "--out", tmp_path / "b", "--methods", "mlb", "--labelled", 2, "--test", 3]
     done = command(*asked, "--seeds", "0", "x")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from pydantic import ConfigDict, TypeAdapter
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.errors import FaultsError, UserError
+from mlbseg.files import write_atomic
 from mlbseg.methods import METHODS, find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
@@ -31,6 +33,7 @@ from mlbseg.types import Role
 
 RECORD = "bench.json"
 SETTINGS = "settings.yaml"
+LOCK = ".lock"
 INITIALISER = next(name for name, kind in METHODS.items() if kind.needs_initial_labels)
 """Of the runs that hold the shared stage 1: any method that begins with one and has initial labels."""
 
@@ -216,11 +219,12 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, console).as_dict())
     _make(folder)
-    with locked(folder / ".lock", f"{folder}: another bench is just beginning there (start this one again)"):
+    with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
             settings = _pinned(request.config, Plan.from_dict(fresh.plan))
-            settings.write(folder / SETTINGS)
+            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            write_atomic(folder / SETTINGS, text.encode())
         else:
             _require_same(folder, existing, fresh, names_cache=request.cache is not None)
             _require_planned(existing, request)
@@ -248,12 +252,15 @@ def _existing(folder: Path) -> Setup | None:
     if (folder / RECORD).is_file():
         return Setup.read(folder)
     try:
-        others = [path.name for path in folder.iterdir() if path.name not in (".lock", SETTINGS)]
+        names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
-    if others:
+    # Of a bench that was killed at its beginning. The lock is made first: without it, the settings are the user's.
+    parts = (SETTINGS, f".{SETTINGS}.", f".{RECORD}.")  # and what writing them leaves behind
+    ours = {name for name in names if name == LOCK or (LOCK in names and name.startswith(parts))}
+    if others := names - ours:
         raise UserError(
             f"{folder}: holds something else than a bench, such as {sorted(others)[0]} (choose another --out)"
         )
