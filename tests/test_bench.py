@@ -402,6 +402,27 @@ def test_a_process_that_dies_is_told_and_leaves_its_cell_to_do(
     assert [row["status"] for row in rows(out / "cells.csv")] == ["to do"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize(("keep", "said"), [(0.8, "damaged"), (0.0, "found scores of 0 case(s), expected 3")])
+def test_scores_that_were_cut_off_are_named_and_can_be_made_anew(
+    keep: float, said: str, finished: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    out = copied(finished, tmp_path)
+    root = out / "runs" / "2-labelled" / "seed-0" / "mlb"
+    whole = (root / "scores.csv").read_bytes()
+    lines = whole[: int(keep * len(whole))].splitlines(keepends=True)
+    (root / "scores.csv").write_bytes(b"".join([*lines[:-1], lines[-1].split(b",")[0]]) if lines else b"")
+    with pytest.raises(UserError) as caught:
+        run(phantoms, out)
+    assert str(caught.value).startswith(f"{root / 'scores.csv'}: {said}")
+    assert f"(delete {root / 'cell.json'} and run the bench again)" in str(caught.value)
+    (root / "cell.json").unlink()
+    run(phantoms, out)
+    assert (root / "scores.csv").read_bytes() == whole
+    assert figures(out) == figures(finished)
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
