@@ -29,7 +29,7 @@ from mlbseg.cli.arguments import join_lists
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
-from mlbseg.training import begin_from_stage1, train
+from mlbseg.training import begin_from_stage1, stages, train
 from mlbseg.training.lock import Busy, locked
 
 SETTINGS = [v for text in (*TINY, "steps=4") for v in ("-o", text)]
@@ -364,6 +364,8 @@ def test_a_cell_that_fails_is_a_line_of_the_table_and_the_others_go_on(
     assert done.code == 2
     assert "failed: too fast, 2 labels, seed 0: the loss (" in done.out
     assert "no longer a number" in done.out
+    assert "(begin another bench, or give this one a --variant, with a lower train.lr" in done.out
+    assert "; mend it and repeat the bench command with --retry" in done.out
     table = {row["row"]: row for row in rows(out / "cells.csv")}
     assert (table["too fast"]["status"], table["supervised"]["status"]) == ("failed", "done")
     text = (out / "table.md").read_text()
@@ -375,6 +377,23 @@ def test_a_cell_that_fails_is_a_line_of_the_table_and_the_others_go_on(
     assert record.stat().st_mtime_ns == when  # known to fail
     assert command(*asked, "--retry").code == 2
     assert record.stat().st_mtime_ns > when
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_leads_back_to_the_bench(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "weights")
+
+    out, cell = copied(finished, tmp_path), Cell("supervised", 2, 0)
+    (out / "runs" / cell.key / "cell.json").unlink()
+    monkeypatch.setattr(stages, "save_weights", full)
+    reason = run_cell(out, cell, "cpu")["reason"]
+    assert reason == (
+        "weights: No space left on device; the last checkpoint is step 4 of stage 1; mend it and repeat the bench "
+        "command with --retry"
+    )
 
 
 @pytest.mark.slow
