@@ -23,7 +23,7 @@ from blocks import TINY
 from conftest import Command
 from mlbseg.bench import bench, workers
 from mlbseg.bench.cell import BUSY, lock_of, outcome, run_cell
-from mlbseg.bench.cells import Cell, Row, cells_of, parse_rows, slug
+from mlbseg.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
 from mlbseg.bench.setup import Request, Setup, begin, load_settings
 from mlbseg.cli.arguments import join_lists
 from mlbseg.data.cases import find_cases
@@ -626,7 +626,8 @@ def test_variants_are_parsed() -> None:
 
 def test_cells_come_seed_by_seed_and_stage_1_first() -> None:
     rows_ = [Row("supervised", "supervised"), Row("mlb", "mlb")]
-    keys = [c.key for c in cells_of(rows_, [8, 4], [0, 1], upper=True, share=["mlb"])]
+    cells = cells_of(rows_, [8, 4], [0, 1], upper=True, share=["mlb"])
+    keys = [c.key for c in in_order(cells, [row.slug for row in rows_])]
     assert keys[:7] == [
         "4-labelled/seed-0/stage-1", "4-labelled/seed-0/supervised", "4-labelled/seed-0/mlb",
         "8-labelled/seed-0/stage-1", "8-labelled/seed-0/supervised", "8-labelled/seed-0/mlb",

@@ -92,9 +92,7 @@ def _reason(error: UserError, root: Path) -> str:
     """Return why a cell failed, and what to do: of the commands that errors speak of, none would tell the bench."""
     from mlbseg.training.signals import how_to_continue
 
-    said = str(error)
-    for advice in (f" (mend it and {how_to_continue(root)})", f" ({how_to_continue(root)})"):
-        said = said.replace(advice, "")
+    said = str(error).replace(f" (mend it and {how_to_continue(root)})", "")
     # What asks to train anew asks for other settings, which cells that are there could not be compared with.
     said = said.replace("(train anew with ", "(begin another bench, or give this one a --variant, with ")
     return f"{said}; mend it and repeat the bench command with --retry"

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 from rich.console import Console
 
-from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of
+from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of, in_order
 from mlbseg.config import Config, config_of, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
 from mlbseg.data.cases import Dataset, find_cases
@@ -206,8 +206,9 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
                     f"{_shown(added[name])} (give the new one another label)"
                 )
     share = [row.slug for row in request.rows if _shares(row, request.config)]
-    cells = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
     rows = {**({} if existing is None else existing.rows), **added}
+    asked = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
+    cells = in_order(asked, list(rows))
     for cell in cells:
         if cell.seed == request.seeds[0] and cell.row != STAGE1 and cell.budget is not None:
             # Of all rows before anything is trained, and not of the last one after a week.
@@ -232,19 +233,12 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         record = replace(
             fresh,
             rows={**fresh.rows, **added},
-            cells=tuple(sorted({*fresh.cells, *cells}, key=lambda c: _place(c, [*fresh.rows, *added]))),
+            cells=tuple(in_order({*fresh.cells, *cells}, [*fresh.rows, *added])),
             commands=tuple(dict.fromkeys((*fresh.commands, request.command))),
         )
         if record != existing:
             record.write(folder)
     return record
-
-
-def _place(cell: Cell, rows: Sequence[str]) -> tuple[int, float, int]:
-    """Return what cells are run in the order of: seeds first, so that whatever is finished early compares."""
-    order = [STAGE1, *rows]
-    budget = float("inf") if cell.budget is None else cell.budget
-    return cell.seed, budget, order.index(cell.row) if cell.row in order else len(order)
 
 
 def _existing(folder: Path) -> Setup | None:
