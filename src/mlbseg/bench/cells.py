@@ -93,7 +93,7 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
         if not label or not method:
             raise UserError(
                 f"--variant {text!r}: expected LABEL=METHOD key=value ..., such as "
-                "'mlb, uniform weights=mlb mlb.weighting=uniform'"
+                "'mlb, nothing pasted=mlb mlb.mix=0'"
             )
         find_method(method)
         if slug(label) in METHODS:
