@@ -512,6 +512,7 @@ def test_scans_labels_and_cache_are_held_to(phantoms: Path, tmp_path: Path) -> N
     shutil.copy(image, image.with_name("later.nii.gz"))
     with pytest.raises(UserError, match=r"unlabelled cases: new 1 \(later\): the data have changed"):
         run(scans, out, **asked)
+    image.with_name("later.nii.gz").unlink()
     # A folder of an earlier version has no word of them.
     record = json.loads((out / "bench.json").read_text())
     for name in ("labels", "noisy", "unlabelled"):
