@@ -16,18 +16,20 @@ from typing import Any
 
 import matplotlib.image
 import pytest
+import torch
 from rich.console import Console
 
 from blocks import TINY
 from conftest import Command
 from mlbseg.bench import bench, workers
 from mlbseg.bench.cell import BUSY, lock_of, outcome, run_cell
-from mlbseg.bench.cells import Cell, Row, cells_of, parse_rows, slug
-from mlbseg.bench.setup import Setup
+from mlbseg.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
+from mlbseg.bench.setup import Request, Setup, begin, load_settings
 from mlbseg.cli.arguments import join_lists
+from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
-from mlbseg.training import train
+from mlbseg.training import begin_from_stage1, stages, train
 from mlbseg.training.lock import Busy, locked
 
 SETTINGS = [v for text in (*TINY, "steps=4") for v in ("-o", text)]
@@ -202,6 +204,15 @@ def test_stage_1_is_trained_once(finished: Path) -> None:
     assert own.samefile(shared)
 
 
+@pytest.mark.slow
+def test_a_cell_that_goes_on_keeps_its_rows_of_stage_2(finished: Path, tmp_path: Path) -> None:
+    seed = copied(finished, tmp_path) / "runs" / "2-labelled" / "seed-0"
+    before = (seed / "mlb" / "log.csv").read_bytes()
+    assert len(before) > len((seed / "stage-1" / "log.csv").read_bytes())
+    begin_from_stage1(seed / "mlb", seed / "stage-1")
+    assert (seed / "mlb" / "log.csv").read_bytes() == before
+
+
 # --- stopped, continued, added to -------------------------------------------------------------------------
 
 
@@ -353,6 +364,8 @@ def test_a_cell_that_fails_is_a_line_of_the_table_and_the_others_go_on(
     assert done.code == 2
     assert "failed: too fast, 2 labels, seed 0: the loss (" in done.out
     assert "no longer a number" in done.out
+    assert "(begin another bench, or give this one a --variant, with a lower train.lr" in done.out
+    assert "; mend it and repeat the bench command with --retry" in done.out
     table = {row["row"]: row for row in rows(out / "cells.csv")}
     assert (table["too fast"]["status"], table["supervised"]["status"]) == ("failed", "done")
     text = (out / "table.md").read_text()
@@ -364,6 +377,23 @@ def test_a_cell_that_fails_is_a_line_of_the_table_and_the_others_go_on(
     assert record.stat().st_mtime_ns == when  # known to fail
     assert command(*asked, "--retry").code == 2
     assert record.stat().st_mtime_ns > when
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_leads_back_to_the_bench(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "weights")
+
+    out, cell = copied(finished, tmp_path), Cell("supervised", 2, 0)
+    (out / "runs" / cell.key / "cell.json").unlink()
+    monkeypatch.setattr(stages, "save_weights", full)
+    reason = run_cell(out, cell, "cpu")["reason"]
+    assert reason == (
+        "weights: No space left on device; the last checkpoint is step 4 of stage 1; mend it and repeat the bench "
+        "command with --retry"
+    )
 
 
 @pytest.mark.slow
@@ -391,6 +421,27 @@ def test_a_process_that_dies_is_told_and_leaves_its_cell_to_do(
     assert [row["status"] for row in rows(out / "cells.csv")] == ["to do"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize(("keep", "said"), [(0.8, "damaged"), (0.0, "found scores of 0 case(s), expected 3")])
+def test_scores_that_were_cut_off_are_named_and_can_be_made_anew(
+    keep: float, said: str, finished: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    out = copied(finished, tmp_path)
+    root = out / "runs" / "2-labelled" / "seed-0" / "mlb"
+    whole = (root / "scores.csv").read_bytes()
+    lines = whole[: int(keep * len(whole))].splitlines(keepends=True)
+    (root / "scores.csv").write_bytes(b"".join([*lines[:-1], lines[-1].split(b",")[0]]) if lines else b"")
+    with pytest.raises(UserError) as caught:
+        run(phantoms, out)
+    assert str(caught.value).startswith(f"{root / 'scores.csv'}: {said}")
+    assert f"(delete {root / 'cell.json'} and run the bench again)" in str(caught.value)
+    (root / "cell.json").unlink()
+    run(phantoms, out)
+    assert (root / "scores.csv").read_bytes() == whole
+    assert figures(out) == figures(finished)
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
@@ -415,6 +466,59 @@ def test_a_command_that_contradicts_the_folder_changes_nothing(
     assert said in str(caught.value)
     assert "choose another --out" in str(caught.value)
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+def test_a_budget_below_the_plan_s_is_refused(finished: Path, phantoms: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        run(phantoms, finished, labelled=[1, 3])
+    assert str(caught.value) == (
+        "--labelled: found 1, but this bench was planned from 2 labels (choose another --out, and name the smallest "
+        "budget first)"
+    )
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+def test_labels_that_only_a_later_command_gives_are_looked_at_too(phantoms: Path, tmp_path: Path) -> None:
+    scans, out = Path(shutil.copytree(phantoms, tmp_path / "scans")), tmp_path / "bench"
+    asked: dict[str, Any] = {"methods": ["supervised"], "seeds": [0]}
+    run(scans, out, **asked, upper=False)
+    last = Setup.read(out).clean[-1]
+    label = next(case.label for case in find_cases(scans).cases if case.id == last)
+    assert label is not None
+    label.write_bytes(b"no label")
+    run(scans, out, **asked, upper=False)  # which nobody asked for yet
+    with pytest.raises(UserError, match=last):
+        run(scans, out, **asked)
+    assert all(cell.budget == 2 for cell in Setup.read(out).cells)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+def test_scans_labels_and_cache_are_held_to(phantoms: Path, tmp_path: Path) -> None:
+    scans, out = Path(shutil.copytree(phantoms, tmp_path / "scans")), tmp_path / "bench"
+    asked: dict[str, Any] = {"methods": ["supervised"], "seeds": [0], "upper": False}
+    asked["test"] = ["phantom_000", "phantom_001", "phantom_007"]  # by name: drawn ones change with the cases
+    run(scans, out, **asked, cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"--labels: found 0 1 2, expected none"):
+        run(scans, out, **asked, labels=[2, 1, 0])
+    with pytest.raises(UserError, match=r"--cache: found .*elsewhere, expected .*cache"):
+        run(scans, out, **asked, cache=tmp_path / "elsewhere")
+    image = next(case.images[0] for case in find_cases(scans).cases if case.id == Setup.read(out).clean[0])
+    shutil.copy(image, image.with_name("later.nii.gz"))
+    with pytest.raises(UserError, match=r"unlabelled cases: new 1 \(later\): the data have changed"):
+        run(scans, out, **asked)
+    image.with_name("later.nii.gz").unlink()
+    # A folder of an earlier version has no word of them.
+    record = json.loads((out / "bench.json").read_text())
+    for name in ("labels", "noisy", "unlabelled"):
+        del record[name]
+    (out / "bench.json").write_text(json.dumps(record))
+    run(scans, out, **asked, labels=[0, 1, 2])
 
 
 @pytest.mark.slow
@@ -476,6 +580,23 @@ def test_a_folder_that_holds_something_else_is_left_alone(phantoms: Path, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_settings_that_are_not_of_a_bench_are_left_alone(phantoms: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("mine: true")
+    with pytest.raises(UserError, match=r"holds something else than a bench, such as settings.yaml"):
+        run(phantoms, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["settings.yaml"]
+    assert settings.read_text() == "mine: true"
+    # Beside a lock they are of a bench that was killed at its beginning.
+    (tmp_path / ".lock").touch()
+    request = Request(
+        phantoms, parse_rows(["supervised"]), [2], [0], 3, 0, False, None, load_settings(None, None, TINY),
+        tmp_path.parent / f"{tmp_path.name}-cache", "",
+    )  # fmt: skip
+    begin(tmp_path, request, torch.device("cpu"), None)
+    assert "mine" not in settings.read_text()
+
+
 def test_numbers_that_are_none_are_named(phantoms: Path, tmp_path: Path, command: Command) -> None:
     asked = ["bench", phantoms, "--out", tmp_path / "b", "--methods", "mlb", "--labelled", 2, "--test", 3]
     done = command(*asked, "--seeds", "0", "x")
@@ -507,13 +628,28 @@ def test_variants_are_parsed() -> None:
 
 def test_cells_come_seed_by_seed_and_stage_1_first() -> None:
     rows_ = [Row("supervised", "supervised"), Row("mlb", "mlb")]
-    keys = [c.key for c in cells_of(rows_, [8, 4], [0, 1], upper=True, share=["mlb"])]
+    cells = cells_of(rows_, [8, 4], [0, 1], upper=True, share=["mlb"])
+    keys = [c.key for c in in_order(cells, [row.slug for row in rows_])]
     assert keys[:7] == [
         "4-labelled/seed-0/stage-1", "4-labelled/seed-0/supervised", "4-labelled/seed-0/mlb",
         "8-labelled/seed-0/stage-1", "8-labelled/seed-0/supervised", "8-labelled/seed-0/mlb",
         "all-labelled/seed-0/supervised",
     ]  # fmt: skip
     assert len(keys) == 14
+
+
+def test_supervised_training_loses_no_label_to_the_weights_of_others(phantoms: Path, tmp_path: Path) -> None:
+    asked = [*TINY, "steps=4", "train.meta_cases=1", "mlb.decides=everywhere"]
+    config = load_settings(None, None, asked)
+    request = Request(
+        phantoms, parse_rows(["mlb"]), [2], [0], 3, 0, True, None, config, tmp_path / "cache", ""
+    )  # fmt: skip
+    setup = begin(tmp_path / "bench", request, torch.device("cpu"), None)
+    kept = {cell.row: setup.config(tmp_path / "bench", cell).train.meta_cases for cell in setup.cells}
+    assert kept == {"stage-1": 1, "mlb": 1, "supervised": 0}
+    # A row without weights is refused as `mlbseg train` refuses it.
+    with pytest.raises(UserError, match="method 'supervised' has no weights to decide"):
+        run(phantoms, tmp_path / "other", overrides=asked)
 
 
 @pytest.mark.slow

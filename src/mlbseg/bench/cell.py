@@ -83,9 +83,19 @@ def run_cell(folder: Path, cell: Cell, device: str) -> dict[str, Any]:
             raise
         except UserError as error:
             root.mkdir(parents=True, exist_ok=True)
-            record = {"status": "failed", "reason": str(error)}
+            record = {"status": "failed", "reason": _reason(error, root)}
         write_record(root / OUTCOME, record)
         return record
+
+
+def _reason(error: UserError, root: Path) -> str:
+    """Return why a cell failed, and what to do: of the commands that errors speak of, none would tell the bench."""
+    from mlbseg.training.signals import how_to_continue
+
+    said = str(error).replace(f" (mend it and {how_to_continue(root)})", "")
+    # What asks to train anew asks for other settings, which cells that are there could not be compared with.
+    said = said.replace("(train anew with ", "(begin another bench, or give this one a --variant, with ")
+    return f"{said}; mend it and repeat the bench command with --retry"
 
 
 def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:

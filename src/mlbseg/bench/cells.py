@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlbseg.config import parse_override
@@ -81,7 +81,9 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
         UserError: for a method that does not exist, a variant of another form, a setting that all cells must share,
             or two rows of one folder.
     """
-    rows = [Row(find_method_name(name), name) for name in methods]
+    for name in methods:
+        find_method(name)
+    rows = [Row(name, name) for name in methods]
     for text in variants:
         label, _, rest = (part.strip() for part in text.partition("="))
         try:
@@ -91,9 +93,9 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
         if not label or not method:
             raise UserError(
                 f"--variant {text!r}: expected LABEL=METHOD key=value ..., such as "
-                "'mlb, uniform weights=mlb mlb.weighting=uniform'"
+                "'mlb, nothing pasted=mlb mlb.mix=0'"
             )
-        find_method_name(method)
+        find_method(method)
         if slug(label) in METHODS:
             raise UserError(
                 f"--variant {label!r}: is a method's own name, expected another (such as '{label}, changed')"
@@ -121,20 +123,10 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
     return rows
 
 
-def find_method_name(name: str) -> str:
-    """Return the name of a method that exists.
-
-    Raises:
-        UserError: naming the nearest ones.
-    """
-    find_method(name)
-    return name
-
-
 def cells_of(
     rows: Sequence[Row], budgets: Sequence[int], seeds: Sequence[int], *, upper: bool, share: Sequence[str]
-) -> list[Cell]:
-    """Return the cells in the order in which they are to be run: whatever is finished early compares.
+) -> set[Cell]:
+    """Return the cells that are asked for.
 
     Args:
         rows: The rows.
@@ -143,12 +135,25 @@ def cells_of(
         upper: Also train with all labels.
         share: Slugs of the rows that begin with the shared stage 1.
     """
-    cells = []
-    for seed in seeds:
-        for budget in sorted(budgets):
-            if any(row.slug in share for row in rows):
-                cells.append(Cell(STAGE1, budget, seed))
-            cells += [Cell(row.slug, budget, seed) for row in rows]
-        if upper:
-            cells.append(Cell(SUPERVISED, None, seed))
-    return cells
+    slugs = [row.slug for row in rows]
+    if any(slug in share for slug in slugs):
+        slugs.append(STAGE1)
+    cells = {Cell(slug, budget, seed) for slug in slugs for budget in budgets for seed in seeds}
+    return cells | ({Cell(SUPERVISED, None, seed) for seed in seeds} if upper else set())
+
+
+def in_order(cells: Iterable[Cell], rows: Sequence[str]) -> list[Cell]:
+    """Return cells in the order in which they are to be run: seeds first, so that whatever is finished early compares.
+
+    Args:
+        cells: The cells.
+        rows: Slugs of all rows, in their order.
+    """
+    order = [STAGE1, *rows]
+
+    def place(cell: Cell) -> tuple[int, float, int]:
+        if cell.budget is None:
+            return cell.seed, float("inf"), 0
+        return cell.seed, cell.budget, order.index(cell.row)
+
+    return sorted(cells, key=place)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlbseg.bench import statistics
-from mlbseg.bench.cell import SCORES, outcome
+from mlbseg.bench.cell import OUTCOME, SCORES, outcome
 from mlbseg.bench.cells import STAGE1, SUPERVISED, TEACHER, Cell
 from mlbseg.bench.setup import Setup
 from mlbseg.errors import UserError
@@ -169,13 +169,10 @@ def gather(folder: Path, setup: Setup) -> Results:
             group.failed.append(cell.seed)
         if record["status"] != "done":
             continue
-        scores = _scores(folder / "runs" / cell.key / SCORES)
+        scores, dice = _scores(folder / "runs" / cell.key, len(setup.scored))
         results.cases.extend({**row, **line} for line in scores)
-        by_case: dict[str, list[float]] = {}
-        for line in scores:
-            by_case.setdefault(line["case"], []).append(float(line["dice"]))
         group.records[cell.seed] = record
-        group.dice[cell.seed] = {case: float(np.mean(values)) for case, values in by_case.items()}
+        group.dice[cell.seed] = dice
     return results
 
 
@@ -198,12 +195,24 @@ def _outcome(folder: Path, setup: Setup, cell: Cell) -> dict[str, Any]:
     return {"status": "begun" if (folder / "runs" / cell.key / "config.yaml").is_file() else "to do"}
 
 
-def _scores(path: Path) -> list[dict[str, str]]:
+def _scores(root: Path, count: int) -> tuple[list[dict[str, str]], dict[str, float]]:
+    """Return the scores of a cell, line by line, and the mean Dice over classes of each of so many cases."""
+    path = root / SCORES
+    by_case: dict[str, list[float]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {error} (delete it and start the bench again)") from None
+            lines = list(csv.DictReader(file))
+        for line in lines:
+            by_case.setdefault(line["case"], []).append(float(line["dice"]))
+    except OSError as error:
+        found = f"cannot be read: {error.strerror or error}"
+    except (KeyError, TypeError, ValueError, csv.Error):
+        found = "damaged, expected a line of scores for each case and class"
+    else:
+        if len(by_case) == count:
+            return lines, {case: float(np.mean(values)) for case, values in by_case.items()}
+        found = f"found scores of {len(by_case)} case(s), expected {count}"
+    raise UserError(f"{path}: {found} (delete {root / OUTCOME} and run the bench again)")
 
 
 def write_csvs(folder: Path, results: Results) -> None:

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from pydantic import ConfigDict, TypeAdapter
 from rich.console import Console
 
-from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of
+from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of, in_order
 from mlbseg.config import Config, config_of, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
 from mlbseg.data.cases import Dataset, find_cases
-from mlbseg.data.check import check, unknown_values
+from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.errors import FaultsError, UserError
+from mlbseg.files import write_atomic
 from mlbseg.methods import METHODS, find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
@@ -31,6 +33,7 @@ from mlbseg.types import Role
 
 RECORD = "bench.json"
 SETTINGS = "settings.yaml"
+LOCK = ".lock"
 INITIALISER = next(name for name, kind in METHODS.items() if kind.needs_initial_labels)
 """Of the runs that hold the shared stage 1: any method that begins with one and has initial labels."""
 
@@ -52,6 +55,10 @@ class Setup:
         rows: The rows by slug.
         cells: Row, budget and seed of each cell that was ever asked for, in the order to run them.
         commands: The commands that asked.
+        labels: The label values that were named, none of them if none were; None if nobody wrote that down, as in
+            folders of earlier versions. So too the next two.
+        noisy: Cases whose label came with them and is not trusted.
+        unlabelled: Cases without a label.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -68,6 +75,9 @@ class Setup:
     rows: dict[str, Row] = field(default_factory=dict)
     cells: tuple[Cell, ...] = ()
     commands: tuple[str, ...] = ()
+    labels: tuple[int, ...] | None = None
+    noisy: tuple[str, ...] | None = None
+    unlabelled: tuple[str, ...] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Setup:
@@ -88,7 +98,8 @@ class Setup:
         if cell.row == STAGE1:
             row = Row(STAGE1, INITIALISER)
         elif cell.budget is None:
-            row = Row(SUPERVISED, SUPERVISED)
+            # Nothing here has weights to decide: all labels are learnt from.
+            row = Row(SUPERVISED, SUPERVISED, ("train.meta_cases=0",))
         else:
             row = self.rows[cell.row]
         return load_config(folder / SETTINGS, overrides=row.overrides, method=row.method, seed=cell.seed)
@@ -178,7 +189,8 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
     fresh = _facts(request, dataset, wide)
     if existing is not None:
-        _require_same(folder, existing, fresh)
+        _require_same(folder, existing, fresh, names_cache=request.cache is not None)
+        _require_planned(existing, request)
     for budget in request.budgets:
         if not 1 <= budget <= len(fresh.clean):
             raise UserError(
@@ -194,29 +206,34 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
                     f"{_shown(added[name])} (give the new one another label)"
                 )
     share = [row.slug for row in request.rows if _shares(row, request.config)]
-    cells = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
     rows = {**({} if existing is None else existing.rows), **added}
+    asked = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
+    cells = in_order(asked, list(rows))
     for cell in cells:
         if cell.seed == request.seeds[0] and cell.row != STAGE1 and cell.budget is not None:
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
             config = _with_row(request.config, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
+    if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
+        _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, console)
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, console).as_dict())
     _make(folder)
-    with locked(folder / ".lock", f"{folder}: another bench is just beginning there (start this one again)"):
+    with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
             settings = _pinned(request.config, Plan.from_dict(fresh.plan))
-            settings.write(folder / SETTINGS)
+            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            write_atomic(folder / SETTINGS, text.encode())
         else:
-            _require_same(folder, existing, fresh)
+            _require_same(folder, existing, fresh, names_cache=request.cache is not None)
+            _require_planned(existing, request)
             fresh = existing
         record = replace(
             fresh,
             rows={**fresh.rows, **added},
-            cells=tuple(sorted({*fresh.cells, *cells}, key=lambda c: _place(c, [*fresh.rows, *added]))),
+            cells=tuple(in_order({*fresh.cells, *cells}, [*fresh.rows, *added])),
             commands=tuple(dict.fromkeys((*fresh.commands, request.command))),
         )
         if record != existing:
@@ -224,24 +241,20 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     return record
 
 
-def _place(cell: Cell, rows: Sequence[str]) -> tuple[int, float, int]:
-    """Return what cells are run in the order of: seeds first, so that whatever is finished early compares."""
-    order = [STAGE1, *rows]
-    budget = float("inf") if cell.budget is None else cell.budget
-    return cell.seed, budget, order.index(cell.row) if cell.row in order else len(order)
-
-
 def _existing(folder: Path) -> Setup | None:
     """Return the record of a folder that holds a bench; None of one that is free."""
     if (folder / RECORD).is_file():
         return Setup.read(folder)
     try:
-        others = [path.name for path in folder.iterdir() if path.name not in (".lock", SETTINGS)]
+        names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
-    if others:
+    # Of a bench that was killed at its beginning. The lock is made first: without it, the settings are the user's.
+    parts = (SETTINGS, f".{SETTINGS}.", f".{RECORD}.")  # and what writing them leaves behind
+    ours = {name for name in names if name == LOCK or (LOCK in names and name.startswith(parts))}
+    if others := names - ours:
         raise UserError(
             f"{folder}: holds something else than a bench, such as {sorted(others)[0]} (choose another --out)"
         )
@@ -276,11 +289,21 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         scored=scored,
         asked=request.config.model_dump(mode="json"),
         plan={},
+        labels=tuple(sorted(set(request.labels or ()))),
+        noisy=wide.noisy,
+        unlabelled=wide.unlabelled,
     )
 
 
-def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
+def _require_same(folder: Path, begun: Setup, asked: Setup, *, names_cache: bool) -> None:
     """Refuse to mix cells that would not compare.
+
+    Args:
+        folder: Of the bench.
+        begun: Its record.
+        asked: The record that the command would begin.
+        names_cache: Whether the command says where prepared scans are kept. The user's cache folder, which it means
+            otherwise, may be another on each machine that shares the bench, and none of them is asked for.
 
     Raises:
         UserError: naming what differs.
@@ -292,11 +315,25 @@ def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
         lines.append(f"--split-seed: found {asked.split_seed}, expected {begun.split_seed}")
     if set(begun.test) != set(asked.test):
         lines.append(f"test cases: found {_names(asked.test)}, expected {_names(begun.test)}")
-    if begun.clean != asked.clean and not lines:
-        lines.append(
-            f"labelled cases in their order: found {_names(asked.clean)}, expected {_names(begun.clean)}: "
-            "the data have changed"
+    if not lines:
+        if begun.clean != asked.clean:
+            lines.append(
+                f"labelled cases in their order: found {_names(asked.clean)}, expected {_names(begun.clean)}: "
+                "the data have changed"
+            )
+        for name, before_ids, ids in (
+            ("cases with a rough label", begun.noisy, asked.noisy),
+            ("unlabelled cases", begun.unlabelled, asked.unlabelled),
+        ):
+            if before_ids is not None and ids is not None and set(before_ids) != set(ids):
+                lines.append(f"{name}: {_changes(before_ids, ids)}: the data have changed")
+    if begun.labels is not None and begun.labels != asked.labels:
+        found, expected = (
+            " ".join(map(str, values)) if values else "none" for values in (asked.labels, begun.labels)
         )
+        lines.append(f"--labels: found {found}, expected {expected}")
+    if names_cache and begun.cache != asked.cache:
+        lines.append(f"--cache: found {asked.cache}, expected {begun.cache}")
     before, now = (dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked))
     lines += [f"{key}: found {now[key]}, expected {before[key]}" for key in before if before[key] != now[key]]
     if lines:
@@ -312,6 +349,20 @@ def _require_same(folder: Path, begun: Setup, asked: Setup) -> None:
         )
 
 
+def _require_planned(begun: Setup, request: Request) -> None:
+    """Refuse a budget below those that the plan was made for: it rests on facts of labels that the budget lacks.
+
+    Raises:
+        UserError: naming both.
+    """
+    planned = min(cell.budget for cell in begun.cells if cell.budget is not None)
+    if min(request.budgets) < planned:
+        raise UserError(
+            f"--labelled: found {min(request.budgets)}, but this bench was planned from {planned} labels "
+            "(choose another --out, and name the smallest budget first)"
+        )
+
+
 def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for key, value in record.items():
@@ -322,6 +373,11 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _names(ids: Sequence[str]) -> str:
     return f"{len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+
+
+def _changes(before: Sequence[str], now: Sequence[str]) -> str:
+    changes = {"new": sorted(set(now) - set(before)), "missing": sorted(set(before) - set(now))}
+    return ", ".join(f"{word} {_names(ids)}" for word, ids in changes.items() if ids)
 
 
 def _shown(row: Row) -> str:
@@ -344,18 +400,20 @@ def _shares(row: Row, config: Config) -> bool:
     return find_method(row.method).uses_unlabelled and stage1_settings(own) == stage1_settings(config)
 
 
-def _decide(
-    request: Request, dataset: Dataset, wide: Split, device: torch.device, console: Console | None
-) -> Plan:
-    """Check all that any cell will read, decide what all cells share, and prepare the scans.
+def _widest(cells: Sequence[Cell], wide: Split) -> int:
+    """Return how many labels are given to the cell that is given most."""
+    return max(len(wide.clean) if cell.budget is None else cell.budget for cell in cells)
 
-    The facts are those of the smallest budget: nothing that all cells share may rest on labels that some of them
-    must not see. Only which values stand for classes is read from all labels: that is the task.
+
+def _check(
+    request: Request, dataset: Dataset, wide: Split, labels: Sequence[int] | None, console: Console | None
+) -> tuple[CheckResult, Split]:
+    """Check all that any cell will read, and return what was found and the split of the largest budget.
 
     Raises:
-        UserError: for faults of the data, and settings that contradict each other.
+        FaultsError: for faults of the data.
     """
-    most = None if request.upper else max(request.budgets)
+    most = len(wide.clean) if request.upper else max(request.budgets)
     widest = make_split(
         dataset.cases,
         order=dataset.order,
@@ -370,11 +428,26 @@ def _decide(
         for case in apply_split(dataset.cases, widest)
     ]
     kept = replace(dataset, cases=tuple(seen))
-    labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
         result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
     if result.faults:
         raise FaultsError(result.faults, str(request.data), "fix them, or take these cases out of the data")
+    return result, widest
+
+
+def _decide(
+    request: Request, dataset: Dataset, wide: Split, device: torch.device, console: Console | None
+) -> Plan:
+    """Check all that any cell will read, decide what all cells share, and prepare the scans.
+
+    The facts are those of the smallest budget: nothing that all cells share may rest on labels that some of them
+    must not see. Only which values stand for classes is read from all labels: that is the task.
+
+    Raises:
+        UserError: for faults of the data, and settings that contradict each other.
+    """
+    labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
+    result, widest = _check(request, dataset, wide, labels, console)
     names = dataset.class_names
     if labels is None and not names:
         found = [entry["labels"] for entry in result.summary["per_case"] if entry["id"] in widest.clean]
@@ -405,7 +478,7 @@ def _decide(
     )
     root = request.cache if request.cache is not None else default_cache_root()
     cache = Cache(Path(root), plan)
-    used = [case for case in kept.cases if case.role is not Role.TEST]
+    used = [case for case in result.dataset.cases if case.role is not Role.TEST]
     # Here and not in the cells: the first of them would pay for all, in time and in memory.
     with StepProgress(console, "preprocessing", len(used)) as progress:
         for number, case in enumerate(used, start=1):

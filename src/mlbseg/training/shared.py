@@ -72,6 +72,9 @@ def begin_from_stage1(root: Path, source: Path) -> None:
     if different := [name for name, equal in same.items() if not equal]:
         raise UserError(f"{root}: its stage 1 is not that of {source} ({', '.join(different)} differ)")
     finished = [c for c in checkpoints.find(source / "checkpoints") if c.stage == 1][-1:]
+    # Linked last: all else is there then, and rows of stage 2 may have joined the log since.
+    if any((root / "checkpoints" / checkpoint.path.name).is_file() for checkpoint in finished):
+        return
     try:
         if find_method(run.config.method).needs_initial_labels:
             (root / "initial_labels").mkdir(exist_ok=True)
