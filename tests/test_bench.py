@@ -227,7 +227,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_added_is(
     assert contents(out) == before
     result = run(
         phantoms, out, methods=["mean-teacher"], seeds=[1], upper=False,
-        variants=["mlb, own stage 1=mlb train.lr=0.01 mlb.weighting=share"],
+        variants=["mlb, own stage 1=mlb train.lr=0.01 mlb.jitter=0.1"],
     )  # fmt: skip
     after = contents(out)
     assert {name: after[name] for name in before} == before

@@ -457,6 +457,14 @@ def test_a_step_between_that_has_no_terms_leaves_the_others_alone(settings: dict
     assert found == {"clean"}
 
 
+def test_an_agreed_label_counts_as_much_as_the_most_aligned_disputed_one(spy: Spy) -> None:
+    batch = make_batch(2, 3)
+    next(iter(make_mlb(2, 3, weighting="share", decides="disputes").losses(batch, 5)))
+    initial, pseudo = Reference(make_mlb(2, 3), batch).labels
+    agreed, weights = initial == pseudo, torch.stack(spy.weights[0])
+    assert float(weights[:, agreed & (initial >= 0)].min()) == pytest.approx(float(weights[:, ~agreed].max()))
+
+
 def test_a_source_alone_has_all_the_weight(spy: Spy) -> None:
     losses = next(iter(make_mlb(2, 3, sources=("pseudo",)).losses(make_batch(2, 3), 5)))
     assert "pseudo" in losses

@@ -367,9 +367,8 @@ class MLB(Taught):
         if self._decides and self.decides == "disputes":
             first, *others = labels.values()
             agreed = torch.stack([label == first for label in others]).all(0)
-            most = self.ranks.max(torch.stack(alignments).abs().amax()).clamp(
-                min=torch.finfo(logits.dtype).tiny
-            )
+            most = torch.stack([torch.where(agreed, 0, g).amax() for g in alignments]).amax()
+            most = self.ranks.max(most).clamp(min=torch.finfo(logits.dtype).tiny)
             alignments = [torch.where(agreed, most, g) for g in alignments]
         known = [label >= 0 for label in labels.values()]
         weights = dict(
