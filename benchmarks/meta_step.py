@@ -118,7 +118,8 @@ def _method(name: str, setting: dict[str, Any], device: Any) -> Any:
     method = MLB(
         student, mode="paper" if name == "paper" else "joint", views=setting["views"],
         clean_views=setting.get("clean_views", True), scope=setting.get("scope", "all"), chunk=setting.get("chunk"),
-        weighting="share", mix=0.0, jitter=0.0, pseudo_dice=False, ple_weight=10.0, teacher_weight=10.0,
+        sources=("initial", "pseudo"), weighting="share", decides="everywhere", mix=0.0, jitter=0.0,
+        pseudo_dice=False, ple_weight=10.0, teacher_weight=10.0,
     ).to(device)  # fmt: skip
     method.optimiser = torch.optim.SGD(method.student.parameters(), lr=1e-3, momentum=0.9)
     return method.train()
@@ -182,8 +183,8 @@ def _step(name: str, method: Any, setting: dict[str, Any]) -> Callable[[], None]
 
     def unrolled() -> None:
         """Take paper mode's iteration with weights through the graph of the gradient, as the public code does."""
-        seen, taught = method._see(views, batch.image, 1, 1)
-        _, clean_taught = method._see(clean_views, batch.clean_image, 1, 3)
+        seen, taught, _ = method._see(views, batch.image, batch, 1)
+        _, clean_taught, _ = method._see(clean_views, batch.clean_image, batch, 3)
         gs = unrolled_alignments(
             method.student, seen, costs, clean_loss, lr=1e-3,
             regulariser=lambda z: sum(method._consistency(widened(z), taught, views).values()),
