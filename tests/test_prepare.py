@@ -347,6 +347,23 @@ def test_cases_set_apart_for_the_weights_are_some_of_several_clean_ones(tmp_path
             prepared(scans, tmp_path / "run", "train.meta_cases=1", idle)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("mlb.sources=initial,pseudo", "mlb.weighting=softmax"), r"mlb\.weighting: found softmax"),
+        (("mlb.views=flip", "plan.flip_axes=[]"), r"mlb\.views: found flip"),
+    ],
+    ids=["weighting", "flip"],
+)
+def test_what_stage_2_would_refuse_is_refused_before_stage_1(
+    tmp_path: Path, settings: tuple[str, ...], message: str
+) -> None:
+    scans = write_blocks(tmp_path / "scans", count=4, labelled=2)
+    with pytest.raises(UserError, match=message):
+        prepared(scans, tmp_path / "run", *settings)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("setting", ["weighting=share", "direction=random", "scope=head", "per_source=true"])
 def test_a_setting_of_weights_that_nothing_decides_is_refused(tmp_path: Path, setting: str) -> None:
     scans = write_blocks(tmp_path / "scans", count=4, labelled=2)

@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mlbseg.config import Config, load_config
+from mlbseg.config import Config, MLBSettings, load_config
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest
 from mlbseg.files import write_atomic
+from mlbseg.methods import Method, find_method
 from mlbseg.nets import make_network
 
 WEIGHTS = "model.safetensors"
@@ -119,6 +120,20 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
         norm=config.train.norm,
         dropout=config.train.dropout,
     )
+
+
+def make_method(student: nn.Module, run: Run) -> Method:
+    """Return the method of a run around a network, with the settings of the section of its name, if there is one.
+
+    Raises:
+        UserError: for settings that the method refuses.
+    """
+    section = getattr(run.config, run.config.method.replace("-", "_"), None)
+    settings: dict[str, Any] = {} if section is None else section.model_dump()
+    if isinstance(section, MLBSettings):
+        sources = section.weighed(noisy=bool(run.split.noisy))
+        settings |= {"flip_axes": run.plan.flip_axes, "sources": sources}
+    return find_method(run.config.method)(student, **settings)
 
 
 def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:

@@ -122,12 +122,8 @@ class MLB(Taught):
         teacher_weight: float = 0.0,
         chunk: int | None = None,
     ) -> None:
-        if (
-            decides == "disputes"
-            and weighting in ("softmax", "sigmoid")
-            and sources is not None
-            and len(sources) > 1
-        ):
+        sources = ("pseudo",) if sources is None else tuple(dict.fromkeys(sources))
+        if decides == "disputes" and weighting in ("softmax", "sigmoid") and len(sources) > 1:
             raise UserError(
                 f"mlb.weighting: found {weighting}, which compares all pixels, but disputes leave few to it "
                 "(add -o mlb.decides=everywhere, or use sign)"
@@ -143,7 +139,7 @@ class MLB(Taught):
         self.clean_views = clean_views
         self.flip_axes = flip_axes
         self.zoom = zoom
-        self.sources = ("pseudo",) if sources is None else tuple(dict.fromkeys(sources))
+        self.sources = sources
         self.weighting = weighting
         self.decides = decides
         self.per_source = per_source

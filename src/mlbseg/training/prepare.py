@@ -23,7 +23,7 @@ from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import available_memory, environment, make_student, use_bf16
+from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16
 from mlbseg.types import Role
 
 
@@ -158,7 +158,8 @@ def write_run(
     """
     if find_method(config.method).uses_unlabelled and plan.steps < 2:
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
-    make_student(plan, config)  # a network that cannot be built must fail before there is a run folder
+    # What cannot be built must fail before there is a run folder, and not after the stage before it.
+    make_method(make_student(plan, config), Run(root, config, plan, split))
     with _all_or_nothing(root):
         split.write(root / "split.json")
         plan.write(root / "plan.json")

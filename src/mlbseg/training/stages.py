@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from mlbseg import checkpoints, processes
-from mlbseg.config import MLBSettings
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
@@ -28,7 +27,7 @@ from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, make_student, out_of_memory, save_weights
+from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, save_weights
 from mlbseg.training.initial_labels import check_initial_label, write_initial_label
 from mlbseg.training.loop import Loop
 from mlbseg.training.signals import Interrupted, StopSignals
@@ -133,12 +132,12 @@ class Training:
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
-            method = self._build(kind, make_student(self.run.plan, self.run.config))
+            method = make_method(make_student(self.run.plan, self.run.config), self.run)
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
             initialiser = self._first_stage()
             labels = self._initial_labels(initialiser) if kind.needs_initial_labels else None
-            method = self._build(kind, initialiser.student)
+            method = make_method(initialiser.student, self.run)
             title = f"stage 2, {self.run.config.method}"
             best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
         selection = (
@@ -172,15 +171,6 @@ class Training:
         initialiser = Supervised(make_student(self.run.plan, self.run.config))
         self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
         return initialiser
-
-    def _build(self, kind: type[Method], student: torch.nn.Module) -> Method:
-        """Return the method with the settings of the section of its name, if there is one."""
-        section = getattr(self.run.config, self.run.config.method.replace("-", "_"), None)
-        settings: dict[str, Any] = {} if section is None else section.model_dump()
-        if isinstance(section, MLBSettings):
-            sources = section.weighed(noisy=bool(self.run.split.noisy))
-            settings |= {"flip_axes": self.run.plan.flip_axes, "sources": sources}
-        return kind(student, **settings)
 
     def _fill_cache(self, *, with_others: bool) -> None:
         cases = [*self.clean, *self.meta, *self.validation, *(self.others if with_others else ())]
