@@ -60,6 +60,12 @@ class Cell:
         return f"{labels}-labelled/seed-{self.seed}/{self.row}"
 
     @property
+    def title(self) -> str:
+        """As it is shown."""
+        labels = "all" if self.budget is None else str(self.budget)
+        return f"{self.row}, {labels} labels, seed {self.seed}"
+
+    @property
     def stage1(self) -> Cell:
         """The stage 1 that semi-supervised cells of this budget and seed begin with."""
         return Cell(STAGE1, self.budget, self.seed)

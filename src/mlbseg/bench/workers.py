@@ -195,13 +195,11 @@ def busy(folder: Path, cell: Cell) -> bool:
 def title(folder: Path, cell: Cell) -> str:
     """Return a cell as it is shown, with the step that its log has come to."""
     log = folder / "runs" / cell.key / "log.csv"
-    labels = "all" if cell.budget is None else cell.budget
-    name = f"{cell.row}, {labels} labels, seed {cell.seed}"
     try:
         stage, step = log.read_text(encoding="utf-8").splitlines()[-1].split(",")[:2]
     except (OSError, ValueError, IndexError):
-        return name
-    return f"{name} (stage {stage}, step {step})" if step.isdecimal() else name
+        return cell.title
+    return f"{cell.title} (stage {stage}, step {step})" if step.isdecimal() else cell.title
 
 
 def _tell(console: Console | None, folder: Path, cell: Cell, code: int, signals: Sequence[int]) -> None:
@@ -216,9 +214,7 @@ def _tell(console: Console | None, folder: Path, cell: Cell, code: int, signals:
         said = "done"
     else:
         said = f"Dice {record['dice']:.4f}"
-    labels = "all" if cell.budget is None else cell.budget
-    line = f"{cell.row}, {labels} labels, seed {cell.seed}: {said}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{cell.title}: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
