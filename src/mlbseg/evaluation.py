@@ -103,7 +103,7 @@ class Evaluation:
         writer.writerow(["case", "class", "name", *SCORE_NAMES])
         for row in self.rows:
             cells = ["" if v is None else f"{v:.6g}" for v in row.scores.as_dict().values()]
-            writer.writerow([_harmless(row.case), row.value, _harmless(row.name), *cells])
+            writer.writerow([harmless(row.case), row.value, harmless(row.name), *cells])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -306,6 +306,6 @@ def _cell(summary: Summary, digits: int) -> str:
     return f"{summary.mean:.{digits}f}{spread}"
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Return `text` so that no spreadsheet takes it for a formula (OWASP, CSV injection)."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -16,6 +16,7 @@ from mlbseg.bench.cell import OUTCOME, SCORES, outcome
 from mlbseg.bench.cells import STAGE1, SUPERVISED, TEACHER, Cell
 from mlbseg.bench.setup import Setup
 from mlbseg.errors import UserError
+from mlbseg.evaluation import harmless
 from mlbseg.files import write_atomic
 from mlbseg.metrics import SCORE_NAMES
 
@@ -229,12 +230,10 @@ def write_csvs(folder: Path, results: Results) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a spreadsheet takes it, none of it as a formula (OWASP, CSV injection)."""
+    """Return a value as a spreadsheet takes it, none of it as a formula."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value
+    return harmless(value) if isinstance(value, str) else value
 
 
 def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:
