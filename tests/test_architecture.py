@@ -175,7 +175,8 @@ def canonical(requirement: str) -> str:
 
 def declared_dependencies() -> set[str]:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {canonical(requirement) for requirement in project["dependencies"]}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["export"]]
+    return {canonical(requirement) for requirement in wanted}
 
 
 def undeclared(path: str, source: str, declared: set[str]) -> list[str]:

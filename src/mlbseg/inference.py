@@ -19,7 +19,7 @@ from mlbseg import processes
 from mlbseg.components import largest_components
 from mlbseg.data.cases import find_scans
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import prepare_scan, restore_label, restore_probability
+from mlbseg.data.preprocess import Frame, prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, read_scan, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
 from mlbseg.launch import launch, speaks
@@ -290,6 +290,37 @@ def predict_grid(
     return whole
 
 
+def case_probability(
+    case: Case,
+    network: nn.Module,
+    plan: Plan,
+    device: torch.device,
+    *,
+    flips: bool = False,
+    overlap: float = 0.5,
+) -> tuple[npt.NDArray[np.float32], Frame]:
+    """Return the class probabilities of a case's scan on the prepared grid, (K, *S) float32, and where that grid lies.
+
+    Args:
+        case: Its label is not looked at.
+        network: In evaluation mode, on `device`.
+        plan: Of the run that the network is from.
+        device: Where windows are computed.
+        flips: Average over flips of the axes that the plan allows to be flipped (all axes if it allows none).
+        overlap: Of neighbouring windows, share of the side.
+
+    Raises:
+        UserError: if the scan cannot be read, or is not of the plan's dimension and channels.
+    """
+    # Only the scan's geometry is needed to go back, so no name keeps its array.
+    image, frame = prepare_scan(read_scan(case.images), plan)
+    axes = (plan.flip_axes or tuple(range(plan.ndim))) if flips else ()
+    probability = predict_grid(
+        network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap
+    )
+    return probability, frame
+
+
 def _predict_case(
     case: Case,
     mask: Path,
@@ -301,14 +332,7 @@ def _predict_case(
     probabilities: bool,
     overlap: float,
 ) -> None:
-    scan = read_scan(case.images)
-    image, frame = prepare_scan(scan, plan)
-    del scan  # only its geometry is needed to go back
-    axes = (plan.flip_axes or tuple(range(plan.ndim))) if flips else ()
-    probability = predict_grid(
-        network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap
-    )
-    del image
+    probability, frame = case_probability(case, network, plan, device, flips=flips, overlap=overlap)
     label = restore_label(probability, frame, plan)
     if largest:
         label = largest_components(label)

@@ -16,6 +16,13 @@ import typer
 
 import mlbseg
 from mlbseg.cli.arguments import (
+    Accelerator,
+    Device,
+    Devices,
+    Json,
+    Quiet,
+    Threads,
+    Timeout,
     case_ids,
     count_or_ids,
     join_lists,
@@ -50,18 +57,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Devices = Annotated[int, typer.Option(help="Devices of this machine to use together, a process each.", min=1)]
-Accelerator = Annotated[
-    str | None, typer.Option(help="auto, cpu or gpu: the kind of the devices, in place of --device.")
-]
-Timeout = Annotated[
-    float, typer.Option(help="Minutes that one of several processes waits for another.", min=0.01)
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
 
 
 def main() -> None:

@@ -1,11 +1,26 @@
-"""What the command line's texts mean: numbers, label values, case ids."""
+"""The options that commands share, and what their texts mean: numbers, label values, case ids."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from mlbseg.errors import UserError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Devices = Annotated[int, typer.Option(help="Devices of this machine to use together, a process each.", min=1)]
+Accelerator = Annotated[
+    str | None, typer.Option(help="auto, cpu or gpu: the kind of the devices, in place of --device.")
+]
+Timeout = Annotated[
+    float, typer.Option(help="Minutes that one of several processes waits for another.", min=0.01)
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
 
 
 def set_threads(threads: int | None) -> None:
