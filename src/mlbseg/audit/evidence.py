@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlbseg import checkpoints
+from mlbseg.audit.trust import Classes
 from mlbseg.core.directional import Direction, directional_derivative, loss_and_gradient
 from mlbseg.core.losses import cross_entropy_map, supervised_loss, widened
 from mlbseg.core.metaweights import alignment
@@ -28,17 +30,15 @@ VIEWS = ("zoom-in", "zoom-out")
 
 @dataclass(frozen=True)
 class Judge:
-    """A network of the run, and the direction v in which it would be moved by the careful labels.
+    """A network of the run.
 
     Attributes:
-        name: Where it is from, such as ``stage1-00000600``.
         network: In evaluation mode.
-        direction: The gradient of the loss on careful labels, of length 1.
+        direction: v, the gradient of the loss on careful labels, of length 1; None where nobody asks for alignments.
     """
 
-    name: str
     network: nn.Module
-    direction: Direction
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,33 @@ class Evidence:
     Attributes:
         probability: (K, *S) float32.
         alignment: (*S) float32: g, the derivative of the voxel's cost along v; positive where following the label
-            would lower the loss on the careful labels.
+            would lower the loss on the careful labels. 0 without directions.
     """
 
     probability: npt.NDArray[np.float32]
     alignment: npt.NDArray[np.float32]
 
 
-def networks(run: Run, device: torch.device) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks that judge: the predicting one, and the student of every checkpoint that the run keeps.
+def networks(run: Run, device: torch.device, *, ensemble: bool) -> Iterator[nn.Module]:
+    """Yield the networks that judge: the predicting one and, for an `ensemble`, the student of each checkpoint kept.
+
+    That of stage 1 has seen careful labels only, so it cannot have learned the errors of the others by heart.
 
     Raises:
         UserError: if training has not finished or a checkpoint is damaged.
     """
-    yield "model", run.network().to(device)
-    for checkpoint in checkpoints.find(run.root / "checkpoints"):
+    yield run.network().to(device)
+    for checkpoint in checkpoints.find(run.root / "checkpoints") if ensemble else ():
         state = checkpoint.load(device).get("method", {})
-        weights = {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
         network = make_student(run.plan, run.config)
+        prefix = "student."
         try:
-            network.load_state_dict(weights)
+            network.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
         except RuntimeError:
             raise UserError(f"{checkpoint.path}: does not fit plan.json's network (delete it)") from None
-        yield checkpoint.path.stem, network.to(device).eval()
+        yield network.to(device).eval()
 
 
 def clean_direction(
@@ -97,11 +101,13 @@ def clean_direction(
 
 def gather(
     image: npt.NDArray[np.float32],
-    label: npt.NDArray[np.integer],
+    label: Classes,
     judges: Sequence[Judge],
     plan: Plan,
     device: torch.device,
     precision: str,
+    *,
+    in_views: bool,
 ) -> Evidence:
     """Slide the judges over a scan.
 
@@ -112,33 +118,34 @@ def gather(
         plan: Of the run.
         device: Where windows are computed.
         precision: ``auto``, ``32`` or ``bf16``, as in training.
+        in_views: Average over `VIEWS` too, instead of looking at the scan as it is alone.
     """
     array = np.concatenate([image, label[None].astype(np.float32)])
-    kinds = (*VIEWS, *(("flip",) if plan.flip_axes else ()))
-    total: npt.NDArray[np.float32] | None = None
-    for judge in judges:
+    kinds = (*VIEWS, *(("flip",) if plan.flip_axes else ())) if in_views else ()
 
-        def look(window: Tensor, judge: Judge = judge) -> Tensor:
-            x, y = window[:, :-1], window[:, -1].round().long()
-            # The same maps in every window, or a seam would show where windows meet.
-            views = draw_views(
-                [0] * len(x), x.ndim - 2, kinds, device=x.device, flip_axes=plan.flip_axes or None
-            )
-            target = views.expand_label(y)
-            with autocast(precision, device):
+    def look(judge: Judge, window: Tensor) -> Tensor:
+        x, y = window[:, :-1], window[:, -1].round().long()
+        # The same maps in every window, or a seam would show where windows meet.
+        views = draw_views([0] * len(x), x.ndim - 2, kinds, device=x.device, flip_axes=plan.flip_axes or None)
+        target = views.expand_label(y)
+        with autocast(precision, device):
+            if judge.direction is None:
+                logits = widened(judge.network(views.expand(x)))
+                tangent = torch.zeros_like(logits)
+            else:
                 logits, tangent = directional_derivative(judge.network, judge.direction, views.expand(x))
-            logits = widened(logits)
-            g = alignment(lambda z: cross_entropy_map(z, target), logits, widened(tangent))
-            maps = torch.cat([torch.softmax(logits, 1), g.unsqueeze(1)], 1)
-            aligned, seen = views.align(maps)
-            # A view that looked past the scan's edge has no label there.
-            known = views.align((target != IGNORE).to(maps.dtype).unsqueeze(1))[0] > 0.999
-            seen = seen * known
-            return (aligned * seen).sum(0) / seen.sum(0).clamp(min=1)
+                logits, tangent = widened(logits), widened(tangent)
+        g = alignment(lambda z: cross_entropy_map(z, target), logits, tangent)
+        aligned, seen = views.align(torch.cat([torch.softmax(logits, 1), g.unsqueeze(1)], 1))
+        # A view that looked past the window's edge has no label there.
+        known, _ = views.align((target != IGNORE).to(logits.dtype).unsqueeze(1))
+        seen = seen * (known > 0.999)
+        return (aligned * seen).sum(0) / seen.sum(0)
 
-        with torch.no_grad():
-            found = slide_windows(look, array, patch_size=plan.patch_size, device=device)
-        total = found if total is None else total + found
-    assert total is not None  # noqa: S101 - there is a judge
-    total /= len(judges)
-    return Evidence(total[:-1], total[-1])
+    with torch.no_grad():
+        found = [
+            slide_windows(partial(look, judge), array, patch_size=plan.patch_size, device=device)
+            for judge in judges
+        ]
+    mean = np.mean(found, 0)
+    return Evidence(mean[:-1], mean[-1])

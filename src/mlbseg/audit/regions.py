@@ -9,6 +9,7 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 from scipy import ndimage
 
+from mlbseg.data.preprocess import Frame
 from mlbseg.types import Geometry
 
 LARGEST = 20  # regions listed of a case
@@ -41,7 +42,7 @@ def find_regions(
     trust: npt.NDArray[np.float32],
     label: npt.NDArray[np.integer],
     predicted: npt.NDArray[np.integer],
-    geometry: Geometry,
+    frame: Frame,
     *,
     threshold: float,
     smallest: float,
@@ -54,7 +55,7 @@ def find_regions(
         trust: (*S) in [0, 1].
         label: (*S) class values as in the file.
         predicted: (*S) class values that the networks would give.
-        geometry: Of all three.
+        frame: Its grid is that of all three.
         threshold: Voxels below it are not trusted.
         smallest: Volume of a region that is worth a look, mm³ (mm² in 2D).
     """
@@ -62,13 +63,10 @@ def find_regions(
     # Padded, as what lies outside the scan must not count as trusted; then grown back within what is doubted.
     inner = ndimage.binary_erosion(np.pad(doubted, 1, mode="edge"))[(slice(1, -1),) * doubted.ndim]
     everywhere = np.ones((3,) * doubted.ndim)
-    numbered, count = ndimage.label(doubted, structure=everywhere)
+    numbered, _ = ndimage.label(doubted, structure=everywhere)
     thick = np.unique(numbered[inner & doubted])
-    voxel = float(np.prod(geometry.spacing))
-    image = sitk.Image([1] * geometry.ndim, sitk.sitkUInt8)
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
+    voxel = float(np.prod(frame.grid.spacing))
+    grid, native = _lattice(frame.grid), _lattice(frame.native)
     found: list[tuple[Region, int]] = []
     boxes = ndimage.find_objects(numbered)
     for number in thick:
@@ -79,7 +77,8 @@ def find_regions(
             continue
         deepest = ndimage.distance_transform_edt(np.pad(inside, 1))[(slice(1, -1),) * inside.ndim]
         middle = np.unravel_index(int(deepest.argmax()), inside.shape)
-        index = tuple(int(m + s.start) for m, s in zip(middle, box, strict=True))[::-1]
+        on_grid = tuple(int(m + s.start) for m, s in zip(middle, box, strict=True))[::-1]
+        position = grid.TransformIndexToPhysicalPoint(on_grid)
         found.append(
             (
                 Region(
@@ -88,14 +87,23 @@ def find_regions(
                     voxels=int(inside.sum()),
                     volume=volume,
                     trust=float(trust[box][inside].mean()),
-                    index=index,
-                    position=tuple(image.TransformIndexToPhysicalPoint(index)),
+                    index=tuple(native.TransformPhysicalPointToIndex(position)),
+                    position=tuple(position),
                 ),
                 int(number),
             )
         )
     found.sort(key=lambda pair: (-pair[0].volume, pair[0].index))
     return [region for region, _ in found[:LARGEST]], np.isin(numbered, [number for _, number in found])
+
+
+def _lattice(geometry: Geometry) -> sitk.Image:
+    """Return an image, of one pixel, that knows where the lattice lies."""
+    image = sitk.Image([1] * geometry.ndim, sitk.sitkUInt8)
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    return image
 
 
 def _commonest(values: npt.NDArray[np.integer]) -> int:

@@ -1,22 +1,56 @@
-"""From evidence to trust: how far each voxel's label is to be believed, each case's, and each class's."""
+"""How far each voxel's label is to be believed: the ways that an audit judges by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
 
 Map = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.integer]
 
-METHODS = {
-    "disagreement": "the probability of the label, averaged over networks and views",
-    "confident": "confident learning: probabilities relative to the mean of their class's labelled voxels",
-    "alignment": "the alignment of the label's cost with the gradient on the careful labels",
-    "both": "the probability of the label, moved by its alignment",
+SMOOTHING = 1.0
+"""SD, in voxels of the prepared grid, of the Gaussian by which ``regional`` averages trust."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of judging.
+
+    Attributes:
+        about: What it goes by, for readers.
+        ensemble: Whether the students of the run's checkpoints judge beside its model, each in several views.
+        aligned: Whether the derivative along the clean gradient is asked for.
+        relative: Whether it needs a first look at all labels.
+    """
+
+    about: str
+    ensemble: bool = False
+    aligned: bool = False
+    relative: bool = False
+
+
+WAYS = {
+    "regional": Way(
+        "the label's probability against the likeliest other class, averaged over networks, views and neighbours",
+        ensemble=True,
+    ),
+    "disagreement": Way("the label's probability against the likeliest other class, of the model alone"),
+    "confident": Way(
+        "the same, relative to what is usual for each class (confident learning), of the model alone",
+        relative=True,
+    ),
+    "alignment": Way(
+        "the alignment of the label's cost with the gradient on the careful labels, averaged over networks and views",
+        ensemble=True,
+        aligned=True,
+        relative=True,
+    ),
 }
-"""How voxels are judged, and what each way goes by."""
+"""The ways by name, the default first. docs/audit.md says how they compare."""
 
 
 def of_label(probability: Map, label: Classes) -> Map:
@@ -35,8 +69,7 @@ def class_thresholds(pairs: Iterable[tuple[Map, Classes]], num_classes: int) -> 
     """
     sums, counts = np.zeros(num_classes), np.zeros(num_classes)
     for probability, label in pairs:
-        own = of_label(probability, label)
-        sums += np.bincount(label.ravel(), own.ravel(), num_classes)
+        sums += np.bincount(label.ravel(), of_label(probability, label).ravel(), num_classes)
         counts += np.bincount(label.ravel(), minlength=num_classes)
     return np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)
 
@@ -46,13 +79,17 @@ def disagreement_trust(probability: Map, label: Classes) -> Map:
     own = of_label(probability, label)
     others = probability.copy()
     np.put_along_axis(others, label[None].astype(np.int64), 0, 0)
-    rival = others.max(0)
-    return (own / np.maximum(own + rival, 1e-12)).astype(np.float32)
+    return (own / np.maximum(own + others.max(0), 1e-12)).astype(np.float32)
+
+
+def regional_trust(probability: Map, label: Classes) -> Map:
+    """Return `disagreement_trust`, averaged over neighbours: people err by regions, networks waver at borders."""
+    return np.asarray(gaussian_filter(disagreement_trust(probability, label), SMOOTHING), np.float32)
 
 
 def confident_trust(probability: Map, label: Classes, thresholds: npt.NDArray[np.float64]) -> Map:
     """Return `disagreement_trust` of p_k / t_k: below 1/2 where another class is likelier than is usual for it."""
-    relative = probability / thresholds.astype(np.float32).reshape(-1, *(1,) * label.ndim).clip(1e-6)
+    relative = probability / thresholds.astype(np.float32).clip(1e-6).reshape(-1, *(1,) * label.ndim)
     return disagreement_trust(relative, label)
 
 

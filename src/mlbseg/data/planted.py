@@ -102,9 +102,7 @@ def _wrong_scan(label: Label, rng: object, spacing: object, other: Label | None)
     return _moved(other, np.rint(here - there).astype(int), label.shape)
 
 
-KINDS: dict[
-    str, Callable[[Label, np.random.Generator, npt.NDArray[np.float64], Label | None], Label]
-] = {
+KINDS: dict[str, Callable[[Label, np.random.Generator, npt.NDArray[np.float64], Label | None], Label]] = {
     "missing": _missing,
     "leak": _leak,
     "shift": _shift,
