@@ -83,6 +83,8 @@ def charts(log: Log) -> Markup:
     mark = None if log.boundary is None else (float(log.boundary), "stage 2")
     losses = {words: log.columns.get(name, ()) for name, words in WORDS.items()}
     kept = {words: log.columns.get(f"kept_{name}", ()) for name, words in SOURCES.items()}
+    if all(value >= 1 for points in kept.values() for _, value in points):
+        kept = {}  # every pixel counts: a line along the top would say nothing
     mass = {words: log.columns.get(f"mass_{name}", ()) for name, words in SOURCES.items()}
     parts = [
         line_chart("Loss terms", losses, may_be_log=True, mark=mark,

@@ -35,6 +35,7 @@ from mlbseg.run import Run, pick_device
 from mlbseg.types import Case
 
 REPORT = "report.html"
+_KINDS = {"test": "test", "validation": "validation", "noisy": "noisily labelled", "clean": "training"}
 COMPARED = 3
 """Training cases that are predicted too, to see how much better they are."""
 
@@ -213,12 +214,9 @@ def _sections(
         note = f"Scored: {GROUPS[scored.group]}."
         if scored.beyond:
             note += f" The first {len(scored.cases)} of them; {scored.beyond} more were left out (--cases N)."
-        sections.append(
-            Section("Scores", summary_table(scored.evaluation) + case_table(scored.evaluation), note)
-        )
-        sections.append(
-            Section("Cases", slices_of(looked, foreground(run.plan)), "Of the scored cases, by mean Dice.")
-        )
+        sections.append(Section("Scores", summary_table(scored.evaluation), note))
+        body = slices_of(looked, foreground(run.plan)) + case_table(scored.evaluation)
+        sections.append(Section("Cases", body, "By mean Dice; below them all that were scored."))
     if log.columns:
         note = (
             ""
@@ -246,9 +244,9 @@ def _facts(run: Run, scored: Scored | None) -> list[tuple[str, str]]:
     split = run.split
     facts = []
     if scored is not None:
-        facts.append(
-            (f"mean Dice of {len(scored.cases)} {scored.group} case(s)", f"{scored.evaluation.mean_dice:.3f}")
-        )
+        count = len(scored.cases)
+        words = f"mean Dice of {count} {_KINDS[scored.group]} case{'s' if count > 1 else ''}"
+        facts.append((words, f"{scored.evaluation.mean_dice:.3f}"))
         distance = scored.evaluation.summary[None]["hd95_mm"].mean
         if distance is not None:
             facts.append(("95HD, mean", f"{distance:.1f} mm"))

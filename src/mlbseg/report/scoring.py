@@ -33,7 +33,7 @@ GROUPS = {
 }
 """Parts of a split in the order in which they are taken: the first that has labels is scored."""
 
-SURE = 0.99
+SURE = 0.95
 """Certainty above which a voxel needs no colour."""
 
 Progress = Callable[[int, int, str], None]

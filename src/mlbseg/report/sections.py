@@ -31,7 +31,7 @@ def data_section(run: Run) -> Section:
     """Return what was trained on what."""
     record = read_record(run.root / "data.json", "the data of a run")
     parts: Mapping[str, Any] = run.split.as_dict()
-    rows = [
+    rows: list[list[Cell | str | Markup]] = [
         [part, words, Cell(str(len(parts[part])), len(parts[part])), _ids(parts[part])]
         for part, words in PARTS.items()
     ]  # fmt: skip
