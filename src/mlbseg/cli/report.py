@@ -10,6 +10,10 @@ import typer
 
 from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
 from mlbseg.cli.printing import print_line, progress_console
+from mlbseg.errors import printable
+
+AFTER_TRAINING = 8
+"""Cases that the page at the end of training shows: so few that it takes little beside the training."""
 
 
 def report(
@@ -55,3 +59,23 @@ def report(
         if finding.warning:
             print_line(f"note: {finding.title}")
     print_line(f"wrote {result.path}")
+
+
+def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Path | None, str]:
+    """Write the page at the end of a training.
+
+    Returns:
+        The page, or None and why there is none: whatever goes wrong here, the training is done.
+    """
+    from mlbseg.progress import StepProgress
+    from mlbseg.report import report as write_report
+
+    try:
+        with StepProgress(progress_console(quiet), "predicting for the report", 0) as progress:
+            result = write_report(
+                run, cases=AFTER_TRAINING, compared=1, overwrite=True, device=device,
+                progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
+            )  # fmt: skip
+    except Exception as error:  # also a fault of ours: it is said, and `mlbseg report` shows where it is
+        return None, printable(f"no report was written: {type(error).__name__}: {error}")
+    return result.path, ""

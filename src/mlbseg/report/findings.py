@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from mlbseg.report.curves import SOURCES, Log
 from mlbseg.report.page import render
+from mlbseg.report.scores import ranked
 from mlbseg.report.scoring import Scored, foreground
 from mlbseg.run import Run
 
@@ -184,10 +185,10 @@ def _of_classes(run: Run, scored: Scored) -> Iterator[Finding]:
 
 
 def _of_cases(scored: Scored) -> Iterator[Finding]:
-    ranked = scored.ranked
-    middle = float(np.median([dice for _, dice in ranked]))
-    behind = [f"{name} ({dice:.3f})" for name, dice in ranked if middle - dice > BEHIND]
-    if behind and len(ranked) > 2:
+    cases = ranked(scored.evaluation)
+    middle = float(np.median([dice for _, dice in cases]))
+    behind = [f"{name} ({dice:.3f})" for name, dice in cases if middle - dice > BEHIND]
+    if behind and len(cases) > 2:
         more = f" and {len(behind) - 5} more" if len(behind) > 5 else ""
         yield Finding(
             f"{len(behind)} case{'s fall' if len(behind) > 1 else ' falls'} far behind the others",

@@ -13,10 +13,9 @@ from markupsafe import Markup
 from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.records import read_record
 from mlbseg.errors import UserError
-from mlbseg.files import write_atomic
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
-from mlbseg.report.page import Section, paragraphs, render_page
+from mlbseg.report.page import Section, paragraphs, render_page, require_free, write_page
 from mlbseg.report.scores import case_table, summary_table
 from mlbseg.report.scoring import (
     GROUPS,
@@ -127,32 +126,6 @@ def report(
         None if scored is None else scored.evaluation.mean_dice,
         tuple(found),
     )
-
-
-def require_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse to write over a file without being told to, and over what is no page in any case.
-
-    Raises:
-        UserError: if it is there.
-    """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{path}: expected a name that ends in .html")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already (pass --overwrite, or another name)")
-
-
-def write_page(path: Path, content: str) -> None:
-    """Write a page, whole or not at all, and the folder for it.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made a folder: {error.strerror}") from None
-    # What a name holds that is no text is written as its escape, which every reader sees.
-    write_atomic(path, content.encode(errors="backslashreplace"))
 
 
 def slices_of(looked: Sequence[Subject], class_names: Mapping[int, str]) -> Markup:

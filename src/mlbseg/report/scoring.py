@@ -21,6 +21,7 @@ from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.evaluation import Evaluation, evaluate
 from mlbseg.inference import case_probability
+from mlbseg.report.scores import caption, telling
 from mlbseg.report.slices import Subject
 from mlbseg.run import Run, autocast, out_of_memory
 from mlbseg.types import Case, Geometry
@@ -60,25 +61,6 @@ class Scored:
     faults: tuple[Fault, ...]
     beyond: int
     voxels: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
-
-    @property
-    def ranked(self) -> list[tuple[str, float]]:
-        """Each case with its mean Dice over classes, the worst first."""
-        dice: dict[str, list[float]] = {}
-        for row in self.evaluation.rows:
-            dice.setdefault(row.case, []).append(row.scores.dice)
-        return sorted(((case, float(np.mean(v))) for case, v in dice.items()), key=lambda item: item[1])
-
-    def telling(self) -> dict[str, str]:
-        """Return the worst, the median and the best case, by what they are."""
-        names = [case for case, _ in self.ranked]
-        if len(names) < 3:
-            return (
-                dict(zip(("worst", "best"), names, strict=False))
-                if len(names) > 1
-                else {"only case": names[0]}
-            )
-        return {"worst": names[0], "median": names[(len(names) - 1) // 2], "best": names[-1]}
 
 
 def labelled_cases(run: Run) -> dict[str, list[Case]]:
@@ -182,7 +164,7 @@ def training_dice(
 def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device) -> list[Subject]:
     """Return the worst, the median and the best case, with the trust of the run's audit where there is one."""
     made = []
-    for what, name in scored.telling().items():
+    for what, name in telling(scored.evaluation).items():
         case = scored.cases[name]
         scan = read_scan(case.images)
         label = read_label(_label_of(case))[0]
@@ -199,18 +181,6 @@ def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device)
             )
         )  # fmt: skip
     return made
-
-
-def caption(what: str, name: str, evaluation: Evaluation) -> str:
-    """Return what a case is and its scores."""
-    rows = [row for row in evaluation.rows if row.case == name]
-    parts = [f"{what}: Dice {np.mean([row.scores.dice for row in rows]):.3f}"]
-    if len(rows) > 1:
-        parts = [f"{parts[0]} ({', '.join(f'{row.name} {row.scores.dice:.3f}' for row in rows)})"]
-    distances = [row.scores.hd95_mm for row in rows]
-    if known := [d for d in distances if d is not None]:
-        parts.append(f"95HD {max(known):.1f} mm" + (" (the larger)" if len(known) > 1 else ""))
-    return ", ".join(parts)
 
 
 def turned(
