@@ -48,6 +48,7 @@ def line_chart(
     bounds: tuple[float, float] | None = None,
     may_be_log: bool = False,
     mark: tuple[float, str] | None = None,
+    smooth: bool = True,
 ) -> Markup:
     """Return a chart.
 
@@ -58,7 +59,8 @@ def line_chart(
         x_label: What x counts.
         bounds: Of y; those of the values when None.
         may_be_log: Draw y on a logarithmic axis if the values are of very different sizes, all above 0.
-        mark: An x and what happened there.
+        mark: An x and what began after it; lines are interrupted there.
+        smooth: Draw the running mean of a long line upon it.
     """
     drawn = {name: points for name, points in lines.items() if points}
     every = [y for points in drawn.values() for _, y in points]
@@ -75,19 +77,23 @@ def line_chart(
         up = (y_ - low_) / ((high_ - low_) or 1)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    def path(points: Points) -> str:
-        return "M" + "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in points)
+    def path(parts: Sequence[Points]) -> str:
+        return "".join(
+            "M" + "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in part) for part in parts
+        )
 
     made = []
     for number, (name, points) in enumerate(drawn.items()):
-        smooth = _smoothed(points) if len(points) > SMOOTH_ABOVE else points
+        parts = _parts(points, None if mark is None else mark[0])
+        noisy = smooth and len(points) > SMOOTH_ABOVE
+        upper = [_smoothed(part) for part in parts] if noisy else parts
         made.append(
             _Line(
                 name,
                 1 + number % 6,
                 STROKES[number % len(STROKES)],
-                path(smooth),
-                path(points) if smooth is not points else "",
+                path(upper),
+                path(parts) if noisy else "",
                 f"{points[-1][1]:.3g}",
             )
         )
@@ -115,6 +121,14 @@ def _bounds(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
         return low / 1.2, high * 1.2
     margin = 0.05 * ((high - low) or abs(high) or 1)
     return (0.0 if 0 <= low < 0.5 * high else low - margin), high + margin
+
+
+def _parts(points: Points, cut: float | None) -> list[Points]:
+    """Return the points up to a cut and those after it, as far as there are any."""
+    if cut is None:
+        return [points]
+    sides = [p for p in points if p[0] <= cut], [p for p in points if p[0] > cut]
+    return [side for side in sides if side]
 
 
 def _smoothed(points: Points) -> Points:

@@ -95,7 +95,7 @@ def charts(log: Log) -> Markup:
                    note="Of the pixels that a source labels: those with a weight above 0."),
         line_chart("Share of all weight", mass if len(_there(mass)) > 1 else {}, bounds=(0, 1), mark=mark,
                    note="How the weight is divided between the sources of labels."),
-        line_chart("Learning rate", {"learning rate": log.columns.get("lr", ())}, mark=mark),
+        line_chart("Learning rate", {"learning rate": log.columns.get("lr", ())}, mark=mark, smooth=False),
     ]  # fmt: skip
     return Markup('<div class="charts">{}</div>').format(Markup("").join(parts))
 

@@ -215,5 +215,6 @@ def _layer(
     name: str, style: str, array: npt.NDArray[np.uint8], colours: list[str], *, shown: bool, opacity: int
 ) -> dict[str, Any]:
     return {
-        "name": name, "style": style, "colours": colours, "shown": shown, "opacity": opacity, "data": _packed(array),
+        "name": name, "style": style, "colours": colours, "shown": shown, "opacity": opacity, "differs": False,
+        "data": _packed(array),
     }  # fmt: skip
