@@ -26,6 +26,11 @@ MOST_SLICES = 64
 MOST_PIXELS = 256
 """Of a slice's longer side; a larger one is shown at half, a third ... of its resolution."""
 
+QUALITIES = (82, 60, 40, 20)
+"""Of the pictures of slices: the first with which those of a scan take no more than `MOST_BYTES`, else the last."""
+
+MOST_BYTES = 1_000_000
+
 DIFFERENCES = ("#ff4d6d", "#4cc9f0", "#f9f871")
 """Where the second mask differs from the first: missing in it, only in it, another class."""
 
@@ -181,9 +186,12 @@ def _sprite(grey: npt.NDArray[np.uint8], columns: int) -> str:
     for i, tile in enumerate(grey):
         row, column = divmod(i, columns)
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = tile
-    content = io.BytesIO()
-    # Lossy, at a quality that shows no blocks: a tenth of what the same levels take as PNG.
-    Image.fromarray(sheet).save(content, "WEBP", quality=82, method=4)
+    # Lossy, at a quality that shows no blocks: a tenth of what the same levels take as PNG. Noise takes more.
+    for quality in QUALITIES:
+        content = io.BytesIO()
+        Image.fromarray(sheet).save(content, "WEBP", quality=quality, method=4)
+        if content.tell() <= MOST_BYTES:
+            break
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
