@@ -228,7 +228,7 @@ def test_masks_are_shown(scans: Path, tmp_path: Path, command: Command) -> None:
     assert f"report: {page}" in done.out
     html = page.read_text(encoding="utf-8")
     data = data_of(html)
-    assert [d["name"] for d in data] == ["case_3", "case_2", "case_0"]
+    assert [d["name"] for d in data] == ["case_3", "case_2", "case_1"]
     assert "Masks without a reference: alone." in html
     assert command("evaluate", masks, scans / "labels", "--report", page).code == 2
     assert command("evaluate", masks, scans / "labels", "--scans", scans).code == 2
