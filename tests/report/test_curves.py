@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,16 +129,12 @@ def test_damaged_weight_maps_are_named(tmp_path: Path) -> None:
 
 
 def test_without_weight_maps_the_reason_is_given(tmp_path: Path) -> None:
-    class FakeRun:
-        root = tmp_path
-        config = Config(method="bcp")
-
-    assert weights_section(FakeRun()) is None  # type: ignore[arg-type]
-    FakeRun.config = Config(method="mlb")
-    section = weights_section(FakeRun())  # type: ignore[arg-type]
+    split = SimpleNamespace(noisy=())
+    assert weights_section(SimpleNamespace(root=tmp_path, config=Config(method="bcp"), split=split)) is None  # type: ignore[arg-type]
+    section = weights_section(SimpleNamespace(root=tmp_path, config=Config(method="mlb"), split=split))  # type: ignore[arg-type]
     assert section is not None
-    assert "no weight maps" in section.body
-    assert "counts alike" in absence("mlb", {"weighting": "uniform"})
+    assert "every pixel counts alike" in section.body
+    assert "no weight maps" in absence(Config(method="mlb"), noisy=True)
 
 
 # --- what is said ------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_run_is_shown(run: Path) -> None:
     assert [d["name"] for d in data] == ["case_3"]
     assert [item["name"] for item in data[0]["layers"]] == ["label", "prediction", "differences", "certainty"]
     assert f"{result.mean_dice:.3f}" in html
-    assert "No sign of over-fitting" in html
+    assert "would be called over-fitting" in html
     assert "Loss terms" in html
     assert "Set by the user." in html
     after = {path: path.read_bytes() for path in before}

@@ -144,9 +144,11 @@ def _of_fit(scored: Scored, trained_dice: float | None) -> Iterator[Finding]:
         )
     else:
         yield Finding(
-            "No sign of over-fitting",
+            f"{trained_dice - here:.3f} of Dice behind the training cases"
+            if trained_dice > here
+            else "No worse than on training cases",
             f"Dice is {trained_dice:.3f} on labelled training cases and {here:.3f} on the {scored.group} cases "
-            f"(a gap above {GAP:g} would be one).",
+            f"(a gap above {GAP:g} would be called over-fitting).",
             warning=False,
         )
 

@@ -87,13 +87,9 @@ def machine_section(run: Run) -> Section:
 def weights_section(run: Run) -> Section | None:
     """Return how the weight maps changed, or why there are none; None for a method without weights."""
     files = snapshots(run.root / "weights")
-    section = getattr(run.config, run.config.method.replace("-", "_"), None)
     if not files:
-        if run.config.method != "mlb":
-            return None
-        return Section(
-            "Weight maps", paragraphs(absence(run.config.method, section.model_dump() if section else {}))
-        )
+        why = absence(run.config, noisy=bool(run.split.noisy))
+        return Section("Weight maps", paragraphs(why)) if run.config.method == "mlb" else None
     try:
         body = strips(files)
     except UserError as error:

@@ -31,7 +31,7 @@ QUALITIES = (82, 60, 40, 20)
 
 MOST_BYTES = 1_000_000
 
-DIFFERENCES = ("#ff4d6d", "#4cc9f0", "#f9f871")
+DIFFERENCES = ("#ff4d6d", "#b8f53d", "#ffffff")
 """Where the second mask differs from the first: missing in it, only in it, another class."""
 
 MAP_COLOURS = tuple(to_hex(mpl.colormaps["viridis"](x)) for x in np.linspace(0, 1, 9))
@@ -99,7 +99,8 @@ def browser(subject: Subject, class_names: Mapping[int, str]) -> Markup:
         (first, expected), (second, found) = list(seen.items())[:2]
         layers.append(_difference_layer(expected, found))
         kinds = (f"only in {first}", f"only in {second}", "another class")
-        differences = list(zip(kinds, DIFFERENCES, strict=True))
+        # Of one class there is no other to be mistaken for it.
+        differences = list(zip(kinds, DIFFERENCES, strict=True))[: 2 + (len(values) > 1)]
     layers += [_map_layer(name, _thinned(array[chosen], step)) for name, array in maps.items()]
     dy, dx = subject.spacing[-2:]
     data = {

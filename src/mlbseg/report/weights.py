@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.pictures import COLOURS
 from mlbseg.report.page import render
@@ -123,10 +123,15 @@ def _uri(picture: npt.NDArray[np.float64]) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def absence(method: str, settings: Mapping[str, Any]) -> str:
-    """Return why a run has no weight maps."""
-    if method != "mlb":
-        return f"Method {method} gives its pixels no weights that are learned."
-    if settings.get("weighting") == "uniform":
-        return "With mlb.weighting=uniform every pixel counts alike."
+def absence(config: Config, *, noisy: bool) -> str:
+    """Return why a run of MLB has no weight maps.
+
+    Args:
+        config: Of the run.
+        noisy: Whether labels that nobody trusts came with cases.
+    """
+    if not config.mlb.asks_direction(noisy=noisy):
+        return (
+            "With these settings no weight is decided (mlb.decides, mlb.sources): every pixel counts alike."
+        )
     return "The run has no weight maps in its folder weights/."
