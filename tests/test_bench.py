@@ -159,6 +159,16 @@ def test_the_command_fills_the_table(phantoms: Path, tmp_path: Path, command: Co
         assert part in text
     assert matplotlib.image.imread(out / "figure.png")[..., :3].std() > 0.05
     assert (out / "figure.svg").read_text().startswith("<?xml")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for part in (
+        "10 of 10",
+        "2 labels</h2>",
+        "3 labels</h2>",
+        "data:image/svg+xml;base64,",
+        "95 % CI",
+        stated["dice"][:5],
+    ):
+        assert part in page
     again = command(*asked, "--json")
     assert again.code == 0
     assert [cell["status"] for cell in again.json["cells"]] == ["done"] * 10
@@ -371,6 +381,9 @@ def test_a_cell_that_fails_is_a_line_of_the_table_and_the_others_go_on(
     text = (out / "table.md").read_text()
     assert "| too fast | – | 0 (1 failed) |" in text
     assert "## Failed" in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Failed</h2>" in page
+    assert "no longer a number" in page
     record = out / "runs" / "2-labelled" / "seed-0" / "too-fast" / "cell.json"
     when = record.stat().st_mtime_ns
     assert command(*asked).code == 2

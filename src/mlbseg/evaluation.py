@@ -177,12 +177,12 @@ def evaluate(
         UserError: If a folder is missing or holds no masks, no class can be found, or `out` cannot be
             written.
     """
-    predicted, faults = masks_by_case(Path(predictions), "predicted masks")
+    predicted, faults = mask_files(Path(predictions), "predicted masks")
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")
     else:
         where = Path(references)
-        known, doubles = masks_by_case(where, "reference labels")
+        known, doubles = mask_files(where, "reference labels")
         faults += doubles
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
@@ -229,11 +229,15 @@ def evaluate(
     return result
 
 
-def masks_by_case(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
+def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
     """Return the mask files of a folder by case name, and a fault for each name that two files claim.
 
+    Args:
+        folder: The folder.
+        what: What it should hold, in words.
+
     Raises:
-        UserError: If it is no folder of masks; `what` says what it should hold.
+        UserError: If it is missing or holds no masks.
     """
     try:
         files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))

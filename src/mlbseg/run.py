@@ -264,6 +264,18 @@ def available_memory(device: torch.device, *, system: Path = Path("/")) -> int:
     return max(0, min([free, *_control_groups(system)]))
 
 
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory that was in use since this process began, bytes.
+
+    The GPU's, as torch counts it; on a CPU all that this process held resident.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource  # only Unix has it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _control_groups(system: Path) -> Iterator[int]:
     """Yield what each control group around this process (of version 1 or 2) has left, bytes."""
     try:

@@ -20,7 +20,7 @@ from mlbseg.data.readers import mask_suffix, write_image
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
-from mlbseg.evaluation import masks_by_case
+from mlbseg.evaluation import mask_files
 from mlbseg.run import Run, out_of_memory, pick_device
 from mlbseg.types import Case, Role
 
@@ -161,7 +161,7 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
         cases = apply_split(find_cases(root).cases, run.split)
         chosen = [case for case in cases if case.role in (Role.CLEAN, Role.NOISY)]
         return chosen, []
-    given, faults = masks_by_case(Path(labels), "labels")
+    given, faults = mask_files(Path(labels), "labels")
     found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
     chosen = [replace(case, label=given[case.id]) for case in found.cases if case.id in given]
     known = {case.id for case in found.cases}

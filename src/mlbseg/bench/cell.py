@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import shutil
 import sys
 import threading
@@ -161,19 +160,15 @@ def _measured(root: Path, target: torch.device, pace: float | None) -> dict[str,
     import torch
 
     from mlbseg import checkpoints
-    from mlbseg.run import environment
+    from mlbseg.run import environment, peak_memory
 
     machine = environment()
     steps = checkpoints.find(root / "checkpoints")[-1].step
-    if target.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(target)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "steps": steps,
         "seconds": None if pace is None else pace * steps,
         "seconds_per_step": pace,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(target),
         "device": str(target),
         "processor": torch.cuda.get_device_name(target) if target.type == "cuda" else machine["processor"],
         "threads": machine["threads"],

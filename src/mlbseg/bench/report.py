@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -16,6 +19,7 @@ from mlbseg.bench import statistics
 from mlbseg.bench.results import Results, parts, write_csvs
 from mlbseg.data.plan import Plan
 from mlbseg.files import write_atomic
+from mlbseg.report.page import Cell, Section, paragraphs, render_page, table, write_page
 
 mpl.use("Agg", force=False)
 
@@ -25,8 +29,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 SELECTION = "the weights of the last step; no case chose anything"
 
 
+EXPLAINED = (
+    "Dice is the mean over test cases of each case's mean over classes; ± is the sample SD over seeds. A "
+    "difference is paired: each case's Dice averaged over the seeds that both rows have; its interval is the "
+    f"bootstrap's over cases ({statistics.RESAMPLES:,} resamples), which says nothing about other seeds. 95HD "
+    "leaves out cases that have none (their number in brackets). Gap closed: of the gap between supervised with "
+    "these and with all labels. Time per step is of the last stage (of semi-supervised methods the second), "
+    "relative to supervised with the same labels. Memory is the peak of the last stage's process, or of the GPU."
+)
+
+
 def write_tables(folder: Path, results: Results) -> None:
-    """Write cells.csv, cases.csv, table.md and the figure, each whole or not at all.
+    """Write cells.csv, cases.csv, table.md, the figure and report.html, each whole or not at all.
 
     Raises:
         UserError: if one cannot be written.
@@ -34,42 +48,29 @@ def write_tables(folder: Path, results: Results) -> None:
     write_csvs(folder, results)
     write_atomic(folder / "table.md", markdown(results).encode())
     figure = draw(results)
-    for kind in ("png", "svg"):
-        content = io.BytesIO()
-        # No date and a fixed salt: the same figures, the same file.
-        with mpl.rc_context({"svg.hashsalt": "mlbseg"}):
-            figure.savefig(
-                content,
-                format=kind,
-                dpi=150,
-                bbox_inches="tight",
-                metadata={"Date": None} if kind == "svg" else None,
-            )
-        write_atomic(folder / f"figure.{kind}", content.getvalue())
+    pictures = {kind: _picture(figure, kind) for kind in ("png", "svg")}
+    for kind, content in pictures.items():
+        write_atomic(folder / f"figure.{kind}", content)
+    write_page(folder / "report.html", page(results, pictures["svg"]))
+
+
+def _picture(figure: Figure, kind: str) -> bytes:
+    content = io.BytesIO()
+    # No date and a fixed salt: the same figures, the same file.
+    metadata = {"Date": None} if kind == "svg" else None
+    with mpl.rc_context({"svg.hashsalt": "mlbseg"}):
+        figure.savefig(content, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+    return content.getvalue()
 
 
 def markdown(results: Results) -> str:
     """Return the tables of all budgets, with all that is needed to judge them."""
-    setup = results.setup
-    plan = Plan.from_dict(setup.plan)
-    done = [row for row in results.cells if row["status"] == "done"]
-    hardware = sorted({f"{r['processor']} ({r['device']}, {r['threads']} thread(s))" for r in done})
     lines = [
         "# Bench",
         "",
-        *(f"    {command}" for command in setup.commands),
+        *(f"    {command}" for command in results.setup.commands),
         "",
-        f"* Cases: {setup.rule} {len(setup.test)} test cases, {len(setup.scored)} of them scored; up to "
-        f"{len(setup.clean)} labels. Test cases and the first labels are the same in all cells; a seed changes the "
-        "initial weights and all draws.",
-        f"* All cells: {plan.ndim}D {plan.network} {list(plan.network_channels)}, patches of "
-        f"{' × '.join(map(str, plan.patch_size))}, spacing {' × '.join(f'{s:.4g}' for s in plan.spacing)} mm, "
-        f"{plan.steps} steps, {plan.batch_size} labelled and {plan.unlabelled_batch_size} unlabelled patches a step.",
-        f"* Weights: {SELECTION}. Test labels were looked at for faults at the beginning, and scored when a "
-        "cell was finished.",
-        f"* Hardware: {'; '.join(hardware) or 'none yet'}.",
-        f"* Seeds: {', '.join(map(str, sorted({cell.seed for cell in setup.cells})))}.",
-        f"* Cells: {len(done)} of {len(results.cells)} done.",
+        *(f"* {name}: {text}" for name, text in conditions(results).items()),
         "",
     ]
     for budget in results.budgets:
@@ -82,15 +83,7 @@ def markdown(results: Results) -> str:
             *(f"| {' | '.join(_cell(text) for text in row)} |" for row in rows),
             "",
         ]
-    lines += [
-        "Dice is the mean over test cases of each case's mean over classes; ± is the sample SD over seeds. A "
-        "difference is paired: each case's Dice averaged over the seeds that both rows have; its interval is the "
-        f"bootstrap's over cases ({statistics.RESAMPLES:,} resamples), which says nothing about other seeds. 95HD "
-        "leaves out cases that have none (their number in brackets). Gap closed: of the gap between supervised with "
-        "these and with all labels. Time per step is of the last stage (of semi-supervised methods the second), "
-        "relative to supervised with the same labels. Memory is the peak of the last stage's process, or of the GPU.",
-        "",
-    ]
+    lines += [EXPLAINED, ""]
     if results.failed:
         lines += ["## Failed", ""]
         lines += [
@@ -101,9 +94,74 @@ def markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
+def conditions(results: Results) -> dict[str, str]:
+    """Return what all cells share and what is needed to judge them, by what it is about."""
+    setup = results.setup
+    plan = Plan.from_dict(setup.plan)
+    done = [row for row in results.cells if row["status"] == "done"]
+    hardware = sorted({f"{r['processor']} ({r['device']}, {r['threads']} thread(s))" for r in done})
+    return {
+        "Cases": f"{setup.rule} {len(setup.test)} test cases, {len(setup.scored)} of them scored; up to "
+        f"{len(setup.clean)} labels. Test cases and the first labels are the same in all cells; a seed changes the "
+        "initial weights and all draws.",
+        "All cells": f"{plan.ndim}D {plan.network} {list(plan.network_channels)}, patches of "
+        f"{' × '.join(map(str, plan.patch_size))}, spacing {' × '.join(f'{s:.4g}' for s in plan.spacing)} mm, "
+        f"{plan.steps} steps, {plan.batch_size} labelled and {plan.unlabelled_batch_size} unlabelled patches a step.",
+        "Weights": f"{SELECTION}. Test labels were looked at for faults at the beginning, and scored when a "
+        "cell was finished.",
+        "Hardware": f"{'; '.join(hardware) or 'none yet'}.",
+        "Seeds": f"{', '.join(map(str, sorted({cell.seed for cell in setup.cells})))}.",
+        "Cells": f"{len(done)} of {len(results.cells)} done.",
+    }
+
+
 def _cell(text: str) -> str:
     """Return text that no Markdown reads as a table's edge."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def page(results: Results, figure: bytes) -> str:
+    """Return the tables, the figure and what failed as one HTML page.
+
+    Args:
+        results: All that is known.
+        figure: `draw`, as SVG.
+    """
+    setup = results.setup
+    sections = []
+    for budget in results.budgets:
+        headings, rows = parts(results, budget)
+        caption = f"{len(setup.scored)} test cases, the best first; supervised with all labels last."
+        cells = [[Cell(text, _leading(text) if i else None) for i, text in enumerate(row)] for row in rows]
+        sections.append(Section(f"{budget} labels", table(headings, cells, caption=caption)))
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(figure).decode()}"
+    alt = "Dice against the number of labels, a line for each row of the tables"
+    picture = Markup('<div class="paper"><img src="{}" alt="{}"></div>').format(uri, alt)
+    sections.append(Section("Dice by number of labels", picture))
+    if results.failed:
+        failed = [[r["row"], str(r["labelled"]), str(r["seed"]), r["reason"]] for r in results.failed]
+        headings = ["row", "labels", "seed", "why"]
+        sections.append(
+            Section("Failed", table(headings, failed, caption="Cells without a result.", sortable=False))
+        )
+    about = [f"{name}: {text}" for name, text in conditions(results).items()]
+    commands = Markup("<pre>{}</pre>").format("\n".join(setup.commands))
+    sections.append(Section("How it was made", paragraphs(*about, EXPLAINED) + commands))
+    done = sum(row["status"] == "done" for row in results.cells)
+    facts = [
+        ("cells done", f"{done} of {len(results.cells)}"),
+        ("test cases scored", str(len(setup.scored))),
+        ("rows", str(len(setup.rows))),
+    ]
+    return render_page(
+        f"Bench on {Path(setup.data).name}", sections, subtitle=f"Weights: {SELECTION}.", facts=facts
+    )
+
+
+def _leading(text: str) -> float:
+    """Return the number that a cell of the table begins with, to sort by; minus infinity of none."""
+    found = re.match(r"[×+]?(-?\d+(?:\.\d+)?)", text)
+    return float(found[1]) if found else float("-inf")
 
 
 def tables(results: Results) -> list[Table]:

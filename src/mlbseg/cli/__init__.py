@@ -40,6 +40,7 @@ from mlbseg.cli.printing import (
     progress_console,
     result_console,
 )
+from mlbseg.cli.report import report, report_of_training
 from mlbseg.errors import Fault, OtherRank, UserError
 from mlbseg.launch import speaks
 
@@ -209,6 +210,9 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Leave report.html in the run folder.")
+    ] = True,
     device: Device = "auto",
     devices: Devices = 1,
     accelerator: Accelerator = None,
@@ -218,6 +222,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model from scans of which some are labelled."""
+    from mlbseg.run import device_name
     from mlbseg.training import train as run_train
 
     set_threads(threads)
@@ -230,12 +235,20 @@ def train(
     )  # fmt: skip
     if not speaks():
         return
+    page, why = None, ""
+    if with_report:
+        page, why = report_of_training(result.run, device_name(device, accelerator), quiet=quiet or as_json)
     if as_json:
-        print(json.dumps({"run": str(result.run), "steps": result.steps,
-                          "validation_dice": result.validation_dice, "selection": result.selection}))  # fmt: skip
+        print(json.dumps({"run": str(result.run), "steps": result.steps, "validation_dice": result.validation_dice,
+                          "selection": result.selection, "report": None if page is None else str(page),
+                          "note": why}))  # fmt: skip
     else:
         score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
         print_line(f"trained {result.steps} steps; kept {result.selection}{score}")
+        if page is not None:
+            print_line(f"report: {page}")
+        elif why:
+            print_line(f"note: {why}")
         print_line(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
 
 
@@ -304,6 +317,11 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of masks.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference labels, matched by name.")],
     out: Annotated[Path | None, typer.Option(help="CSV file to write, a line per case and class.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="HTML file to write: scores, and masks to leaf through.")
+    ] = None,
+    scans: Annotated[Path | None, typer.Option(help="Scans for the report to lay the masks over.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -312,11 +330,21 @@ def evaluate(
     from mlbseg.evaluation import evaluate as run_evaluate
     from mlbseg.progress import StepProgress
 
+    if page is not None:
+        from mlbseg.report.page import require_free
+
+        require_free(page, overwrite=overwrite)
+    elif scans is not None:
+        raise UserError("--scans: the scans are for a page (add --report FILE.html, or leave them out)")
     with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:
         result = run_evaluate(
             predictions, references, out=out,
             progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
+    if page is not None:
+        from mlbseg.report import masks_report
+
+        masks_report(result, predictions, references, page, scans=scans, overwrite=overwrite)
     if as_json:
         print(json.dumps(result.as_dict()))
         if result.faults:
@@ -325,6 +353,8 @@ def evaluate(
     result_console().print(result.table())
     print_names(result.not_referenced, "without a reference label, not scored")
     print_names(result.not_predicted, "of the references without a mask")
+    if page is not None:
+        print_line(f"report: {page}")
     if result.faults:
         raise FaultsError(result.faults, str(predictions), "the other cases were scored")
 
@@ -430,3 +460,4 @@ def _end_bench(result: BenchResult, *, as_json: bool) -> None:
 
 
 app.command()(audit)
+app.command()(report)

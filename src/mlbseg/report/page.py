@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from mlbseg.errors import UserError
+from mlbseg.files import write_atomic
 
 PALETTE = {
     "page": ("#f4f6f8", "#10161d"),
@@ -135,6 +139,32 @@ def paragraphs(*texts: str) -> Markup:
 def terms(pairs: Mapping[str, object]) -> Markup:
     """Return a list of words and what stands for each."""
     return Markup(render("terms.html", pairs=pairs))  # noqa: S704 - rendered with everything escaped
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a file without being told to, and over what is no page in any case.
+
+    Raises:
+        UserError: if it is there.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{path}: expected a name that ends in .html")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already (pass --overwrite, or another name)")
+
+
+def write_page(path: Path, content: str) -> None:
+    """Write a page, whole or not at all, and the folder for it.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made a folder: {error.strerror}") from None
+    # What a name holds that is no text is written as its escape, which every reader sees.
+    write_atomic(path, content.encode(errors="backslashreplace"))
 
 
 def render(name: str, **values: Any) -> str:

@@ -26,7 +26,12 @@ MOST_SLICES = 64
 MOST_PIXELS = 256
 """Of a slice's longer side; a larger one is shown at half, a third ... of its resolution."""
 
-DIFFERENCES = ("#ff4d6d", "#4cc9f0", "#f9f871")
+QUALITIES = (82, 60, 40, 20)
+"""Of the pictures of slices: the first with which those of a scan take no more than `MOST_BYTES`, else the last."""
+
+MOST_BYTES = 1_000_000
+
+DIFFERENCES = ("#ff4d6d", "#b8f53d", "#ffffff")
 """Where the second mask differs from the first: missing in it, only in it, another class."""
 
 MAP_COLOURS = tuple(to_hex(mpl.colormaps["viridis"](x)) for x in np.linspace(0, 1, 9))
@@ -94,7 +99,8 @@ def browser(subject: Subject, class_names: Mapping[int, str]) -> Markup:
         (first, expected), (second, found) = list(seen.items())[:2]
         layers.append(_difference_layer(expected, found))
         kinds = (f"only in {first}", f"only in {second}", "another class")
-        differences = list(zip(kinds, DIFFERENCES, strict=True))
+        # Of one class there is no other to be mistaken for it.
+        differences = list(zip(kinds, DIFFERENCES, strict=True))[: 2 + (len(values) > 1)]
     layers += [_map_layer(name, _thinned(array[chosen], step)) for name, array in maps.items()]
     dy, dx = subject.spacing[-2:]
     data = {
@@ -181,9 +187,12 @@ def _sprite(grey: npt.NDArray[np.uint8], columns: int) -> str:
     for i, tile in enumerate(grey):
         row, column = divmod(i, columns)
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = tile
-    content = io.BytesIO()
-    # Lossy, at a quality that shows no blocks: a tenth of what the same levels take as PNG.
-    Image.fromarray(sheet).save(content, "WEBP", quality=82, method=4)
+    # Lossy, at a quality that shows no blocks: a tenth of what the same levels take as PNG. Noise takes more.
+    for quality in QUALITIES:
+        content = io.BytesIO()
+        Image.fromarray(sheet).save(content, "WEBP", quality=quality, method=4)
+        if content.tell() <= MOST_BYTES:
+            break
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
@@ -215,5 +224,6 @@ def _layer(
     name: str, style: str, array: npt.NDArray[np.uint8], colours: list[str], *, shown: bool, opacity: int
 ) -> dict[str, Any]:
     return {
-        "name": name, "style": style, "colours": colours, "shown": shown, "opacity": opacity, "data": _packed(array),
+        "name": name, "style": style, "colours": colours, "shown": shown, "opacity": opacity, "differs": False,
+        "data": _packed(array),
     }  # fmt: skip

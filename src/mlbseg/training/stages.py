@@ -27,7 +27,7 @@ from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, save_weights
+from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, peak_memory, save_weights
 from mlbseg.training.initial_labels import check_initial_label, write_initial_label
 from mlbseg.training.loop import Loop
 from mlbseg.training.signals import Interrupted, StopSignals
@@ -155,6 +155,7 @@ class Training:
                     "validation_dice": best,
                     "selection": selection,
                     "seconds_per_step": self.seconds_per_step,
+                    "peak_memory_bytes": peak_memory(self.device),
                 },
             )
         processes.wait_for_all(self.ranks)

@@ -126,11 +126,15 @@ class Browser {
     const [column, row] = [at % data.columns, Math.floor(at / data.columns)];
     pen.drawImage(this.image, column * width, row * height, width, height, 0, 0, canvas.width, canvas.height);
     const visible = data.layers.filter((_, i) => this.shown[i].checked);
-    data.layers.forEach((layer, i) => {
+    const lines = (layer) => layer.style === "line" || layer.style === "dash";
+    // Lines come last, so that no area hides them.
+    const order = [...data.layers.keys()].sort((a, b) => lines(data.layers[a]) - lines(data.layers[b]));
+    order.forEach((i) => {
+      const layer = data.layers[i];
       if (!this.shown[i].checked) return;
       const values = layer.values.subarray(at * width * height, (at + 1) * width * height);
       pen.globalAlpha = this.opacity[i].value / 100;
-      if (layer.style === "line" || layer.style === "dash") this.outline(pen, layer, values);
+      if (lines(layer)) this.outline(pen, layer, values);
       else this.fill(pen, layer, values);
     });
     pen.globalAlpha = 1;

@@ -1,0 +1,258 @@
+"""The cases of a run that can be judged: chosen, predicted, scored, and the telling ones made ready to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
+import torch
+from torch import nn
+
+from mlbseg.data.cases import find_cases
+from mlbseg.data.plan import Plan
+from mlbseg.data.preprocess import restore_label, restore_probability
+from mlbseg.data.readers import mask_suffix, read_label, read_scan, write_label
+from mlbseg.data.records import read_record
+from mlbseg.errors import Fault, FaultsError, UserError
+from mlbseg.evaluation import Evaluation, evaluate
+from mlbseg.inference import case_probability
+from mlbseg.report.scores import caption, telling
+from mlbseg.report.slices import Subject
+from mlbseg.run import Run, autocast, out_of_memory
+from mlbseg.types import Case, Geometry
+
+GROUPS = {
+    "test": "test cases, which training never saw",
+    "validation": "validation cases, by which the checkpoint was chosen",
+    "noisy": "cases with a label that nobody trusts",
+    "clean": "the training cases themselves: the network was trained on these",
+}
+"""Parts of a split in the order in which they are taken: the first that has labels is scored."""
+
+SURE = 0.95
+"""Certainty above which a voxel needs no colour."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Cases with their masks and scores.
+
+    Attributes:
+        group: Which part of the split they are; a key of `GROUPS`.
+        cases: By id, with their labels.
+        masks: The predicted mask of each.
+        evaluation: Their scores.
+        faults: What kept others from being predicted or scored.
+        beyond: Number of cases of the group that were left out for the cap.
+        voxels: Class value -> case id -> voxels predicted and voxels labelled.
+    """
+
+    group: str
+    cases: Mapping[str, Case]
+    masks: Mapping[str, Path]
+    evaluation: Evaluation
+    faults: tuple[Fault, ...]
+    beyond: int
+    voxels: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+
+def labelled_cases(run: Run) -> dict[str, list[Case]]:
+    """Return the cases of each group that have a label, in the order of the split.
+
+    Raises:
+        UserError: if the scans are no longer where they were.
+    """
+    record = read_record(run.root / "data.json", "the data of a run")
+    cases = {case.id: case for case in find_cases(Path(str(record["root"]))).cases}
+    parts: Mapping[str, Sequence[str]] = run.split.as_dict()
+    return {
+        group: [cases[name] for name in parts[group] if name in cases and cases[name].label is not None]
+        for group in GROUPS
+    }
+
+
+def choose(
+    groups: Mapping[str, Sequence[Case]], available: Collection[str] | None
+) -> tuple[str, list[Case]] | None:
+    """Return the first group with a case, of those that have a mask where that matters; None if there is none."""
+    for group, cases in groups.items():
+        chosen = [case for case in cases if available is None or case.id in available]
+        if chosen:
+            return group, chosen
+    return None
+
+
+def predict_cases(
+    run: Run,
+    network: nn.Module,
+    cases: Sequence[Case],
+    out: Path,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Path], list[Fault]]:
+    """Write the mask of each case; return the files, and what kept cases from being predicted."""
+    masks: dict[str, Path] = {}
+    faults: list[Fault] = []
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(number, len(cases), case.id)
+        path = out / f"{case.id}{mask_suffix(case.images)}"
+        try:
+            with autocast(run.config.train.precision, device):
+                probability, frame = case_probability(case, network, run.plan, device)
+            write_label(path, restore_label(probability, frame, run.plan), frame.native)
+            masks[case.id] = path
+        except (UserError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
+            found = "not enough memory for this scan" if out_of_memory(error) else str(error)
+            faults.append(Fault(case.id, found, case_id=case.id, kind="predict"))
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    return masks, faults
+
+
+def score_cases(
+    group: str,
+    cases: Sequence[Case],
+    masks: Mapping[str, Path],
+    folder: Path,
+    plan: Plan,
+    *,
+    faults: Sequence[Fault] = (),
+    beyond: int = 0,
+) -> Scored:
+    """Score the masks of cases that lie in a folder.
+
+    Raises:
+        UserError: if not one of them can be scored.
+    """
+    if faults and not masks:
+        raise FaultsError(faults, "the scans", "no case could be predicted")
+    labels = {case.id: case.label for case in cases if case.label is not None and case.id in masks}
+    result = evaluate(folder, labels, classes=foreground(plan))
+    scored = set(result.cases)
+    kept = {case.id: case for case in cases if case.id in scored}
+    return Scored(
+        group, kept, {name: masks[name] for name in kept}, result, (*faults, *result.faults), beyond,
+        _voxels(kept, masks, foreground(plan)),
+    )  # fmt: skip
+
+
+def foreground(plan: Plan) -> dict[int, str]:
+    """Return the name of each class's value, background left out."""
+    return {v: name for v, name in zip(plan.label_values, plan.class_names, strict=True) if v}
+
+
+def training_dice(
+    run: Run, network: nn.Module, cases: Sequence[Case], out: Path, device: torch.device
+) -> float | None:
+    """Return the mean Dice of cases that the network was trained on; None if none can be scored."""
+    masks, faults = predict_cases(run, network, cases, out, device)
+    if not masks:
+        return None
+    return score_cases("clean", cases, masks, out, run.plan, faults=faults).evaluation.mean_dice
+
+
+def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device) -> list[Subject]:
+    """Return the worst, the median and the best case, with the trust of the run's audit where there is one."""
+    made = []
+    for what, name in telling(scored.evaluation).items():
+        case = scored.cases[name]
+        scan = read_scan(case.images)
+        label = read_label(_label_of(case))[0]
+        mask = read_label(scored.masks[name])[0]
+        maps = {"certainty": _certainty(case, network, run, device)}
+        trust = run.root / "audit" / "trust" / f"{name}.nii.gz"
+        if trust.is_file():
+            values = read_scan([trust]).array[0]
+            maps = {"trust": values, **maps} if values.shape == label.shape else maps
+        made.append(
+            turned(
+                name, caption(what, name, scored.evaluation), scan.array[0], scan.geometry,
+                {"label": label, "prediction": mask}, maps, run.plan.orientation, worst=what == "worst",
+            )
+        )  # fmt: skip
+    return made
+
+
+def turned(
+    name: str,
+    words: str,
+    image: npt.NDArray[Any],
+    geometry: Geometry,
+    masks: Mapping[str, npt.NDArray[Any]],
+    maps: Mapping[str, npt.NDArray[Any]],
+    orientation: str,
+    *,
+    worst: bool = False,
+) -> Subject:
+    """Return a subject whose axes run as in training: a radiologist's view, whatever the file's order.
+
+    Args:
+        name: Of the case.
+        words: Its caption.
+        image: (*S) on its native lattice.
+        geometry: That lattice.
+        masks: (*S), by name.
+        maps: (*S), by name.
+        orientation: Three letters, as in the plan.
+        worst: Open at the slice on which the first two masks differ most.
+    """
+
+    def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return sitk.GetArrayFromImage(_turn(array, geometry, orientation)) if geometry.ndim == 3 else array
+
+    spacing = geometry.spacing
+    if geometry.ndim == 3:
+        spacing = _turn(np.zeros(image.shape, np.uint8), geometry, orientation).GetSpacing()
+    shown = {key: turn(mask) for key, mask in masks.items()}
+    focus = None
+    if worst and len(shown) > 1 and geometry.ndim == 3:
+        first, second = list(shown.values())[:2]
+        differing = (first != second).sum(axis=(1, 2))
+        focus = int(differing.argmax()) if differing.any() else None
+    return Subject(
+        name, words, turn(image), tuple(reversed(spacing)), shown,
+        {key: turn(values) for key, values in maps.items()}, focus,
+    )  # fmt: skip
+
+
+def _turn(array: npt.NDArray[Any], geometry: Geometry, orientation: str) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing)
+    image.SetDirection(geometry.direction)
+    return sitk.DICOMOrient(image, orientation)
+
+
+def _certainty(case: Case, network: nn.Module, run: Run, device: torch.device) -> npt.NDArray[np.float32]:
+    """Return the probability of the likeliest class (*S); NaN where it is above `SURE`, or nothing was predicted."""
+    with autocast(run.config.train.precision, device):
+        probability, frame = case_probability(case, network, run.plan, device)
+    certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
+    return np.where((certain > SURE) | (certain == 0), np.nan, certain).astype(np.float32)
+
+
+def _label_of(case: Case) -> Path:
+    if case.label is None:
+        raise ValueError(f"{case.id} has no label")
+    return case.label
+
+
+def _voxels(
+    cases: Mapping[str, Case], masks: Mapping[str, Path], classes: Mapping[int, str]
+) -> dict[int, dict[str, tuple[int, int]]]:
+    counts: dict[int, dict[str, tuple[int, int]]] = {value: {} for value in classes}
+    for name, case in cases.items():
+        found, expected = (dict(zip(*np.unique(read_label(path)[0], return_counts=True), strict=True))
+                           for path in (masks[name], _label_of(case)))  # fmt: skip
+        for value in classes:
+            counts[value][name] = (int(found.get(value, 0)), int(expected.get(value, 0)))
+    return counts
