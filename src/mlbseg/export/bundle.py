@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mlbseg.errors import UserError
-from mlbseg.export.output import files_in, require_new, staged
+from mlbseg.export.output import files_in, require_new, staged, write_json
 from mlbseg.files import write_atomic
 from mlbseg.run import Run, dump_tensors
 
@@ -71,8 +70,8 @@ def export_bundle(run: Run, out: Path, *, network: str | None = None, overwrite:
     with staged(out, overwrite=overwrite) as folder:
         for name in ("configs", "models", "docs", "scripts"):
             (folder / name).mkdir()
-        _write_json(folder / "configs" / "metadata.json", metadata)
-        _write_json(folder / "configs" / "inference.json", inference(run))
+        write_json(folder / "configs" / "metadata.json", metadata)
+        write_json(folder / "configs" / "inference.json", inference(run))
         write_atomic(folder / "models" / "model.pt", dump_tensors(model.state_dict()))
         for name, content in _scripts().items():
             write_atomic(folder / "scripts" / name, content.encode())
@@ -276,7 +275,3 @@ def _stem(module: str) -> str:
 def _plain(value: Any) -> Any:
     """Return tuples as lists, as JSON has them."""
     return json.loads(json.dumps(value))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from mlbseg.data.plan import Plan
+from mlbseg.errors import UserError
 from mlbseg.export.output import staged
 from mlbseg.files import write_atomic
 from mlbseg.pictures import COLOURS
@@ -73,3 +77,18 @@ def export_labels(run: Run, out: Path, *, overwrite: bool = False) -> list[Path]
         write_atomic(folder / ITK_SNAP, itk_snap(run.plan).encode())
         write_atomic(folder / SLICER, slicer(run.plan).encode())
     return [out / ITK_SNAP, out / SLICER]
+
+
+def class_indices(label: npt.NDArray[np.int32], plan: Plan, where: str) -> npt.NDArray[np.uint8]:
+    """Return the class index of each voxel of a label map (*S) of values as in the files.
+
+    Raises:
+        UserError: if it holds a value that is no class.
+    """
+    unknown = sorted(set(np.unique(label).tolist()) - set(plan.label_values))
+    if unknown:
+        raise UserError(f"{where}: label values {unknown[:10]}, expected only {list(plan.label_values)}")
+    indices = np.zeros(label.shape, np.uint8)
+    for index, value in enumerate(plan.label_values):
+        indices[label == value] = index
+    return indices

@@ -26,7 +26,7 @@ MODEL = "model.onnx"
 SIDECAR = "model.json"
 
 FIXED_SIZE = frozenset({"swin-unetr"})
-"""Networks whose windows have the patch's size and no other: they pad and mask by sizes that are traced as constants."""
+"""Networks that take windows of the patch's size only: they pad and mask by sizes that are traced as constants."""
 
 
 def export_onnx(run: Run, out: Path, *, network: str | None = None, overwrite: bool = False) -> list[Path]:
@@ -123,8 +123,8 @@ def _steps(plan: Plan, multiple: int, *, fixed: bool) -> list[str]:
         )
     if plan.crop:
         steps.append(
-            "Crop to the voxels above the smallest value of their channel and 4 voxels around them, unless that removes "
-            "10 % or less."
+            "Crop to the voxels above the smallest value of their channel and 4 voxels around them, unless that "
+            "removes 10 % or less."
         )
     steps += [
         "Resample linearly to `spacing` mm (0: keep the scan's own along that axis) on a concentric grid that covers "
@@ -138,10 +138,10 @@ def _steps(plan: Plan, multiple: int, *, fixed: bool) -> list[str]:
             + (", slice by slice along the first axis," if plan.ndim < plan.scan_ndim else "")
             + " with half their side overlapping; continue a scan that is smaller than a window by its edge."
         ),
-        "Take the softmax over classes of each window's logits, and the mean of overlapping windows weighted by a Gaussian "
-        "around the window's centre (SD an eighth of its side).",
-        "Resample each class's probability linearly back to the scan's own voxels (background outside), take the likeliest "
-        "class, and write its `label_values`.",
+        "Take the softmax over classes of each window's logits, and the mean of overlapping windows weighted by a "
+        "Gaussian around the window's centre (SD an eighth of its side).",
+        "Resample each class's probability linearly back to the scan's own voxels (background outside), take the "
+        "likeliest class, and write its `label_values`.",
     ]
     return steps
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlbseg.errors import UserError
+from mlbseg.files import write_atomic
 
 
 def require_extra(what: str, *packages: str) -> None:
@@ -81,3 +84,20 @@ def _move(source: Path, target: Path) -> None:
 def files_in(folder: Path) -> list[Path]:
     """Return all files in a folder and the folders in it, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder: {error.strerror}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as other programs read it, text in UTF-8."""
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
