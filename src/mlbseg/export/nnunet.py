@@ -172,7 +172,7 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
     return wanted, faults
 
 
-def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint8], Geometry]:
+def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a careful label as class indices (*S), and where its scan lies."""
     if case.label is None:
         raise UserError(f"{case.id}: no label")
@@ -181,7 +181,7 @@ def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint8], Geometry]:
     if difference := geometry_difference(geometry, native):
         where = f"{difference[1]} as its scan"
         raise ReadError(Fault(case.label.name, difference[0], where, "", case.id, "geometry"))
-    return class_indices(label, plan, case.label.name), native
+    return class_indices(label, plan, case.label.name).astype(np.uint16), native
 
 
 def _pseudo(
@@ -191,10 +191,11 @@ def _pseudo(
     device: torch.device,
     source: Trust,
     threshold: float,
-) -> tuple[npt.NDArray[np.uint8], Geometry]:
+) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a pseudo label as class indices (*S), the number of classes where it is not trusted, and where it lies."""
     probability, frame = case_probability(case, model, plan, device, flips=True)
-    label = class_indices(restore_label(probability, frame, plan), plan, case.id)
+    classes = class_indices(restore_label(probability, frame, plan), plan, case.id)
+    label = classes.astype(np.uint16)  # of 256 classes the ignored one is number 256
     # The background is what the others leave: where the scan was cropped away, it is certain.
     background = np.ones(label.shape, np.float32)
     confidence = np.zeros(label.shape, np.float32)

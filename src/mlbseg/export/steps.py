@@ -33,7 +33,7 @@ _RAS = (-1.0, -1.0, 1.0)
 _CHANNEL = re.compile(r"(.+)_(\d{4})(\.nii(?:\.gz)?)")
 
 
-class Prepared(MapTransform):  # type: ignore[misc]
+class Prepared(MapTransform):
     """Orient, crop, resample and normalise scans as training did.
 
     Args:
@@ -59,7 +59,7 @@ class Prepared(MapTransform):  # type: ignore[misc]
         return result
 
 
-class Restored(MapTransform):  # type: ignore[misc]
+class Restored(MapTransform):
     """Bring class probabilities back to the scan's own lattice and take the likeliest class.
 
     Args:
@@ -88,7 +88,7 @@ class Restored(MapTransform):  # type: ignore[misc]
         return result
 
 
-class Windows(SlidingWindowInferer):  # type: ignore[misc]
+class Windows(SlidingWindowInferer):
     """Sliding windows over class probabilities, not logits: what is averaged where windows overlap."""
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ class Windows(SlidingWindowInferer):  # type: ignore[misc]
         return super().__call__(inputs, _probability(network), *args, **kwargs)
 
 
-class Slices(SliceInferer):  # type: ignore[misc]
+class Slices(SliceInferer):
     """The same with a 2D network, slice by slice along the first axis of 3D scans."""
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:

@@ -58,7 +58,7 @@ class TrustMaps:
         path = next((p for p in sorted(self.folder.iterdir()) if suffix(p) and stem(p) == case.id), None)
         if path is None:
             raise UserError(
-                f"{self.folder}: no trust map called {case.id}{ENDING} (make it, or leave the folder out)"
+                f"{self.folder}: no trust map called {case.id}.nii.gz (make it, or leave the folder out)"
             )
         scan = read_scan([path])
         if difference := geometry_difference(scan.geometry, native):
