@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import mlbseg
 from blocks import TINY, write_blocks
 from mlbseg.errors import UserError
-from mlbseg.export import export
+from mlbseg.export import Exported, export
 from mlbseg.export import onnx as room
 from mlbseg.inference import predict_grid
 from mlbseg.run import Run
@@ -32,15 +33,22 @@ def flat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+@pytest.fixture(scope="module")
+def flat_export(flat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(flat_run, tmp_path_factory.mktemp("onnx") / "new", "onnx")
+
+
 def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_onnxruntime_equals_torch(ndim: int, supervised_run: Path, flat_run: Path, tmp_path: Path) -> None:
+def test_onnxruntime_equals_torch(
+    ndim: int, supervised_run: Path, flat_run: Path, flat_export: Exported, tmp_path: Path
+) -> None:
     root = supervised_run if ndim == 3 else flat_run
-    done = export(root, tmp_path / "onnx", "onnx")
+    done = export(root, tmp_path / "onnx", "onnx") if ndim == 3 else flat_export
     assert [path.name for path in done.files] == ["model.onnx", "model.json"]
     run = Run.open(root)
     network = run.network()
@@ -59,8 +67,8 @@ def test_onnxruntime_equals_torch(ndim: int, supervised_run: Path, flat_run: Pat
 
 
 @pytest.mark.slow
-def test_the_file_and_the_sidecar_say_how_to_use_it(flat_run: Path, tmp_path: Path) -> None:
-    done = export(flat_run, tmp_path, "onnx")
+def test_the_file_and_the_sidecar_say_how_to_use_it(flat_run: Path, flat_export: Exported) -> None:
+    done = flat_export
     plan = Run.open(flat_run).plan
     model = onnx.load(done.files[0])
     inside = {entry.key: entry.value for entry in model.metadata_props}
@@ -105,9 +113,9 @@ def test_an_extra_that_is_missing_is_named_and_nothing_is_overwritten(
     with pytest.raises(UserError, match="not empty"):
         export(supervised_run, tmp_path / "used", "onnx")
     assert (tmp_path / "used" / "model.onnx").read_text() == "mine"
-    found = room.require_extra.__globals__["importlib"].util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "onnxscript" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
     with pytest.raises(UserError, match=r"no package onnxscript.*mlbseg\[export\]"):
         export(supervised_run, tmp_path / "new", "onnx")

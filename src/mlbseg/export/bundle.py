@@ -188,7 +188,8 @@ def inference(run: Run) -> dict[str, Any]:
 
 def _metadata(run: Run, name: str) -> dict[str, Any]:
     plan = run.plan
-    classes = {str(index): label for index, label in enumerate(plan.class_names)}
+    # By the value in a mask: MONAI Label names segments by it.
+    classes = {str(value): label for value, label in zip(plan.label_values, plan.class_names, strict=True)}
     ct = all(kind == "ct" for kind in plan.normalisation)
     shape = list(plan.patch_size)
     return {
@@ -213,7 +214,6 @@ def _metadata(run: Run, name: str) -> dict[str, Any]:
             "Wei et al.: Consistency-guided Meta-Learning for Bootstrapping Semi-Supervised Medical Image "
             "Segmentation. MICCAI 2023, arXiv 2307.11604"
         ],
-        "label_values": dict(zip(plan.class_names, plan.label_values, strict=True)),
         "network_data_format": {
             "inputs": {
                 "image": {

@@ -47,7 +47,7 @@ def itk_snap(plan: Plan) -> str:
     for index, (value, name) in enumerate(zip(plan.label_values, plan.class_names, strict=True)):
         red, green, blue = (0, 0, 0) if index == 0 else colour(index)
         shown = int(index > 0)
-        text = name.replace('"', "'")  # the format has no escape
+        text = " ".join(name.split()).replace('"', "'")  # a line each, and no escapes
         lines.append(
             f'{value:5d}   {red:4d} {green:4d} {blue:4d}     {shown:4d}  {shown:2d}  {shown:2d}    "{text}"\n'
         )
