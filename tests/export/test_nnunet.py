@@ -86,7 +86,7 @@ def test_careful_labels_stay_and_doubtful_voxels_are_ignored(
     )
 
     # The hidden label of case_4 changes nothing: it is predicted, and doubted where the network does.
-    predict(run, scans, tmp_path / "p", only=["case_4"], flips=True, probabilities=True, device="cpu")
+    predict(run, scans, tmp_path / "p", only=["case_4"], probabilities=True, device="cpu")
     maps = np.stack([array(tmp_path / f"p/probabilities/case_4_{value}.nii.gz") for value in VALUES])
     here = array(root / "labelsTr" / "case_4.nii.gz")
     ignored = maps.max(0) < 0.9

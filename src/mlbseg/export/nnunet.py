@@ -18,7 +18,7 @@ from torch import nn
 from mlbseg.data.cases import find_cases
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import restore_label, restore_probability
+from mlbseg.data.preprocess import Frame, restore_label, restore_probability
 from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_image, write_label
 from mlbseg.data.records import read_record, write_record
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError, nearest
@@ -193,20 +193,25 @@ def _pseudo(
     threshold: float,
 ) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a pseudo label as class indices (*S), the number of classes where it is not trusted, and where it lies."""
-    probability, frame = case_probability(case, model, plan, device, flips=True)
+    # Only flips that training knew: of others the network makes nothing (`benchmarks/pseudo_label_trust.py`).
+    probability, frame = case_probability(case, model, plan, device, flips=bool(plan.flip_axes))
     classes = class_indices(restore_label(probability, frame, plan), plan, case.id)
     label = classes.astype(np.uint16)  # of 256 classes the ignored one is number 256
+    trust = source(case, confidence(probability, frame), frame.native)
+    label[trust < threshold] = plan.num_classes
+    return label, frame.native
+
+
+def confidence(probability: npt.NDArray[np.float32], frame: Frame) -> npt.NDArray[np.float32]:
+    """Return the probability of the likeliest class, (*S) on the native lattice, from (K, *S') on the grid."""
     # The background is what the others leave: where the scan was cropped away, it is certain.
-    background = np.ones(label.shape, np.float32)
-    confidence = np.zeros(label.shape, np.float32)
+    background = np.ones(frame.native.size[::-1], np.float32)
+    highest = np.zeros_like(background)
     for one in probability[1:]:
         native = restore_probability(one, frame)
         background -= native
-        np.maximum(confidence, native, out=confidence)
-    np.maximum(confidence, background.clip(0, 1), out=confidence)
-    trust = source(case, confidence, frame.native)
-    label[trust < threshold] = plan.num_classes
-    return label, frame.native
+        np.maximum(highest, native, out=highest)
+    return np.maximum(highest, background.clip(0, 1), out=highest)
 
 
 def _write_images(case: Case, folder: Path, plan: Plan) -> None:
@@ -284,9 +289,7 @@ def _write_notes(
                 for index, (value, name) in enumerate(zip(plan.label_values, plan.class_names, strict=True))
             ]
             + [{"here": plan.num_classes, "in the run": None, "name": "ignore"}],
-            "trust": "the probability of the predicted class, averaged over flips"
-            if maps is None
-            else str(maps),
+            "trust": "the probability of the predicted class" if maps is None else str(maps),
             "threshold": threshold,
             "careful labels": sorted(set(result.labels) - set(pseudo)),
             "pseudo labels: share of voxels that is trusted": pseudo,
