@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 import mlbseg
-from blocks import TINY, write_case
+from blocks import TINY, blocks, save, write_case
 from mlbseg.errors import UserError
 from mlbseg.export import export
 from mlbseg.export.nnunet import _label_names
@@ -165,6 +165,37 @@ def test_requests_that_cannot_be_met(trained: tuple[Path, Path], tmp_path: Path)
     done = export(run, tmp_path / "raw", "nnunet", overwrite=True, data=scans, device="cpu")
     assert (done.files[0] / "mine.txt").read_text() == "kept"
     assert (done.files[0] / "dataset.json").is_file()
+    shutil.copy(done.files[0] / "labelsTr" / "case_0.nii.gz", done.files[0] / "labelsTr" / "other.nii.gz")
+    with pytest.raises(UserError, match=r"1 case\(s\) that this export has not, such as other"):
+        export(run, tmp_path / "raw", "nnunet", overwrite=True, device="cpu")
+
+
+@pytest.mark.slow
+def test_every_channel_has_its_file_and_pictures_become_nifti(tmp_path: Path) -> None:
+    for i in range(3):
+        image, label = blocks(i)
+        for channel in (0, 1):
+            save(tmp_path / "scans" / "imagesTr" / f"c{i}_{channel:04d}.nii.gz", image / (1 + channel))
+        if i < 2:
+            save(tmp_path / "scans" / "labelsTr" / f"c{i}.nii.gz", label)
+        write_case(tmp_path / "flat", f"p{i}.png", i, labelled=i < 2, size=(32, 40))
+    for name in ("scans", "flat"):
+        mlbseg.train(
+            str(tmp_path / name), str(tmp_path / "run" / name), method="mean-teacher", device="cpu",
+            overrides=[*TINY, "steps=4"],
+        )  # fmt: skip
+        export(tmp_path / "run" / name, tmp_path / "raw" / name, "nnunet", trust=0.5, device="cpu")
+    root = tmp_path / "raw" / "scans" / "Dataset501_Scans"
+    assert len(list((root / "imagesTr").iterdir())) == 6
+    for channel in (0, 1):
+        np.testing.assert_array_equal(
+            array(root / f"imagesTr/c2_{channel:04d}.nii.gz"), blocks(2)[0] / (1 + channel)
+        )
+    root = tmp_path / "raw" / "flat" / "Dataset501_Flat"
+    image = sitk.ReadImage(str(root / "imagesTr" / "p0_0000.nii.gz"))
+    assert image.GetSize() == (40, 32)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array(tmp_path / "flat/images/p0.png"))
+    np.testing.assert_array_equal(array(root / "labelsTr/p0.nii.gz"), array(tmp_path / "flat/labels/p0.png"))
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def inference(run: Run) -> dict[str, Any]:
     }
     widest = "uint8" if max(plan.label_values) < 256 else "int32"
     return {
-        "imports": ["$import torch", "$import scripts.steps"],
+        "imports": ["$import torch"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/masks'",

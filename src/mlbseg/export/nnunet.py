@@ -23,7 +23,7 @@ from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_i
 from mlbseg.data.records import read_record, write_record
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError, nearest
 from mlbseg.export.labels import class_indices
-from mlbseg.export.output import require_new, staged, write_json
+from mlbseg.export.output import make_folder, require_new, staged, write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
 from mlbseg.inference import case_probability
 from mlbseg.run import Run, autocast, out_of_memory, pick_device
@@ -99,7 +99,8 @@ def export_nnunet(
     target = pick_device(device)
     model = run.network(network).to(target)
     result = Dataset(root, faults=faults)
-    out.mkdir(parents=True, exist_ok=True)
+    _require_no_others(root, {case.id for case, _ in cases})
+    make_folder(out)
     with staged(root, overwrite=overwrite) as folder:
         for name in ("imagesTr", "labelsTr", *(["imagesTs"] if "test" in also else [])):
             (folder / name).mkdir()
@@ -144,6 +145,16 @@ def _dataset_name(name: str | None, run: Run) -> str:
     if not (kind.startswith("Dataset") and len(number) == 3 and number.isdecimal() and plain.isalnum()):
         raise UserError(f"--dataset {name!r}: expected a name such as Dataset501_Heart")
     return name
+
+
+def _require_no_others(root: Path, names: set[str]) -> None:
+    """Refuse to replace files in a dataset that holds other cases too: nnU-Net counts them."""
+    others = sorted(
+        {path.name.removesuffix(ENDING) for path in (root / "labelsTr").glob(f"*{ENDING}")} - names
+    )
+    if others:
+        found = f"{len(others)} case(s) that this export has not, such as {others[0]}"
+        raise UserError(f"{root}: holds {found} (remove the folder, or choose another --dataset)")
 
 
 def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple[Case, str]], list[Fault]]:
