@@ -250,8 +250,9 @@ def _plain_nifti(path: Path, ndim: int) -> bool:
 
 def _forget(case: Case, folder: Path) -> None:
     """Remove what a failed case has left."""
-    for path in folder.glob("*/*"):
-        if path.name == f"{case.id}{ENDING}" or path.name[: -len(f"_0000{ENDING}")] == case.id:
+    (folder / "labelsTr" / f"{case.id}{ENDING}").unlink(missing_ok=True)
+    for path in folder.glob(f"images*/*{ENDING}"):
+        if path.name[: -len(f"_0000{ENDING}")] == case.id:
             path.unlink()
 
 
