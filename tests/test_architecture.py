@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -40,6 +41,7 @@ FLOORS = {
     "bench": 3,
     "audit": 3,
     "report": 3,
+    "export": 3,
     "cli": 4,
     "__init__": 4,
     "__main__": 4,
@@ -181,9 +183,13 @@ def declared_dependencies() -> set[str]:
     return {canonical(requirement) for requirement in wanted}
 
 
+installed = functools.cache(packages_distributions)
+"""Which distributions bring each top-level name; looking takes a second."""
+
+
 def undeclared(path: str, source: str, declared: set[str]) -> list[str]:
     """Return the imports of one module that only work because something else happens to install them."""
-    distributions = packages_distributions()
+    distributions = installed()
     found = []
     for line, name in imported_names(ast.parse(source), "mlbseg"):
         top = name.partition(".")[0]

@@ -33,6 +33,7 @@ from mlbseg.cli.arguments import (
     set_threads,
 )
 from mlbseg.cli.audit import audit
+from mlbseg.cli.export import export
 from mlbseg.cli.printing import (
     print_line,
     print_names,
@@ -461,3 +462,4 @@ def _end_bench(result: BenchResult, *, as_json: bool) -> None:
 
 app.command()(audit)
 app.command()(report)
+app.command()(export)

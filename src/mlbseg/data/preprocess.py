@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,11 @@ from mlbseg.data.lattice import (
     reorient,
     worth_cropping,
 )
-from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
 from mlbseg.types import Geometry, Scan
+
+if TYPE_CHECKING:  # an exported bundle has this file, and not all that makes plans
+    from mlbseg.data.plan import Plan
 
 Label = TypeVar("Label", bound=np.integer[Any])
 

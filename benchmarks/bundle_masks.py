@@ -1,0 +1,32 @@
+"""How many voxels an exported MONAI bundle labels otherwise than `mlbseg predict` in 32 bits.
+
+python benchmarks/bundle_masks.py RUN SCANS      # SCANS: a folder of NIfTI files
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mlbseg import predict
+from mlbseg.data.readers import read_label
+from mlbseg.export import export
+
+if __name__ == "__main__":
+    run, scans = map(Path, sys.argv[1:3])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        export(run, folder / "bundle", "bundle")
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+        command += ["--dataset_dir", str(scans.resolve()), "--output_dir", str(folder / "masks")]
+        subprocess.run(command, cwd=folder / "bundle", check=True, capture_output=True)  # noqa: S603 - our own words
+        ours = predict(run, scans, folder / "ours", precision="32").masks
+        differing = voxels = structure = 0
+        for name, path in ours.items():
+            expected, found = (read_label(p)[0] for p in (path, folder / "masks" / f"{name}.nii.gz"))
+            differing += int((expected != found).sum())
+            voxels += expected.size
+            structure += int((expected > 0).sum())
+    print(f"{differing} of {voxels} voxels differ ({structure} are no background), {len(ours)} scans")

@@ -1,0 +1,281 @@
+"""Masks of DICOM series as DICOM segmentations that refer to their series, by highdicom."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, TypeAdapter
+from torch import nn
+
+from mlbseg.data import dicom
+from mlbseg.data.cases import find_scans
+from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.plan import Plan
+from mlbseg.data.preprocess import restore_label, restore_probability
+from mlbseg.data.readers import read_label
+from mlbseg.data.records import read_record, validate
+from mlbseg.errors import Fault, ReadError, UserError, nearest
+from mlbseg.export.labels import class_indices, colour
+from mlbseg.export.output import make_folder, require_extra
+from mlbseg.files import write_atomic
+from mlbseg.inference import case_probability
+from mlbseg.run import WEIGHTS, Run, autocast, out_of_memory, pick_device
+from mlbseg.types import Case
+
+if TYPE_CHECKING:
+    from highdicom.seg import SegmentDescription
+    from pydicom import Dataset
+
+SERIES_NUMBER = 100
+"""Of the segmentation's own series in its study."""
+
+_Text = Annotated[str, Field(min_length=1, max_length=64)]
+_Short = Annotated[str, Field(min_length=1, max_length=16)]
+Codes = dict[str, tuple[_Short, _Short, _Text]]
+"""Class name -> code value, coding scheme, meaning."""
+
+STRUCTURE = ("123037004", "SCT", "Anatomical Structure")
+"""What every segment is, in SNOMED CT: the category."""
+ORGAN = ("113343008", "SCT", "Organ")
+"""The type of a segment for which no code was given."""
+
+
+@dataclass
+class Segmentations:
+    """What `export_dicom_seg` did.
+
+    Attributes:
+        files: The segmentation of each case.
+        faults: Series that could not be exported; the others were.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def export_dicom_seg(
+    run: Run,
+    out: Path,
+    *,
+    scans: Path,
+    masks: Path | None = None,
+    codes: Path | None = None,
+    fractional: bool = False,
+    network: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Segmentations:
+    """Write a DICOM segmentation, ID.dcm, for each DICOM series.
+
+    Args:
+        run: The run; its plan names the classes.
+        out: The folder for the segmentations.
+        scans: A folder of one DICOM series, or of such folders.
+        masks: A folder of masks that `mlbseg predict` wrote for these series; they are predicted now when None.
+        codes: A JSON file: class name -> [code value, coding scheme, meaning], the segments' types.
+        fractional: Write each class's probability, in 255ths, in place of the likeliest class.
+        network: ``student`` or ``teacher``; the method's preferred one when None.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        overwrite: Replace segmentations that are there already; without it they are a fault.
+        progress: Called with (done, all, case id).
+
+    Raises:
+        UserError: if nothing can be exported at all.
+    """
+    require_extra("the format dicom-seg", "highdicom", "pydicom")
+    if run.plan.scan_ndim != 3:
+        raise UserError(
+            f"{run.root}: a model of 2D images, and a DICOM segmentation is made for a series of slices "
+            "(train on 3D scans; plan.ndim=2 segments them slice by slice)"
+        )
+    if masks is not None and fractional:
+        raise UserError(
+            "--fractional writes probabilities, which --masks does not hold (leave one of them out)"
+        )
+    known = read_codes(codes, run.plan)
+    found = find_scans(scans, run.plan.channels)
+    target = pick_device(device)
+    model = run.network(network).to(target) if masks is None else None
+    make_folder(out)
+    result = Segmentations(faults=list(found.faults))
+    for number, case in enumerate(found.cases):
+        if progress is not None:
+            progress(number, len(found.cases), case.id)
+        place = out / f"{case.id}.dcm"
+        try:
+            if place.exists() and not overwrite:
+                raise UserError(f"{place} exists already (pass --overwrite, or another OUT)")
+            _require_series(case)
+            segments = (
+                _from_mask(case, masks, run.plan)
+                if model is None and masks is not None
+                else _predicted(case, model, run, target, fractional=fractional)
+            )
+            files, _, _ = dicom.series(case.images[0])
+            write_atomic(place, segmentation(files, segments, run, known))
+            result.files[case.id] = place
+        except (UserError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
+            reason = "not enough memory for this series" if out_of_memory(error) else str(error)
+            result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
+    if progress is not None:
+        progress(len(found.cases), len(found.cases), "")
+    return result
+
+
+def read_codes(path: Path | None, plan: Plan) -> Codes:
+    """Return the code of each class, of the file or `ORGAN`.
+
+    Raises:
+        UserError: if the file holds something else, or names a class that the plan does not have.
+    """
+    known: Codes = dict.fromkeys(plan.class_names[1:], ORGAN)
+    if path is None:
+        return known
+    given = validate(
+        TypeAdapter(Codes), read_record(path, "class name -> [value, scheme, meaning]"), str(path)
+    )
+    for name in given:
+        if name not in known:
+            raise UserError(f"{path}: no class is called {name!r}: {nearest(name, known)}")
+    return {**known, **given}
+
+
+def segmentation(
+    files: Sequence[Path], segments: npt.NDArray[Any], run: Run, codes: Mapping[str, Any]
+) -> bytes:
+    """Return a DICOM file that holds segments and refers to the slices that they were drawn on.
+
+    Args:
+        files: The series' files, in the order of the slices.
+        segments: (Z, Y, X) uint8 class indices, or (Z, Y, X, K - 1) float32 probabilities of all but background.
+        run: Names the algorithm and the classes.
+        codes: From `read_codes`.
+    """
+    from highdicom import UID
+    from highdicom.seg import Segmentation
+    from pydicom import dcmread
+
+    sources = [_completed(dcmread(file, stop_before_pixels=True)) for file in files]
+    weights = run.root / WEIGHTS
+    mark = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "0"
+    dataset = Segmentation(
+        source_images=sources,
+        pixel_array=segments,
+        segmentation_type="BINARY" if segments.ndim == 3 else "FRACTIONAL",
+        fractional_type="PROBABILITY",
+        segment_descriptions=_descriptions(run, codes),
+        series_instance_uid=UID(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer="mlbseg",
+        manufacturer_model_name=f"{run.config.method} {run.plan.network}",
+        software_versions=version("mlbseg"),
+        device_serial_number=mark,  # which weights: there is no device
+        content_label="MLBSEG",
+        content_description="Segmented by a network, not by a person",
+        series_description="mlbseg segmentation",
+    )
+    content = io.BytesIO()
+    dataset.save_as(content)
+    return content.getvalue()
+
+
+def _descriptions(run: Run, codes: Mapping[str, Any]) -> list[SegmentDescription]:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from highdicom.sr import CodedConcept
+    from pydicom.sr.codedict import codes as dictionary
+
+    algorithm = AlgorithmIdentificationSequence(
+        name=f"mlbseg {run.config.method}",
+        version=version("mlbseg"),
+        family=dictionary.cid7162.ArtificialIntelligence,
+    )
+
+    def concept(code: tuple[str, str, str]) -> CodedConcept:
+        return CodedConcept(value=code[0], scheme_designator=code[1], meaning=code[2])
+
+    return [
+        SegmentDescription(
+            segment_number=index,
+            segment_label=name[:64],
+            segmented_property_category=concept(STRUCTURE),
+            segmented_property_type=concept(codes[name]),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            tracking_uid=None,
+            display_color=CIELabColor.from_rgb(*colour(index)),
+        )
+        for index, name in enumerate(run.plan.class_names[1:], start=1)
+    ]
+
+
+def _completed(dataset: Dataset) -> Dataset:
+    """Return the headers of a slice with those that the standard wants, if empty, and that archives leave out."""
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+                    "AccessionNumber", "ReferringPhysicianName"):  # fmt: skip
+        if keyword not in dataset:
+            setattr(dataset, keyword, None)
+    return dataset
+
+
+def _require_series(case: Case) -> None:
+    if len(case.images) != 1 or not case.images[0].is_dir():
+        raise ReadError(
+            Fault(
+                case.images[0].name,
+                "not a DICOM series",
+                "a folder of DICOM slices, to which the segmentation can refer",
+                "use the masks of `mlbseg predict` for other formats",
+                case.id,
+                "dicom",
+            )
+        )
+
+
+def _from_mask(case: Case, masks: Path, plan: Plan) -> npt.NDArray[np.uint8]:
+    """Return the class indices (Z, Y, X) of a case's mask."""
+    path = masks / f"{case.id}.nii.gz"
+    if not path.is_file():
+        raise UserError(f"{path}: no such mask (make it with `mlbseg predict`, or leave --masks out)")
+    label, geometry = read_label(path)
+    _, expected, _ = dicom.series(case.images[0])
+    if difference := geometry_difference(geometry, expected):
+        raise ReadError(
+            Fault(
+                path.name,
+                difference[0],
+                f"{difference[1]} as in the series",
+                "predict on this series",
+                case.id,
+            )
+        )
+    return class_indices(label, plan, path.name)
+
+
+def _predicted(
+    case: Case, model: nn.Module | None, run: Run, device: torch.device, *, fractional: bool
+) -> npt.NDArray[Any]:
+    """Return class indices (Z, Y, X), or probabilities (Z, Y, X, K - 1)."""
+    if model is None:
+        raise ValueError("a network is needed to predict")
+    with autocast(run.config.train.precision, device):
+        probability, frame = case_probability(case, model, run.plan, device)
+    if not fractional:
+        return class_indices(restore_label(probability, frame, run.plan), run.plan, case.id)
+    maps = [restore_probability(one, frame) for one in probability[1:]]
+    return np.stack(maps, axis=-1).clip(0, 1)
