@@ -64,7 +64,9 @@ def step() -> Figure:
 
 def _box(axis: Axes, place: tuple[float, float], text: str, colour: str) -> None:
     axis.add_patch(
-        FancyBboxPatch(place, 19, 8, boxstyle="round,pad=0.2,rounding_size=1.2", fc="white", ec=colour, lw=1.6)
+        FancyBboxPatch(
+            place, 19, 8, boxstyle="round,pad=0.2,rounding_size=1.2", fc="white", ec=colour, lw=1.6
+        )
     )
     axis.text(place[0] + 9.5, place[1] + 4, text, ha="center", va="center", fontsize=8)
 
@@ -105,9 +107,11 @@ def direction() -> Figure:
     error = float((fast - unrolled).abs().max() / unrolled.abs().max())
     agreement.axline((0, 0), slope=1, color=INK, lw=0.8, ls="--")
     agreement.scatter(unrolled, fast, s=6, color=DECIDED)
+    title = (
+        f"A small network, {len(fast)} pixels in float64\nlargest difference: {error:.0e} of the largest $g$"
+    )
     agreement.set(xlabel="$g$ by unrolling a step, twice backwards", ylabel="$g$ by one forward-mode pass",
-                  title=f"A small network, {len(fast)} pixels in float64\nlargest difference: {error:.0e} of the largest $g$",
-                  xticks=[0], yticks=[0])  # fmt: skip
+                  title=title, xticks=[0], yticks=[0])  # fmt: skip
     for axis in (plane, agreement):
         axis.set_facecolor(PAPER)
     return figure
@@ -136,7 +140,9 @@ def _both_ways() -> tuple[Tensor, Tensor]:
     careful, doubtful = torch.randint(0, 3, (2, 1, 16, 16))
     lr = 0.1
     v = gradient(supervised_loss(model(clean), careful), model)
-    fast = pixel_weights(model, image, {"label": lambda z: cross_entropy_map(z, doubtful)}, v).alignments["label"]
+    fast = pixel_weights(model, image, {"label": lambda z: cross_entropy_map(z, doubtful)}, v).alignments[
+        "label"
+    ]
 
     parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     w = torch.zeros(1, 16, 16, dtype=torch.float64, requires_grad=True)
