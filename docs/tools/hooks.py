@@ -126,7 +126,7 @@ def _values(schema: dict[str, Any]) -> Iterator[str]:
         yield "key: number"
     elif schema.get("type") != "null":
         kind = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text"}
-        bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
+        bounds = [f"{sign} {schema[key]:.10g}" for key, sign in _BOUNDS.items() if key in schema]
         yield " ".join([kind[schema["type"]], " and ".join(bounds)]).strip()
 
 
