@@ -38,6 +38,8 @@ FLOORS = {
     "pictures": 3,
     "demo": 3,
     "bench": 3,
+    "audit": 3,
+    "report": 3,
     "cli": 4,
     "__init__": 4,
     "__main__": 4,

@@ -177,12 +177,12 @@ def evaluate(
         UserError: If a folder is missing or holds no masks, no class can be found, or `out` cannot be
             written.
     """
-    predicted, faults = _masks(Path(predictions), "predicted masks")
+    predicted, faults = masks_by_case(Path(predictions), "predicted masks")
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")
     else:
         where = Path(references)
-        known, doubles = _masks(where, "reference labels")
+        known, doubles = masks_by_case(where, "reference labels")
         faults += doubles
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
@@ -229,8 +229,12 @@ def evaluate(
     return result
 
 
-def _masks(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
-    """Return the mask files of a folder by case name, and a fault for each name that two files claim."""
+def masks_by_case(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
+    """Return the mask files of a folder by case name, and a fault for each name that two files claim.
+
+    Raises:
+        UserError: If it is no folder of masks; `what` says what it should hold.
+    """
     try:
         files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
         files += sorted(p for p in folder.glob("*/mri_norm2.h5") if not p.parent.name.startswith("."))

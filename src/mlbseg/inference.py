@@ -246,10 +246,6 @@ def predict_grid(
     Returns:
         (K, *S) float32.
     """
-    x = torch.from_numpy(np.ascontiguousarray(image))
-    sliced = len(patch_size) < x.ndim - 1
-    # (Z, C, Y, X) for slices, (1, C, *S) otherwise
-    x = x.movedim(1, 0) if sliced else x.unsqueeze(0)
     subsets = [s for n in range(len(flip_axes) + 1) for s in combinations(flip_axes, n)]
 
     def probability(window: Tensor) -> Tensor:
@@ -263,12 +259,43 @@ def predict_grid(
         assert total is not None  # noqa: S101 - the empty subset is always there
         return total / len(subsets)
 
+    with torch.inference_mode():
+        return slide_windows(probability, image, patch_size=patch_size, device=device, overlap=overlap)
+
+
+def slide_windows(
+    function: Callable[[Tensor], Tensor],
+    array: npt.NDArray[np.float32],
+    *,
+    patch_size: Sequence[int],
+    device: torch.device,
+    overlap: float = 0.5,
+) -> npt.NDArray[np.float32]:
+    """Return maps of a whole scan from those of its windows, which are weighed by a Gaussian where they overlap.
+
+    Windows of a 2D patch go through a 3D scan slice by slice along its first axis.
+
+    Args:
+        function: Maps windows (B, C, *patch_size) to (B, M, *patch_size).
+        array: (C, *S); a scan smaller than the window is continued by its edge.
+        patch_size: Of a window; array order.
+        device: Where windows are computed; scan and result stay in the host's memory.
+        overlap: Of neighbouring windows, share of the side.
+
+    Returns:
+        (M, *S) float32.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(array))
+    sliced = len(patch_size) < x.ndim - 1
+    # (Z, C, Y, X) for slices, (1, C, *S) otherwise
+    x = x.movedim(1, 0) if sliced else x.unsqueeze(0)
+
     def slide(part: Tensor) -> npt.NDArray[np.float32]:
         result: Tensor = sliding_window_inference(
             part,
             roi_size=tuple(patch_size),
             sw_batch_size=1 if device.type == "cpu" else 4,
-            predictor=probability,
+            predictor=function,
             overlap=overlap,
             mode="gaussian",
             padding_mode="replicate",
@@ -277,15 +304,14 @@ def predict_grid(
         )
         return result.numpy()
 
-    with torch.inference_mode():
-        if not sliced:
-            return np.ascontiguousarray(slide(x)[0])
-        whole: npt.NDArray[np.float32] | None = None
-        for start in range(0, len(x), SLICES):
-            part = slide(x[start : start + SLICES])
-            if whole is None:  # only now is the number of classes known
-                whole = np.empty((part.shape[1], len(x), *part.shape[2:]), np.float32)
-            whole[:, start : start + SLICES] = part.swapaxes(0, 1)
+    if not sliced:
+        return np.ascontiguousarray(slide(x)[0])
+    whole: npt.NDArray[np.float32] | None = None
+    for start in range(0, len(x), SLICES):
+        part = slide(x[start : start + SLICES])
+        if whole is None:  # only now is the number of maps known
+            whole = np.empty((part.shape[1], len(x), *part.shape[2:]), np.float32)
+        whole[:, start : start + SLICES] = part.swapaxes(0, 1)
     assert whole is not None  # noqa: S101 - a scan has a slice
     return whole
 

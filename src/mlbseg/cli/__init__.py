@@ -32,6 +32,7 @@ from mlbseg.cli.arguments import (
     part_of,
     set_threads,
 )
+from mlbseg.cli.audit import audit
 from mlbseg.cli.printing import (
     print_line,
     print_names,
@@ -426,3 +427,6 @@ def _end_bench(result: BenchResult, *, as_json: bool) -> None:
         raise typer.Exit(1)
     if failed or crashed:
         raise typer.Exit(2)
+
+
+app.command()(audit)

@@ -1,0 +1,186 @@
+"""Which labels are to be doubted: trust maps, suspected regions, cases in the order in which to look at them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mlbseg.audit.auditor import Auditor
+from mlbseg.audit.findings import REGION_COLUMNS, Audit, Audited, case_row, region_rows, write_csv
+from mlbseg.audit.page import Sight, write_page
+from mlbseg.audit.regions import Region
+from mlbseg.audit.trust import WAYS, Map
+from mlbseg.data.cases import find_cases, find_scans
+from mlbseg.data.preprocess import Frame
+from mlbseg.data.readers import mask_suffix, write_image
+from mlbseg.data.records import read_record
+from mlbseg.data.splits import apply_split
+from mlbseg.errors import Fault, FaultsError, UserError, nearest
+from mlbseg.evaluation import masks_by_case
+from mlbseg.run import Run, out_of_memory, pick_device
+from mlbseg.types import Case, Role
+
+__all__ = ["Audit", "Audited", "Region", "audit"]
+
+SHOWN = 20  # cases that the page has a browser for: the least trusted ones
+
+Progress = Callable[[int, int, str], None]
+
+
+def audit(
+    run: str | Path,
+    labels: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    scans: str | Path | None = None,
+    way: str = "regional",
+    threshold: float = 0.5,
+    smallest: float | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Audit:
+    """Say of every label how far a trained run believes it.
+
+    Writes to `out`: ``trust/ID.nii.gz`` (a trust for each voxel, 0 to 1, on the scan's own lattice; in the scan's
+    format where that holds fractions), ``cases.csv`` (the least trusted first), ``regions.csv`` and ``audit.html``.
+
+    Args:
+        run: The run folder.
+        labels: A folder of labels by case name; the run's own clean and noisy labels when None.
+        out: The folder to write to; ``audit`` in the run folder when None.
+        scans: Where the scans of `labels` are; where the run was trained when None.
+        way: A name in `mlbseg.audit.trust.WAYS`.
+        threshold: Voxels below it are not trusted.
+        smallest: Volume of a region that is worth a look, mm³ (mm² in 2D); 27 voxels of the prepared grid (9 in 2D)
+            when None.
+        overwrite: Replace an audit that is there already.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        progress: Called with (done, all, case id).
+
+    Returns:
+        The cases with their trust, and the faults of those that could not be judged.
+
+    Raises:
+        UserError: if there is nothing to judge, or `out` holds something.
+        FaultsError: if not one case could be judged.
+    """
+    if way not in WAYS:
+        raise UserError(f"unknown audit method {way!r}: {nearest(way, WAYS)}")
+    if not 0 < threshold < 1:
+        raise UserError(f"--threshold: found {threshold}, expected a number between 0 and 1")
+    opened = Run.open(Path(run))
+    folder = Path(out) if out is not None else opened.root / "audit"
+    _require_free(folder, overwrite=overwrite)
+    target = pick_device(device)
+    cases, faults = _cases(opened, labels, scans)
+    auditor = Auditor(
+        opened, target, way, cases, given=labels is not None, threshold=threshold, smallest=smallest
+    )
+    steps = len(cases) * (1 + WAYS[way].relative)
+    said = 0
+
+    def say(case: Case) -> None:
+        nonlocal said
+        if progress is not None:
+            progress(said, steps, case.id)
+        said += 1
+
+    auditor.look_first(say)
+    names = {v: n for v, n in zip(opened.plan.label_values, opened.plan.class_names, strict=True) if v}
+    found: list[Audited] = []
+    with tempfile.TemporaryDirectory() as kept:
+        least = _Least(Path(kept))
+        for case in cases:
+            say(case)
+            try:
+                audited, sight, trust, native = auditor.judge(case)
+                _write_trust(folder, case, trust, native)
+            except (UserError, MemoryError, OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not out_of_memory(error):
+                    raise
+                reason = "not enough memory for this scan" if out_of_memory(error) else str(error)
+                faults.append(Fault(case.id, reason, case_id=case.id, kind="audit"))
+                continue
+            found.append(audited)
+            least.offer(audited, sight)
+        if not found:
+            raise FaultsError(faults, f"{opened.root}: no label could be judged")
+        found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
+        result = Audit(folder, way, threshold, names, tuple(found), tuple(faults))
+        write_csv(folder / "cases.csv", [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
+        rows = [row for one in found for row in region_rows(one)]
+        write_csv(folder / "regions.csv", rows, REGION_COLUMNS)
+        write_page(folder / "audit.html", result, least.sights(), title=f"Audit of {opened.root.name}")
+    if progress is not None:
+        progress(steps, steps, "")
+    return result
+
+
+class _Least:
+    """What is to be shown of the least trusted cases, on disk: of many large scans memory could not hold it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept: list[tuple[float, str]] = []
+
+    def offer(self, audited: Audited, sight: Sight) -> None:
+        """Keep a sight if its case is among the least trusted so far."""
+        self.kept = sorted([*self.kept, (audited.trust, audited.case)])
+        dropped = self.kept[SHOWN:]
+        self.kept = self.kept[:SHOWN]
+        for _, case in dropped:
+            (self.folder / f"{case}.npz").unlink(missing_ok=True)
+        if audited.case in {case for _, case in self.kept}:
+            np.savez(self.folder / f"{audited.case}.npz", **vars(sight))
+
+    def sights(self) -> Iterator[tuple[str, Sight]]:
+        """Yield case and sight, the least trusted first."""
+        for _, case in self.kept:
+            with np.load(self.folder / f"{case}.npz", allow_pickle=False) as found:
+                yield case, Sight(**{**found, "spacing": tuple(found["spacing"].tolist())})
+
+
+def _require_free(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise UserError(f"{folder} holds something already (pass --overwrite, or another --out)")
+
+
+def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tuple[list[Case], list[Fault]]:
+    """Return the cases to judge, each with its label and the faults of others."""
+    root = Path(str(read_record(run.root / "data.json", "the data of a run")["root"]))
+    if labels is None:
+        if scans is not None:
+            raise UserError("--scans names the scans of --labels (give both, or neither)")
+        cases = apply_split(find_cases(root).cases, run.split)
+        chosen = [case for case in cases if case.role in (Role.CLEAN, Role.NOISY)]
+        return chosen, []
+    given, faults = masks_by_case(Path(labels), "labels")
+    found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
+    chosen = [replace(case, label=given[case.id]) for case in found.cases if case.id in given]
+    known = {case.id for case in found.cases}
+    for name in sorted(given.keys() - known):
+        faults.append(
+            Fault(
+                given[name].name, f"no scan named {name}", "", "name their folder with --scans", name, "audit"
+            )
+        )
+    if not chosen:
+        raise FaultsError(faults, f"{labels}: no label belongs to a scan")
+    return chosen, faults
+
+
+def _write_trust(folder: Path, case: Case, trust: Map, frame: Frame) -> None:
+    suffix = mask_suffix(case.images)
+    path = folder / "trust" / f"{case.id}{'.tiff' if suffix == '.png' else suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made a folder: {error.strerror}") from None
+    write_image(path, trust, frame.native)

@@ -1,0 +1,193 @@
+"""From a run and a labelled case to the trust of its label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mlbseg.audit.evidence import Evidence, Judge, clean_direction, gather, networks
+from mlbseg.audit.findings import GIVEN, Audited
+from mlbseg.audit.page import Sight
+from mlbseg.audit.regions import find_regions
+from mlbseg.audit.trust import (
+    WAYS,
+    Classes,
+    Map,
+    alignment_trust,
+    class_thresholds,
+    confident_trust,
+    disagreement_trust,
+    regional_trust,
+)
+from mlbseg.data.augment import Augment
+from mlbseg.data.batches import StepDataset
+from mlbseg.data.cache import Cache
+from mlbseg.data.cases import find_cases
+from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_probability
+from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.records import read_record
+from mlbseg.data.splits import apply_split
+from mlbseg.errors import Fault, ReadError, UserError
+from mlbseg.run import Run
+from mlbseg.types import Case
+
+BATCHES = 12  # of careful labels, whose mean gradient is v
+
+
+class Auditor:
+    """The judges of a run, and what they go by.
+
+    Args:
+        run: The run.
+        device: Where networks compute.
+        way: A name in `mlbseg.audit.trust.WAYS`.
+        cases: All that are to be judged, each with its label.
+        given: Whether the user named the labels: training may not have seen them.
+        threshold: Voxels below it are not trusted.
+        smallest: Volume of a region that is worth a look, mm³ (mm² in 2D); None for 27 voxels of the grid (9 in 2D).
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        device: torch.device,
+        way: str,
+        cases: Sequence[Case],
+        *,
+        given: bool,
+        threshold: float,
+        smallest: float | None,
+    ) -> None:
+        self.run, self.plan, self.device, self.way, self.cases = run, run.plan, device, way, cases
+        self.given, self.threshold, self.smallest = given, threshold, smallest
+        self.precision = run.config.train.precision
+        self.judges = [Judge(network) for network in networks(run, device, ensemble=WAYS[way].ensemble)]
+        if WAYS[way].aligned:
+            dataset = self._careful()
+            self.judges = [
+                Judge(j.network, clean_direction(j.network, dataset, device, self.precision))
+                for j in self.judges
+            ]
+        self.thresholds = np.ones(run.plan.num_classes)
+        self.scale = 1.0
+
+    def look_first(self, say: Callable[[Case], None]) -> None:
+        """Measure what is usual for the labels, where the way needs it."""
+        if not WAYS[self.way].relative:
+            return
+        squares: list[float] = []
+
+        def pairs() -> Iterator[tuple[Map, Classes]]:
+            for case in self.cases:
+                say(case)
+                try:
+                    image, label, _ = self._prepared(case)
+                except UserError:
+                    continue  # `judge` meets it again, and names it
+                evidence = self._evidence(image, label)
+                squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
+                yield evidence.probability, label
+
+        self.thresholds = class_thresholds(pairs(), self.plan.num_classes)
+        self.scale = float(np.sqrt(np.mean(squares))) if squares else 1.0
+
+    def judge(self, case: Case) -> tuple[Audited, Sight, Map, Frame]:
+        """Return a case's trust, what to show of it, the trust (*S) of each voxel of its own lattice, and that.
+
+        Raises:
+            UserError: if the scan or the label cannot be used.
+        """
+        image, label, frame = self._prepared(case)
+        evidence = self._evidence(image, label)
+        trust = self._trust(evidence, label)
+        predicted = evidence.probability.argmax(0).astype(np.uint8)
+        values = np.asarray(self.plan.label_values)
+        voxel = float(np.prod(frame.grid.spacing))
+        smallest = 3**label.ndim * voxel if self.smallest is None else self.smallest
+        regions, suspected = find_regions(
+            trust, values[label], values[predicted], frame, threshold=self.threshold, smallest=smallest
+        )
+        doubted = trust < self.threshold
+        audited = Audited(
+            case.id,
+            GIVEN if self.given else case.role.value,
+            _share_trusted(doubted, (label > 0) | (predicted > 0), empty=1.0) or 0.0,
+            {
+                int(values[k]): _share_trusted(doubted, (label == k) | (predicted == k), empty=None)
+                for k in range(1, self.plan.num_classes)
+            },
+            float(suspected.sum()) * voxel,
+            tuple(regions),
+        )
+        spacing = frame.grid.spacing[::-1]
+        sight = Sight(image[0], values[label], values[predicted], trust, suspected, spacing)
+        return audited, sight, self._native(trust, case, frame), frame
+
+    def _prepared(self, case: Case) -> tuple[Map, Classes, Frame]:
+        assert case.label is not None  # noqa: S101 - `_cases` has chosen such
+        scan = read_scan(case.images)
+        label, geometry = read_label(case.label)
+        if difference := geometry_difference(geometry, scan.geometry):
+            raise ReadError(
+                Fault(str(case.label), f"label of {difference[0]}", f"{difference[1]} as the scan")
+            )
+        image, frame = prepare_scan(scan, self.plan)
+        return image, prepare_label(label, geometry, frame.grid, self.plan), frame
+
+    def _evidence(self, image: Map, label: Classes) -> Evidence:
+        return gather(
+            image,
+            label,
+            self.judges,
+            self.plan,
+            self.device,
+            self.precision,
+            in_views=WAYS[self.way].ensemble,
+        )
+
+    def _trust(self, evidence: Evidence, label: Classes) -> Map:
+        if self.way == "alignment":
+            return alignment_trust(evidence.alignment, self.scale)
+        if self.way == "confident":
+            return confident_trust(evidence.probability, label, self.thresholds)
+        if self.way == "disagreement":
+            return disagreement_trust(evidence.probability, label)
+        return regional_trust(evidence.probability, label)
+
+    def _native(self, trust: Map, case: Case, frame: Frame) -> Map:
+        """Return trust on the scan's own lattice; outside the prepared grid only background is believed."""
+        native = restore_probability(trust, frame)
+        inside = restore_probability(np.ones_like(trust), frame) > 0.5
+        assert case.label is not None  # noqa: S101 - as above
+        label, _ = read_label(case.label)
+        return np.where(inside, native.clip(0, 1), label == 0).astype(np.float32)
+
+    def _careful(self) -> StepDataset:
+        """Return batches of careful labels: of scans that nothing was trained on, where the run has some."""
+        run, config = self.run, self.run.config
+        record = read_record(run.root / "data.json", "the data of a run")
+        cases = {c.id: c for c in apply_split(find_cases(Path(str(record["root"]))).cases, run.split)}
+        apart = run.split.validation or run.split.clean[len(run.split.clean) - config.train.meta_cases :]
+        return StepDataset(
+            Cache(Path(str(record["cache"])), run.plan),
+            [cases[i] for i in apart or run.split.clean],
+            patch_size=run.plan.patch_size,
+            batch_size=run.plan.batch_size,
+            unlabelled_batch_size=1,
+            steps=BATCHES,
+            seed=config.seed,
+            stage=3,  # other draws than training's
+            foreground=config.train.foreground,
+            augment=Augment(run.plan.ndim, flip_axes=run.plan.flip_axes, **config.augment.model_dump()),
+        )
+
+
+def _share_trusted(
+    doubted: npt.NDArray[np.bool_], where: npt.NDArray[np.bool_], *, empty: float | None
+) -> float | None:
+    return float(1 - doubted[where].mean()) if where.any() else empty
