@@ -3,8 +3,8 @@
     python examples/compare_methods.py                            # on generated scans, some ten minutes on one CPU core
     python examples/compare_methods.py --data scans/ --test 20 --labelled 4,8 --seeds 0,1,2 --out runs/bench
 
-All scans of --data need labels: the bench hides those that it does not give. Run again, it continues; with more methods, budgets or
-seeds it runs the new cells only. See docs/bench.md.
+All scans of --data need labels: the bench hides those that it does not give. Run again, it continues; with more
+methods, budgets or seeds it runs the new cells only. See docs/bench.md.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
     python examples/weights_in_your_loop.py                       # on generated 2D slices, seconds on one CPU core
     python examples/weights_in_your_loop.py --data slices.npz     # yours
 
-A few slices have careful labels; those of the others are partly wrong. The loop asks of every pixel of the others whether following its
-label would lower the loss on careful labels, and learns those that would. Careful slices are of two kinds here: some are
-learnt, and some only give the direction, because a network says little about labels along the gradient of what it
-has fitted (docs/weights.md). Compared are: careful labels alone, all labels believed, and labels weighed.
+A few slices have careful labels; those of the others are partly wrong. The loop asks of every pixel of the others
+whether following its label would lower the loss on careful labels, and learns those that would. Careful slices are of
+two kinds here: some are learnt, and some only give the direction, because a network says little about labels along the
+gradient of what it has fitted (docs/weights.md). Compared are: careful labels alone, all labels believed, and labels
+weighed.
 
-The file for --data holds arrays `image` (N, H, W), `careful` and `doubtful` (N, H, W) with whole numbers from 0. `careful` is -1
-where a slice has no careful label; `truth`, if it is there, scores the result.
+The file for --data holds arrays `image` (N, H, W), `careful` and `doubtful` (N, H, W) with whole numbers from 0.
+`careful` is -1 where a slice has no careful label; `truth`, if it is there, scores the result.
 """
 
 from __future__ import annotations
