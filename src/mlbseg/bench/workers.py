@@ -147,7 +147,7 @@ def run_cells(
                 if (code := process.poll()) is None:
                     continue
                 del running[place]
-                if process.stdin is not None:
+                if isinstance(process, subprocess.Popen) and process.stdin is not None:
                     process.stdin.close()
                 if status(cell) is None and code != BUSY and not signals:
                     result.crashed[cell] = code
