@@ -17,8 +17,6 @@ from mlbseg.bench.results import Results, parts, write_csvs
 from mlbseg.data.plan import Plan
 from mlbseg.files import write_atomic
 
-mpl.use("Agg", force=False)
-
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, told apart by people with the common colour-vision deficiencies; yellow is too pale for a line."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
