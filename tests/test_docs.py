@@ -94,10 +94,14 @@ def require_parsed(arguments: list[str]) -> None:
         parse_rows(names(given["methods"]), given["variant"] or ())
         numbers("--labelled", given["labelled"])
         numbers("--seeds", given["seeds"])
-    elif method := given.get("method"):
+    elif arguments[0] == "train" and given["method"]:
         from mlbseg.methods import find_method
 
-        find_method(method)
+        find_method(given["method"])
+    elif arguments[0] == "audit":
+        from mlbseg.audit.trust import WAYS
+
+        assert given["method"] in WAYS
     for choice in ("test", "validation"):
         count_or_ids(given.get(choice))
 
@@ -189,4 +193,5 @@ def test_the_tutorial_can_be_followed(
             done = command(*words[1:])
             assert done.code == 0, f"{shlex.join(words)}: {done.err}"
     assert len(list(Path("masks").iterdir())) == 6
+    assert Path("runs/first/audit/audit.html").is_file()
     assert "phantom_024,1," in Path("scores.csv").read_text(encoding="utf-8")
