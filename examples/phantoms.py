@@ -1,4 +1,4 @@
-"""Scans to try things on: generated, few of them labelled, one or two labelled badly.
+"""Scans to try things on: generated, few of them labelled, some labelled badly.
 
 python examples/phantoms.py FOLDER
 """
