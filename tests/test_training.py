@@ -199,6 +199,35 @@ def test_noisy_labels_are_learned_from_as_given(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run" / "initial_labels").iterdir()] == ["case_4.npy"]
 
 
+def test_weights_of_one_patch_are_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_blocks(tmp_path / "scans", count=5, labelled=4)
+    (root / "labels_noisy").mkdir()
+    (root / "labels" / "case_3.nii.gz").rename(root / "labels_noisy" / "case_3.nii.gz")
+    small(root, tmp_path / "run", "stage1_share=0.2", "norm=batch", steps=10)
+    files = sorted((tmp_path / "run" / "weights").iterdir())
+    assert [f.name for f in files] == [f"{n:08d}.npz" for n in (1, 2, 4, 6, 8)]
+    images = []
+    for file in files:
+        with np.load(file, allow_pickle=False) as found:
+            assert str(found["case_id"]) == "case_3"
+            images.append(found["image"])
+            known = [found[f"label_{name}"] >= 0 for name in ("initial", "pseudo")]
+            maps = [found[f"weight_{name}"] for name in ("initial", "pseudo")]
+        assert all(not weight[~mask].any() for weight, mask in zip(maps, known, strict=True))
+        assert 0.2 < np.concatenate([w[m] for w, m in zip(maps, known, strict=True)]).mean() < 3
+    assert all(np.array_equal(image, images[0]) for image in images)
+    # To look changes nothing, not even the averages of batch normalisation.
+    monkeypatch.setattr("mlbseg.training.loop.kept_steps", lambda steps: set())
+    small(root, tmp_path / "blind", "stage1_share=0.2", "norm=batch", steps=10)
+    assert weights(tmp_path / "blind") == weights(tmp_path / "run")
+    assert not (tmp_path / "blind" / "weights").exists()
+
+
+def test_where_no_weight_is_decided_none_is_kept(scans: Path, tmp_path: Path) -> None:
+    small(scans, tmp_path / "run", steps=4)
+    assert not (tmp_path / "run" / "weights").exists()
+
+
 def test_training_from_another_thread_works(scans: Path, tmp_path: Path) -> None:
     thread = threading.Thread(target=lambda: small(scans, tmp_path / "run", steps=4, method="supervised"))
     thread.start()

@@ -565,3 +565,36 @@ def test_a_gpu_gives_the_losses_of_the_cpu() -> None:
     on_gpu = next(iter(method.to("cuda").losses(batch.to(torch.device("cuda")), 5)))
     for name, value in on_cpu.items():
         torch.testing.assert_close(on_gpu[name].cpu(), value, rtol=1e-3, atol=1e-5)
+
+
+@dimensions
+def test_weight_maps_are_those_of_a_joint_step_and_change_nothing(ndim: int, spy: Spy) -> None:
+    batch = make_batch(ndim, 3)
+    for settings in ({}, {"decides": "disputes", "weighting": "sign"}):
+        method = make_mlb(ndim, 3, **settings)
+        method.monitors = {"kept_initial": torch.tensor(7.0)}
+        before = copy.deepcopy(method.state_dict())
+        torch.manual_seed(5)
+        drawn = torch.rand(2)
+        torch.manual_seed(5)
+        maps = method.weight_maps(batch)
+        assert torch.equal(torch.rand(2), drawn)
+        assert method.monitors == {"kept_initial": torch.tensor(7.0)}
+        assert all(torch.equal(t, before[name]) for name, t in method.state_dict().items())
+        assert batch.image is not None
+        count = len(batch.image)
+        spy.weights.clear()
+        list(method.losses(batch, 0))
+        for (name, (label, weight)), expected in zip(maps.items(), spy.weights[0], strict=True):
+            assert label.shape == weight.shape == batch.image[:, 0].shape
+            torch.testing.assert_close(weight, expected[:count])
+            if name == "initial":
+                assert torch.equal(label, batch.initial_label)
+
+
+def test_where_nothing_is_decided_there_are_no_weight_maps() -> None:
+    for settings in (
+        {"weighting": "uniform"},
+        {"decides": "disputes", "sources": ("pseudo",), "weighting": "sign"},
+    ):
+        assert make_mlb(2, 3, **settings).weight_maps(make_batch(2, 3)) == {}

@@ -91,20 +91,21 @@ def _case(found: Audited, sight: Sight, names: dict[int, str]) -> Markup:
         if sight.label.ndim == 3 and sight.suspected.any()
         else None
     )
-    # Told by where they lie; the outline is that of the label's own voxels and of what is missing in it alike.
+    region = max(names) + 1  # a value of its own, that no class has
     subject = Subject(
         name=found.case,
         caption=f"trust {found.trust:.3f}, {len(found.regions)} suspected region(s), role {found.role}",
         image=sight.image,
         spacing=sight.spacing,
-        masks={"label": sight.label, "networks": sight.predicted},
-        maps={
-            "suspected": np.where(sight.suspected, 1.0, np.nan),
-            "doubt": np.where(sight.trust < 1 - 1e-3, 1 - sight.trust, np.nan),
+        masks={
+            "label": sight.label,
+            "networks": sight.predicted,
+            "suspected": np.where(sight.suspected, region, 0),
         },
+        maps={"doubt": np.where(sight.trust < 1 - 1e-3, 1 - sight.trust, np.nan)},
         focus=focus,
     )
-    body = browser(subject, names)
+    body = browser(subject, {**names, region: "suspected region"})
     if found.regions:
         unit = _unit(found)
         rows: list[list[Cell | str]] = [

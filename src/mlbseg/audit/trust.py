@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 Map = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.integer]
 
-SMOOTHING = 1.0
+SMOOTHING = 0.7
 """SD, in voxels of the prepared grid, of the Gaussian by which ``regional`` averages trust."""
 
 

@@ -85,6 +85,16 @@ class Method(nn.Module, ABC):
         """
         return weight * sigmoid_ramp(step / (ramp * self.length))
 
+    def weight_maps(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return how the method, as it stands, would weigh the pixels of the unlabelled images: to be looked at.
+
+        Nothing that training depends on is changed.
+
+        Returns:
+            Label (U, *S) and weight (U, *S) by the name of the labels' source; empty where no weight is decided.
+        """
+        return {}
+
     def seeds(self, count: int, seed: int, stream: int) -> list[int]:
         """Return a seed for each image of this rank: its own, wherever in the global batch the rank's part begins.
 

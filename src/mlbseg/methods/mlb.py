@@ -167,6 +167,26 @@ class MLB(Taught):
             batch, batch.image, batch.initial_label, weigh
         )
 
+    def weight_maps(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return labels and weights of the first view, with v where the model stands and nothing pasted."""
+        if not self._decides or batch.image is None or batch.initial_label is None:
+            return {}
+        monitors, buffers = dict(self.monitors), {name: b.clone() for name, b in self.named_buffers()}
+        meta = batch.meta_image is not None and batch.meta_label is not None
+        clean = (batch.meta_image, batch.meta_label) if meta else (batch.clean_image, batch.clean_label)
+        with self.same_dropout(batch):
+            _, v = self._clean_gradient(*clean, batch.seed, _META_VIEWS if meta else _CLEAN_VIEWS)  # type: ignore[arg-type]
+            views = self._draw(batch.image, batch.seed, _VIEWS)
+            x, taught, _ = self._see(views, batch.image, batch, _SIGHT)
+            direction = self._towards(self.ranks.sum_all(v), x, batch.seed)
+            logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
+        labels, weights = self._weigh(logits, tangent, taught, views, batch.initial_label)
+        self.monitors = monitors
+        for name, buffer in self.named_buffers():
+            buffer.copy_(buffers[name])
+        count = len(batch.image)
+        return {name: (labels[name][:count], weights[name][:count]) for name in labels}
+
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve

@@ -25,6 +25,7 @@ from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, out_of_memory
 from mlbseg.training.log import append_row, cut_log
 from mlbseg.training.signals import StopSignals
+from mlbseg.training.weights import WeightKeeper, kept_steps
 from mlbseg.types import Batch, Losses
 
 LOG_EVERY = 10  # steps between rows of log.csv
@@ -83,6 +84,9 @@ class Loop(pl.LightningModule):
         self.best_weights: dict[str, Tensor] = {}
         self.progress: StepProgress | None = None
         self.values: dict[str, Tensor | float] = {}  # of the last step, for the log
+        self.keeper: WeightKeeper | None = None
+        if stage == 2 and ranks.index == 0:
+            self.keeper = WeightKeeper(run.root, dataset, run.split.noisy, self.settings.precision, target)
         self.unseen: list[tuple[int, Tensor, Losses, tuple[str, ...]]] = []  # see `_watch`
         self.shown: dict[str, float | str] = {}
         self.sgd = torch.optim.SGD(
@@ -239,6 +243,8 @@ class Loop(pl.LightningModule):
                 self.best = score
                 self.best_weights = {k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()}
         self._report(self.values)
+        if self.keeper is not None and self.step in kept_steps(len(self.dataset)):
+            self.keeper.keep(self.method, self.step)
         stopped_by = int(self.ranks.max(torch.tensor(self.signals.stopped_by)))
         stopping = bool(stopped_by)
         if self.step % self.settings.checkpoint_every == 0 or last or stopping:
