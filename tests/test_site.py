@@ -52,8 +52,11 @@ def words(help_text: str) -> str:
 
 def test_every_option_of_every_command_is_there(site: Path) -> None:
     page = text(site / "reference" / "cli.html")
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    group = get_command(app)
+    commands = group.commands  # type: ignore[attr-defined]
     assert len(commands) > 5
+    for parameter in group.params:
+        assert parameter.opts[0] in page
     for name, command in commands.items():
         section = page.partition(f"mlbseg {name} ¶")[2].partition("¶")[0]
         assert words(command.help) in section
