@@ -10,12 +10,14 @@ methods, budgets or seeds it runs the new cells only. See docs/bench.md.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from mlbseg.bench import bench
 from mlbseg.data.phantom import write_phantoms
+from mlbseg.errors import UserError
 
 
 def main() -> None:
@@ -57,4 +59,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # a fault of data, settings or machine: its message says what to do
+        sys.exit(f"error: {error}")

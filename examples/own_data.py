@@ -9,6 +9,7 @@ What the command line does with `mlbseg check`, `train`, `predict` and `evaluate
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from phantoms import few_labels
@@ -17,6 +18,7 @@ from rich.console import Console
 from mlbseg import evaluate, predict, train
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import check
+from mlbseg.errors import UserError
 
 
 def main() -> None:
@@ -61,4 +63,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # a fault of data, settings or machine: its message says what to do
+        sys.exit(f"error: {error}")

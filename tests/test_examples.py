@@ -40,7 +40,7 @@ def test_own_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^mean Dice [01]\.\d+$", printed, re.MULTILINE)
     assert len(Path("own_data/scores.csv").read_text(encoding="utf-8").splitlines()) == 1 + 6 * 2
     # The folder is no longer empty: nothing is trained over.
-    with pytest.raises(Exception, match="not empty"):
+    with pytest.raises(SystemExit, match="not empty"):
         run("own_data.py", "--steps", "4")
 
 
