@@ -390,6 +390,7 @@ def test_a_case_set_apart_for_the_weights_is_learnt_by_neither_stage(
         return batch
 
     monkeypatch.setattr(StepDataset, "__getitem__", watched)
+    monkeypatch.setattr("mlbseg.training.loop.kept_steps", lambda steps: set())  # it draws a batch again
     train(
         scans,
         tmp_path / "run",

@@ -96,7 +96,7 @@ class MLBSettings(_Section):
     views: Annotated[list[Literal["zoom-in", "zoom-out", "flip"]], _SINGLE] = ["zoom-out"]
     clean_views: bool = False
     sources: Annotated[list[Literal["initial", "pseudo"]] | None, Field(min_length=1), _SINGLE] = None
-    weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign"
+    weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform", "confidence"] = "sign"
     decides: Literal["everywhere", "disputes"] = "disputes"
     per_source: bool = False
     per_image: bool = False
@@ -120,10 +120,14 @@ class MLBSettings(_Section):
             return tuple(dict.fromkeys(self.sources))
         return ("initial", "pseudo") if noisy else ("pseudo",)
 
-    def asks_direction(self, *, noisy: bool) -> bool:
-        """Return whether anything is left to the direction of the clean gradient."""
+    def decides_weights(self, *, noisy: bool) -> bool:
+        """Return whether any pixel may count more than another."""
         several = len(self.weighed(noisy=noisy)) > 1
         return self.weighting != "uniform" and (self.decides == "everywhere" or several)
+
+    def asks_direction(self, *, noisy: bool) -> bool:
+        """Return whether anything is left to the direction of the clean gradient."""
+        return self.decides_weights(noisy=noisy) and self.weighting != "confidence"
 
 
 class EntropySettings(_Section):

@@ -598,3 +598,32 @@ def test_where_nothing_is_decided_there_are_no_weight_maps() -> None:
         {"decides": "disputes", "sources": ("pseudo",), "weighting": "sign"},
     ):
         assert make_mlb(2, 3, **settings).weight_maps(make_batch(2, 3)) == {}
+
+
+@pytest.mark.parametrize("decides", ["everywhere", "disputes"])
+def test_confidence_weighs_by_the_teachers_probability_and_asks_no_direction(
+    decides: str, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlb, "output_and_tangent", lambda *_: pytest.fail("a direction was asked for"))
+    batch = make_batch(2, 3)
+    method = make_mlb(2, 3, weighting="confidence", decides=decides, teacher_noise=0.0, pseudo_from="teacher")
+    maps = method.weight_maps(batch)
+    list(method.losses(batch, 0))
+    assert batch.image is not None
+    assert batch.initial_label is not None
+    with torch.no_grad():
+        views = method._draw(batch.image, batch.seed, 0)
+        p = torch.softmax(method.teacher(views.expand(batch.image)), 1)
+    pseudo = torch.where(batch.initial_label < 0, batch.initial_label, views.pseudo_label(p))
+    labels = [views.expand_label(label) for label in (batch.initial_label, pseudo)]
+    raw = [p.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1) for y in labels]
+    if decides == "disputes":
+        agreed = labels[0] == labels[1]
+        most = max(float(r[~agreed & (y >= 0)].max()) for r, y in zip(raw, labels, strict=True))
+        raw = [torch.where(agreed, most, r) for r in raw]
+    raw = [r * (y >= 0) for r, y in zip(raw, labels, strict=True)]
+    total = sum(float(r.sum()) for r in raw)
+    for found, expected in zip(spy.weights[-1], raw, strict=True):
+        torch.testing.assert_close(found, expected / total)
+    for (_, weight), expected in zip(maps.values(), raw, strict=True):
+        torch.testing.assert_close(weight, expected[: len(batch.image)] / total)

@@ -37,7 +37,11 @@ from mlbseg.methods.base import Taught
 from mlbseg.types import IGNORE, Batch, Losses
 
 _VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS, _BOX = range(6)  # streams of random numbers
-_RULES = {"residual": "share", "uniform": "sign"}  # of weightings that are no rule of `normalise`
+_RULES = {
+    "residual": "share",
+    "uniform": "sign",
+    "confidence": "share",
+}  # of weightings that are no rule of `normalise`
 _JITTER = 100  # times these: those of the views' jitter
 
 
@@ -62,7 +66,8 @@ class MLB(Taught):
             take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
             alignment by its pixel's residual. ``sign`` lets every trusted pixel count alike. ``sigmoid`` lets a pixel
             of which the direction says little count half, and those that it speaks for or against up to twice that,
-            or nothing. ``softmax``: see `normalise`. ``uniform`` asks no direction: all pixels count alike.
+            or nothing. ``softmax``: see `normalise`. Two ask no direction: ``uniform`` lets all pixels count alike,
+            ``confidence`` each by the probability that the teacher gives to its label.
         decides: Where the direction decides: ``everywhere``, as in the paper, or in ``disputes`` alone, where the
             sources' labels differ; where they agree, a pixel then counts as much as the most aligned of those, and a
             single source has nothing to decide.
@@ -104,7 +109,9 @@ class MLB(Taught):
         flip_axes: Sequence[int] | None = None,
         zoom: tuple[float, float] = ZOOM,
         sources: Sequence[str] | None = None,
-        weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform"] = "sign",
+        weighting: Literal[
+            "share", "residual", "sign", "softmax", "sigmoid", "uniform", "confidence"
+        ] = "sign",
         decides: Literal["everywhere", "disputes"] = "disputes",
         per_source: bool = False,
         per_image: bool = False,
@@ -178,8 +185,14 @@ class MLB(Taught):
             _, v = self._clean_gradient(*clean, batch.seed, _META_VIEWS if meta else _CLEAN_VIEWS)  # type: ignore[arg-type]
             views = self._draw(batch.image, batch.seed, _VIEWS)
             x, taught, _ = self._see(views, batch.image, batch, _SIGHT)
-            direction = self._towards(self.ranks.sum_all(v), x, batch.seed)
-            logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
+            if self._asks:
+                direction = self._towards(self.ranks.sum_all(v), x, batch.seed)
+                logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
+            else:
+                logits, tangent = (
+                    torch.cat([prediction(self.student, p) for p in x.split(self.chunk or len(x))]),
+                    None,
+                )
         labels, weights = self._weigh(logits, tangent, taught, views, batch.initial_label)
         self.monitors = monitors
         for name, buffer in self.named_buffers():
@@ -190,7 +203,7 @@ class MLB(Taught):
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve
-        asks = weigh and self._decides
+        asks = weigh and self._asks
         if asks and batch.meta_image is not None and batch.meta_label is not None:
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
@@ -235,7 +248,7 @@ class MLB(Taught):
     def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
-        asks = weigh and self._decides
+        asks = weigh and self._asks
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught, _ = self._see(views, image, batch, _SIGHT)
         with self.same_dropout(batch):
@@ -290,8 +303,13 @@ class MLB(Taught):
 
     @property
     def _decides(self) -> bool:
-        """Whether there is anything for a direction to decide."""
+        """Whether any pixel may count more than another."""
         return self.weighting != "uniform" and (self.decides == "everywhere" or len(self.sources) > 1)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether it is a direction that decides."""
+        return self._decides and self.weighting != "confidence"
 
     def _see(
         self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
@@ -373,8 +391,11 @@ class MLB(Taught):
             labels = {name: torch.where(pasted < 0, label, IGNORE) for name, label in labels.items()}
         alignments = []
         for label in labels.values():
-            if tangent is None or not self._decides:
+            if not self._decides:
                 alignments.append(torch.ones_like(logits[:, 0]))
+                continue
+            if tangent is None:
+                alignments.append(1 - residual_map(taught, label))
                 continue
             g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, widened(tangent))  # type: ignore[misc]
             if self.weighting == "residual":

@@ -135,9 +135,10 @@ def _idle(config: Config, *, noisy: bool) -> str | None:
     if config.mlb.weighting == "uniform":
         return None
     asked = config.mlb.model_dump(exclude_defaults=True)
-    return next(
-        (f"mlb.{name}" for name in ("weighting", "direction", "scope", "per_source") if name in asked), None
-    )
+    idle = ["direction", "scope"]
+    if not config.mlb.decides_weights(noisy=noisy):
+        idle += ["weighting", "per_source"]
+    return next((f"mlb.{name}" for name in idle if name in asked), None)
 
 
 def write_run(
