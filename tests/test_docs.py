@@ -90,7 +90,8 @@ def require_parsed(arguments: list[str]) -> None:
     with commands[arguments[0]].make_context(arguments[0], arguments[1:]) as context:
         given = context.params
     load_config(preset=given.get("preset"), overrides=given.get("override") or ())
-    label_values(given.get("labels"))
+    if isinstance(labels := given.get("labels"), str):  # of other commands a folder
+        label_values(labels)
     part_of(given.get("part"))
     case_ids(given.get("only") or "")
     if arguments[0] == "bench":
