@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test demo clean
+.PHONY: help setup lint test demo docs clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ test: lint  ## lint, then all tests, then the coverage that core, data and metri
 demo: $(STAMP)  ## generated scans, both stages of training, a table and a picture, in demo/
 	$(BIN)/mlbseg demo --out demo
 
+docs: $(STAMP)  ## the documentation's site in site/, which can be read from disk
+	$(BIN)/mkdocs build --strict
+
 clean:  ## remove .venv, caches and the demo's output
-	rm -rf $(VENV) demo build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

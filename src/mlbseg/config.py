@@ -52,17 +52,19 @@ class TrainSettings(_Section):
 
     lr: float = Field(0.05, gt=0, description="learning rate of stage 1 (and of supervised training)")
     lr_bootstrap: float = Field(0.05, gt=0, description="learning rate of stage 2")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     clip: float = Field(1.0, gt=0, description="largest L2 norm of the gradient")
-    schedule: Literal["poly", "paper", "constant"] = "poly"
+    schedule: Literal["poly", "paper", "constant"] = Field(
+        "poly", description="of the learning rate: poly falls to 0 within a stage, paper is 20 / (epoch + 20)"
+    )
     stage1_share: float = Field(0.75, gt=0, lt=1, description="share of the steps that stage 1 takes")
     # `-o train.precision=32` is a number to YAML
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: "32" if v == 32 else v)] = (
-        "auto"
+        Field("auto", description="auto computes in bfloat16 where the device has it")
     )
-    norm: Literal["instance", "group", "batch"] = "instance"
-    dropout: float = Field(0.0, ge=0, lt=1)
+    norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability, in the network's layers")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     validate_every: int = Field(200, ge=1, description="steps between validations, if cases are set apart")
     meta_cases: int = Field(
@@ -219,8 +221,8 @@ class UniMatchSettings(_Section):
 class Config(_Section):
     """Everything that a run was asked for."""
 
-    method: str = "mlb"
-    seed: int = Field(0, ge=0, lt=2**31)
+    method: str = Field("mlb", description="how to learn from scans without labels")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
     plan: PlanSettings = PlanSettings()
     train: TrainSettings = TrainSettings()
     augment: AugmentSettings = AugmentSettings()

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-
-mpl.use("Agg", force=False)
 
 COLOURS = ("#ffb000", "#00b4d8", "#e76fff", "#7ae582", "#ff5c5c", "#c0c0c0")
 """Outlines of classes 1, 2, ...; told apart by people with the common colour-vision deficiencies."""

@@ -21,8 +21,6 @@ from mlbseg.data.plan import Plan
 from mlbseg.files import write_atomic
 from mlbseg.report.page import Cell, Section, paragraphs, render_page, table, write_page
 
-mpl.use("Agg", force=False)
-
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, told apart by people with the common colour-vision deficiencies; yellow is too pale for a line."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")

@@ -147,6 +147,8 @@ def run_cells(
                 if (code := process.poll()) is None:
                     continue
                 del running[place]
+                if isinstance(process, subprocess.Popen) and process.stdin is not None:
+                    process.stdin.close()
                 if status(cell) is None and code != BUSY and not signals:
                     result.crashed[cell] = code
                 _tell(console, folder, cell, code, signals)

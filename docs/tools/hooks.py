@@ -1,0 +1,190 @@
+"""What mkdocs is told while it builds the site: pages that are made from the source, and formulae as MathML.
+
+A page says ``<!-- commands -->``, ``<!-- settings -->`` or ``<!-- plan rules -->`` where the generated part stands, so
+that no option and no default is written down twice. Formulae are written as ``$...$`` and ``$$...$$``; as MathML
+browsers draw them without a script or a font from elsewhere.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+import typer
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from typer.core import TyperArgument, TyperGroup, TyperOption
+from typer.main import get_command
+
+from mlbseg.cli import app
+from mlbseg.config import Config
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill in the generated parts of a page."""
+    for name, written in PARTS.items():
+        if (marker := f"<!-- {name} -->") in markdown:
+            markdown = markdown.replace(marker, "\n".join(written()))
+    return markdown
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Turn formulae into MathML."""
+    return _FORMULA.sub(_mathml, content)
+
+
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    formula = html.unescape(found[2]).strip()
+    written = convert(formula, display="block" if found[1] == "div" else "inline")
+    if "\\" in written:  # a command that the converter does not know, passed on as it is
+        raise PluginError(f"cannot be written as MathML: {formula}")
+    return written
+
+
+def commands() -> Iterator[str]:
+    """Yield the lines of the commands' reference: what `--help` says, a section each."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)  # noqa: S101 - of one command it would be that command
+    for name, command in group.commands.items():
+        context = typer.Context(command, info_name=f"mlbseg {name}")
+        yield f"\n## mlbseg {name}\n"
+        yield f"{command.help}\n"
+        yield f"```text\nmlbseg {name} {' '.join(command.collect_usage_pieces(context))}\n```\n"
+        yield from _table("Argument or option", "Default", "Meaning")
+        for parameter in command.params:
+            assert isinstance(parameter, Parameter)  # noqa: S101 - Typer makes no others
+            yield _row(_spelling(parameter, context), _default(parameter), parameter.help or "")
+
+
+Parameter = TyperArgument | TyperOption
+
+
+def _spelling(parameter: Parameter, context: typer.Context) -> str:
+    record = parameter.get_help_record(context)
+    return _code(record[0]) if record else ""
+
+
+def _default(parameter: Parameter) -> str:
+    default = parameter.default
+    if parameter.required:
+        return "needed"
+    return "" if default is None or default is False or callable(default) else _code(default)
+
+
+def settings() -> Iterator[str]:
+    """Yield the lines of the settings' reference: every key with default, values and meaning."""
+    schema = Config.model_json_schema()
+    sections = {key: field for key, field in schema["properties"].items() if "$ref" in field}
+    yield from _table(*_HEADINGS)
+    for key, field in schema["properties"].items():
+        if key not in sections:
+            yield _setting(key, field, field["description"])
+    for name, field in sections.items():
+        section = schema["$defs"][field["$ref"].rpartition("/")[2]]
+        yield f"\n## {name}\n"
+        text, reference = _section_text(section["description"])
+        yield f"{text}\n"
+        meanings = _documented(reference or PLAN) if reference or name == "plan" else {}
+        yield from _table(*_HEADINGS)
+        for key, value in section["properties"].items():
+            yield _setting(f"{name}.{key}", value, value.get("description") or meanings[key])
+
+
+def _setting(key: str, field: dict[str, Any], meaning: str) -> str:
+    return _row(f"`{key}`", _code(field["default"]), " or ".join(_values(field)), meaning)
+
+
+_HEADINGS = ("Setting", "Default", "Values", "Meaning")
+PLAN = "mlbseg.data.plan.Plan"
+
+
+def _section_text(description: str) -> tuple[str, str | None]:
+    """Return what a section's docstring says, and the class that it refers to for the meaning of its settings."""
+    found = re.search(r"[Ss]ee `(mlbseg\.[\w.]+)`", description)
+    return (_summary(found[1]), found[1]) if found else (description, None)
+
+
+def _values(schema: dict[str, Any]) -> Iterator[str]:
+    """Yield the kinds of value that a setting takes, in words."""
+    if "anyOf" in schema:
+        for part in schema["anyOf"]:
+            yield from _values(part)
+    elif "enum" in schema:
+        yield ", ".join(_code(value) for value in schema["enum"])
+    elif schema.get("type") == "array":
+        yield "list: " + " or ".join(_values(schema["items"]))
+    elif schema.get("type") == "object":
+        yield "key: number"
+    elif schema.get("type") != "null":
+        kind = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text"}
+        bounds = [f"{sign} {schema[key]:.10g}" for key, sign in _BOUNDS.items() if key in schema]
+        yield " ".join([kind[schema["type"]], " and ".join(bounds)]).strip()
+
+
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _object(path: str) -> griffe.Object | griffe.Alias:
+    package, _, rest = path.partition(".")
+    loaded = griffe.load(package, search_paths=[SOURCE], resolve_aliases=False)
+    return loaded[rest]
+
+
+def _summary(path: str) -> str:
+    docstring = _object(path).docstring
+    return docstring.value.partition("\n\n")[0] if docstring else ""
+
+
+def _documented(path: str) -> dict[str, str]:
+    """Return what a class's docstring says of each argument or attribute."""
+    docstring = _object(path).docstring
+    sections = docstring.parse("google") if docstring else []
+    return {
+        item.name: item.description
+        for section in sections
+        if section.kind in (griffe.DocstringSectionKind.parameters, griffe.DocstringSectionKind.attributes)
+        for item in section.value
+    }
+
+
+def plan_rules() -> Iterator[str]:
+    """Yield the table of rules that stands in the plan's module."""
+    docstring = _object(PLAN.rpartition(".")[0]).docstring
+    assert docstring is not None  # noqa: S101 - it has one, and the table is in it
+    yield from (line for line in docstring.value.splitlines() if line.startswith("|"))
+
+
+def _table(*headings: str) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---|' * len(headings)}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in cells)} |"
+
+
+def _code(value: object) -> str:
+    if value is None:
+        return ""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else f"{value}"
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+    if isinstance(value, list):
+        text = f"[{', '.join(map(str, value))}]"
+    return f"`{text}`"
+
+
+PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "commands": commands,
+    "settings": settings,
+    "plan rules": plan_rules,
+}
