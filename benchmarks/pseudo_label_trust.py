@@ -10,6 +10,7 @@ ones that is ignored.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,9 @@ def measure(run: Run, count: int, *, flips: bool) -> None:
     }
     scores, confident, wrong, structure = [], [], [], []
     for name in run.split.unlabelled[:count]:
-        probability, frame = case_probability(
-            cases[name], network, run.plan, torch.device("cpu"), flips=flips
-        )
+        # Of all axes, also those that the plan does not allow.
+        plan = replace(run.plan, flip_axes=tuple(range(run.plan.ndim)))
+        probability, frame = case_probability(cases[name], network, plan, torch.device("cpu"), flips=flips)
         label = restore_label(probability, frame, run.plan)
         hidden = cases[name].label
         if hidden is None:

@@ -235,7 +235,7 @@ def test_predict_passes_its_options_on(
 ) -> None:
     (tmp_path / "ids").write_text("case_5\ncase_6\n")
     arguments = ("predict", supervised_run, scans, "--only", tmp_path / "ids", "--out", tmp_path / "masks")
-    outcome = command(*arguments, "--flips", "--largest", "--probabilities", "--overlap", "0.25", "--json",
+    outcome = command(*arguments, "--largest", "--probabilities", "--overlap", "0.25", "--json",
                       "--network", "student", "--threads", "1")  # fmt: skip
     assert outcome.code == 0
     assert outcome.err == ""
@@ -257,6 +257,7 @@ def test_predict_passes_its_options_on(
         (["--only", "3"], "no scan found for 1 cases, such as 3"),
         (["--only", "noisy"], "no case is in the noisy part"),
         (["--network", "teacher"], "has no 'teacher' network"),
+        (["--flips"], "no flip keeps the anatomy valid"),
         (["--overlap", "1.5"], "Invalid value for '--overlap'"),
         (["--device", "cuda:99"], "device 'cuda:99': not on this machine"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import mlbseg
 from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from data.broken import dicom_series
 from mlbseg import inference
+from mlbseg.data.plan import Plan
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.inference import predict, predict_grid
 from mlbseg.metrics import dice
@@ -157,9 +159,15 @@ def test_student_and_teacher_answer_differently(mlb_run: Path, scans: Path, tmp_
 
 def test_flips_and_overlap_change_the_answer_a_little(supervised_run: Path, tmp_path: Path) -> None:
     scan = save(tmp_path / "a.nii.gz", blocks(1, (16, 18, 40))[0])
+    with pytest.raises(UserError, match="--flips: the run's plan says that no flip keeps the anatomy valid"):
+        predict(supervised_run, scan, tmp_path / "none", flips=True)
+    assert not (tmp_path / "none").exists()
+    run = tmp_path / "run"
+    shutil.copytree(supervised_run, run)
+    replace(Plan.read(run / "plan.json"), flip_axes=(0, 2)).write(run / "plan.json")
     maps = []
     for i, options in enumerate([{}, {"flips": True}, {"overlap": 0.0}]):
-        predict(supervised_run, scan, tmp_path / str(i), probabilities=True, **options)
+        predict(run, scan, tmp_path / str(i), probabilities=True, **options)
         maps.append(array(tmp_path / str(i) / "probabilities" / "a_1.nii.gz"))
     for other in maps[1:]:
         assert 1e-4 < np.abs(other - maps[0]).mean() < 0.3

@@ -85,7 +85,8 @@ def predict(
             DICOM and HDF5 scans get NIfTI.
         network: ``student`` or ``teacher``; the method's preferred one when None.
         only: Case ids, or the name of a part of the run's split (``test``, ``validation``, ``unlabelled``, ...).
-        flips: Average over flips of the axes that the plan allows to be flipped (all axes if it allows none).
+        flips: Average over flips of the axes that the plan allows to be flipped. Refused if it allows none: the network
+            has then never seen a scan the other way round, and what it makes of one ruins the mean.
         largest: Keep only the largest connected component of each class.
         probabilities: Also write the probability of every class, background too, as
             ``probabilities/ID_CLASS`` in `out` (a folder of masks holds nothing but masks).
@@ -133,6 +134,11 @@ def predict(
     with processes.joined(torch.device("cpu"), PATIENCE) as ranks:
         try:
             opened = Run.open(Path(run))
+            if flips and not opened.plan.flip_axes:
+                raise UserError(
+                    "--flips: the run's plan says that no flip keeps the anatomy valid, so the network has seen none "
+                    "(leave --flips out, or train with plan.flip_axes)"
+                )
             model = opened.network(network).to(target)
         except UserError as error:
             raise processes.same_on_all(ranks, error) from None
@@ -332,7 +338,7 @@ def case_probability(
         network: In evaluation mode, on `device`.
         plan: Of the run that the network is from.
         device: Where windows are computed.
-        flips: Average over flips of the axes that the plan allows to be flipped (all axes if it allows none).
+        flips: Average over flips of the axes that the plan allows to be flipped.
         overlap: Of neighbouring windows, share of the side.
 
     Raises:
@@ -340,7 +346,7 @@ def case_probability(
     """
     # Only the scan's geometry is needed to go back, so no name keeps its array.
     image, frame = prepare_scan(read_scan(case.images), plan)
-    axes = (plan.flip_axes or tuple(range(plan.ndim))) if flips else ()
+    axes = plan.flip_axes if flips else ()
     probability = predict_grid(
         network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap
     )

@@ -265,7 +265,9 @@ def predict(
         str | None,
         typer.Option(help="Part of the run's split (test, unlabelled ...), or a file of ids, or id,id,..."),
     ] = None,
-    flips: Annotated[bool, typer.Option("--flips", help="Average over flips (slower).")] = False,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Average over the flips that the plan allows (slower).")
+    ] = False,
     largest: Annotated[bool, typer.Option("--largest", help="Keep each class's largest component.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write each class's probability too.")

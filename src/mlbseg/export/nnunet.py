@@ -204,8 +204,7 @@ def _pseudo(
     threshold: float,
 ) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a pseudo label as class indices (*S), the number of classes where it is not trusted, and where it lies."""
-    # Only flips that training knew: of others the network makes nothing (`benchmarks/pseudo_label_trust.py`).
-    probability, frame = case_probability(case, model, plan, device, flips=bool(plan.flip_axes))
+    probability, frame = case_probability(case, model, plan, device, flips=True)
     classes = class_indices(restore_label(probability, frame, plan), plan, case.id)
     label = classes.astype(np.uint16)  # of 256 classes the ignored one is number 256
     trust = source(case, confidence(probability, frame), frame.native)
