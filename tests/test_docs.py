@@ -199,4 +199,6 @@ def test_the_tutorial_can_be_followed(
             assert done.code == 0, f"{shlex.join(words)}: {done.err}"
     assert len(list(Path("masks").iterdir())) == 6
     assert Path("runs/first/audit/audit.html").is_file()
+    assert Path("runs/first/report.html").is_file()
+    assert Path("masks.html").is_file()
     assert "phantom_024,1," in Path("scores.csv").read_text(encoding="utf-8")
