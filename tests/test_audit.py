@@ -200,6 +200,24 @@ def test_what_cannot_be_asked_is_refused(
     assert not (out.parent / "fresh").exists()
 
 
+def test_proposals_mend_the_suspected_regions_and_nothing_else(
+    audited: tuple[Path, Path], tmp_path: Path, command: Command
+) -> None:
+    data, run = audited
+    outcome = command("audit", run, "--propose", "--out", tmp_path / "a", "--quiet")
+    assert outcome.code == 0
+    assert len(list((tmp_path / "a" / "proposed").iterdir())) == 10
+    for case in ("case_6", "case_9", "case_5"):
+        given, right, proposed = (
+            array(folder / f"{case}.nii.gz")
+            for folder in (data / "labels_noisy", run.parent, tmp_path / "a" / "proposed")
+        )
+        if case in WRONG:
+            assert (proposed != right).sum() < 0.5 * (given != right).sum()
+        else:
+            np.testing.assert_array_equal(proposed, given)
+
+
 def test_an_audit_repeats_and_can_be_replaced(audited: tuple[Path, Path], tmp_path: Path) -> None:
     first = audit(audited[1], out=tmp_path / "a")
     text = (tmp_path / "a" / "cases.csv").read_text()

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mlbseg.audit.auditor import Auditor
+from mlbseg.audit.auditor import Auditor, Judged
 from mlbseg.audit.findings import REGION_COLUMNS, Audit, Audited, case_row, region_rows, write_csv
 from mlbseg.audit.page import Sight, write_page
 from mlbseg.audit.regions import Region
-from mlbseg.audit.trust import WAYS, Map
+from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans
-from mlbseg.data.preprocess import Frame
-from mlbseg.data.readers import mask_suffix, write_image
+from mlbseg.data.readers import mask_suffix, write_image, write_label
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
@@ -40,6 +39,7 @@ def audit(
     way: str = "regional",
     threshold: float = 0.5,
     smallest: float | None = None,
+    propose: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
@@ -58,6 +58,8 @@ def audit(
         threshold: Voxels below it are not trusted.
         smallest: Volume of a region that is worth a look, mm³ (mm² in 2D); 27 voxels of the prepared grid (9 in 2D)
             when None.
+        propose: Also write each label as it would be with its suspected regions drawn by the networks, as
+            ``proposed/ID``: to begin a correction with, not to end it.
         overwrite: Replace an audit that is there already.
         device: ``auto``, ``cpu``, ``cuda`` ...
         progress: Called with (done, all, case id).
@@ -98,16 +100,16 @@ def audit(
         for case in cases:
             say(case)
             try:
-                audited, sight, trust, native = auditor.judge(case)
-                _write_trust(folder, case, trust, native)
+                judged = auditor.judge(case)
+                _write_maps(folder, case, judged, propose=propose)
             except (UserError, MemoryError, OSError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not out_of_memory(error):
                     raise
                 reason = "not enough memory for this scan" if out_of_memory(error) else str(error)
                 faults.append(Fault(case.id, reason, case_id=case.id, kind="audit"))
                 continue
-            found.append(audited)
-            least.offer(audited, sight)
+            found.append(judged.audited)
+            least.offer(judged.audited, judged.sight)
         if not found:
             raise FaultsError(faults, f"{opened.root}: no label could be judged")
         found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
@@ -176,11 +178,18 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
     return chosen, faults
 
 
-def _write_trust(folder: Path, case: Case, trust: Map, frame: Frame) -> None:
+def _write_maps(folder: Path, case: Case, judged: Judged, *, propose: bool) -> None:
     suffix = mask_suffix(case.images)
     path = folder / "trust" / f"{case.id}{'.tiff' if suffix == '.png' else suffix}"
+    _make_folder(path.parent)
+    write_image(path, judged.trust, judged.geometry)
+    if propose:
+        _make_folder(folder / "proposed")
+        write_label(folder / "proposed" / f"{case.id}{suffix}", judged.proposal, judged.geometry)
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made a folder: {error.strerror}") from None
-    write_image(path, trust, frame.native)
+        raise UserError(f"{folder}: cannot be made a folder: {error.strerror}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,34 @@ from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.geometry import geometry_difference
-from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_probability
+from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, ReadError, UserError
 from mlbseg.run import Run
-from mlbseg.types import Case
+from mlbseg.types import Case, Geometry
 
 BATCHES = 12  # of careful labels, whose mean gradient is v
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What there is to say of a case; arrays (*S) lie on the scan's own lattice.
+
+    Attributes:
+        audited: For the tables.
+        sight: For the page.
+        trust: Of each voxel, 0 to 1.
+        proposal: Class values: the label, and in its suspected regions what the networks say.
+        geometry: The lattice.
+    """
+
+    audited: Audited
+    sight: Sight
+    trust: Map
+    proposal: Classes
+    geometry: Geometry
 
 
 class Auditor:
@@ -96,8 +116,8 @@ class Auditor:
         self.thresholds = class_thresholds(pairs(), self.plan.num_classes)
         self.scale = float(np.sqrt(np.mean(squares))) if squares else 1.0
 
-    def judge(self, case: Case) -> tuple[Audited, Sight, Map, Frame]:
-        """Return a case's trust, what to show of it, the trust (*S) of each voxel of its own lattice, and that.
+    def judge(self, case: Case) -> Judged:
+        """Return what there is to say of a case.
 
         Raises:
             UserError: if the scan or the label cannot be used.
@@ -126,7 +146,11 @@ class Auditor:
         )
         spacing = frame.grid.spacing[::-1]
         sight = Sight(image[0], values[label], values[predicted], trust, suspected, spacing)
-        return audited, sight, self._native(trust, case, frame), frame
+        assert case.label is not None  # noqa: S101 - `_prepared` has read it
+        given, _ = read_label(case.label)
+        wrong = restore_probability(suspected.astype(np.float32), frame) > 0.5
+        proposal = np.where(wrong, restore_label(evidence.probability, frame, self.plan), given)
+        return Judged(audited, sight, _native(trust, given, frame), proposal, frame.native)
 
     def _prepared(self, case: Case) -> tuple[Map, Classes, Frame]:
         assert case.label is not None  # noqa: S101 - `_cases` has chosen such
@@ -159,14 +183,6 @@ class Auditor:
             return disagreement_trust(evidence.probability, label)
         return regional_trust(evidence.probability, label)
 
-    def _native(self, trust: Map, case: Case, frame: Frame) -> Map:
-        """Return trust on the scan's own lattice; outside the prepared grid only background is believed."""
-        native = restore_probability(trust, frame)
-        inside = restore_probability(np.ones_like(trust), frame) > 0.5
-        assert case.label is not None  # noqa: S101 - as above
-        label, _ = read_label(case.label)
-        return np.where(inside, native.clip(0, 1), label == 0).astype(np.float32)
-
     def _careful(self) -> StepDataset:
         """Return batches of careful labels: of scans that nothing was trained on, where the run has some."""
         run, config = self.run, self.run.config
@@ -185,6 +201,13 @@ class Auditor:
             foreground=config.train.foreground,
             augment=Augment(run.plan.ndim, flip_axes=run.plan.flip_axes, **config.augment.model_dump()),
         )
+
+
+def _native(trust: Map, label: Classes, frame: Frame) -> Map:
+    """Return trust on the scan's own lattice; outside the prepared grid only background is believed."""
+    native = restore_probability(trust, frame)
+    inside = restore_probability(np.ones_like(trust), frame) > 0.5
+    return np.where(inside, native.clip(0, 1), label == 0).astype(np.float32)
 
 
 def _share_trusted(

@@ -32,6 +32,9 @@ def audit(
     smallest: Annotated[
         float | None, typer.Option(help="Volume of a region worth a look, mm³ (mm² in 2D).", min=0)
     ] = None,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Also write labels with their suspected regions drawn anew.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an audit that is there.")] = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -47,8 +50,8 @@ def audit(
     console = progress_console(quiet or as_json)
     with StepProgress(console, "judging", 0) as progress:
         result = run_audit(
-            run, labels, out, scans=scans, way=method, threshold=threshold, smallest=smallest, overwrite=overwrite,
-            device=device,
+            run, labels, out, scans=scans, way=method, threshold=threshold, smallest=smallest, propose=propose,
+            overwrite=overwrite, device=device,
             progress=None if console is None else lambda done, total, case: progress.update(
                 done, {"case": case}, total=total
             ),
