@@ -1,0 +1,169 @@
+"""What the picks of `mlbseg suggest` are worth: retrained with them, and with as many random ones.
+
+For each seed, a split of its own (first cases labelled, last ones for testing) and a supervised base run on the few
+labels. The base picks `--n` more scans by each rule; besides, they are drawn at random, `--draws` times. Then the same
+training, of the same steps, starts anew on the first labels and the picked ones. Nothing is chosen by the test cases,
+which score each run once. A cell that is there is not trained again, so the command can be stopped and repeated.
+
+    python benchmarks/suggest_worth.py DATA OUT -o plan.spacing=1.0 -o plan.patch_size=40,56,40 -o plan.steps=600
+    python benchmarks/suggest_worth.py DATA OUT --rules --draws 4 ...     # the random ones only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+import mlbseg
+from mlbseg.data.cases import find_cases
+from mlbseg.data.records import read_record, write_record
+from mlbseg.evaluation import evaluate
+from mlbseg.inference import predict
+from mlbseg.run import Run
+
+BASE = "base"
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells share.
+
+    Attributes:
+        data: The scans, all with labels.
+        out: Where run folders and outcomes go.
+        method: That is trained.
+        labelled: Number of first labels.
+        test: Number of test cases.
+        overrides: ``key=value`` settings.
+    """
+
+    data: Path
+    out: Path
+    method: str
+    labelled: int
+    test: int
+    overrides: Sequence[str]
+
+    def run(self, seed: int, name: str) -> Path:
+        """Return the run folder of a cell."""
+        return self.out / f"seed-{seed}" / name
+
+    def dice(self, seed: int, name: str, picked: Sequence[str] = ()) -> dict[str, float]:
+        """Return the mean Dice over classes of each test case, of the base run or of one with more labels."""
+        outcome = self.out / f"seed-{seed}" / f"{name}.json"
+        if not outcome.is_file():
+            begun = time.monotonic()
+            self._train(seed, name, picked)
+            dice = self._score(self.run(seed, name))
+            write_record(outcome, {"picked": list(picked), "dice": dice})
+            mean = np.mean(list(dice.values()))
+            print(f"seed {seed} {name}: {mean:.4f} ({time.monotonic() - begun:.0f} s)", flush=True)
+        record = json.loads(json.dumps(read_record(outcome, "an outcome of this benchmark")))
+        if record["picked"] != list(picked):
+            raise SystemExit(f"{outcome}: of other picks, {record['picked']} (name another OUT)")
+        return dict(record["dice"])
+
+    def _train(self, seed: int, name: str, picked: Sequence[str]) -> None:
+        root = self.run(seed, name)
+        if (root / "config.yaml").is_file():
+            mlbseg.train(resume=root, device="cpu")
+            return
+        labelled: int | list[str] = self.labelled
+        if name != BASE:
+            labelled = [*Run.open(self.run(seed, BASE)).split.clean, *picked]
+        mlbseg.train(
+            self.data, root, method=self.method, labelled=labelled, test=self.test, seed=seed,
+            overrides=self.overrides, device="cpu", cache=self.out / "cache",
+        )  # fmt: skip
+
+    def _score(self, run: Path) -> dict[str, float]:
+        labels = {case.id: case.label for case in find_cases(self.data).cases if case.label is not None}
+        tested = {name: labels[name] for name in Run.open(run).split.test}
+        with tempfile.TemporaryDirectory() as folder:
+            faults = predict(run, self.data, folder, only=list(tested), device="cpu").faults
+            found = evaluate(folder, tested)
+        assert not faults and not found.faults and set(found.cases) == set(tested)
+        return {
+            case: float(np.mean([row.scores.dice for row in found.rows if row.case == case]))
+            for case in found.cases
+        }
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return the mean of the values with its 95 % interval by Student's t; the mean alone of one value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:+.4f}"
+    half = stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
+def mean_of(dice: Mapping[str, float]) -> float:
+    """Return the mean over cases."""
+    return float(np.mean(list(dice.values())))
+
+
+def main() -> None:
+    """Train, score and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="dataset of which all scans have labels")
+    parser.add_argument("out", type=Path, help="folder to make or to continue")
+    parser.add_argument("--method", default="supervised")
+    parser.add_argument("--labelled", type=int, default=3, help="first labels (default: 3)")
+    parser.add_argument("--n", type=int, default=3, help="further labels (default: 3)")
+    parser.add_argument("--test", type=int, default=40, help="test cases (default: 40)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--draws", type=int, default=3, help="random choices for each seed (default: 3)")
+    parser.add_argument("--rules", nargs="*", default=["cover", "spread"], help="of `mlbseg.suggest`")
+    parser.add_argument("-o", "--override", action="append", default=[], help="key=value, for all trainings")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    bench = Bench(asked.data, asked.out, asked.method, asked.labelled, asked.test, asked.override)
+    scores: dict[str, list[list[float]]] = {}  # name -> of each seed, of each draw, mean over test cases
+    for seed in asked.seeds:
+        scores.setdefault("none", []).append([mean_of(bench.dice(seed, BASE))])
+        pool = sorted(Run.open(bench.run(seed, BASE)).split.unlabelled)
+        drawn = []
+        for draw in range(asked.draws):
+            picked = np.random.default_rng([seed, draw]).choice(pool, asked.n, replace=False).tolist()
+            drawn.append(mean_of(bench.dice(seed, f"random-{draw}", picked)))
+        scores.setdefault("random", []).append(drawn)
+        for rule in asked.rules:
+            from mlbseg.suggest import suggest
+
+            found = suggest(bench.run(seed, BASE), n=asked.n, rule=rule, device="cpu")
+            picked = [row.case for row in found.suggested]
+            scores.setdefault(rule, []).append([mean_of(bench.dice(seed, rule, picked))])
+    print(
+        f"\n| {asked.n} further labels by | "
+        + " | ".join(f"seed {s}" for s in asked.seeds)
+        + " | to random [95 %] |"
+    )
+    print("|---|" + "---|" * (len(asked.seeds) + 1))
+    for name, seeds in scores.items():
+        cells = [
+            f"{np.mean(draws):.4f}" + (f" ({min(draws):.4f} to {max(draws):.4f})" if len(draws) > 1 else "")
+            for draws in seeds
+        ]
+        gains = [
+            float(np.mean(own) - np.mean(random))
+            for own, random in zip(seeds, scores["random"], strict=True)
+        ]
+        print(f"| {name} | {' | '.join(cells)} | {'–' if name == 'random' else interval(gains)} |")
+
+
+if __name__ == "__main__":
+    main()
