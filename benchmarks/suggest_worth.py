@@ -29,6 +29,8 @@ from mlbseg.data.records import read_record, write_record
 from mlbseg.evaluation import evaluate
 from mlbseg.inference import predict
 from mlbseg.run import Run
+from mlbseg.suggest import suggest
+from mlbseg.suggest.choose import RULES
 
 BASE = "base"
 LEVEL = 0.95
@@ -92,7 +94,9 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             faults = predict(run, self.data, folder, only=list(tested), device="cpu").faults
             found = evaluate(folder, tested)
-        assert not faults and not found.faults and set(found.cases) == set(tested)
+        assert not faults
+        assert not found.faults
+        assert set(found.cases) == set(tested)
         return {
             case: float(np.mean([row.scores.dice for row in found.rows if row.case == case]))
             for case in found.cases
@@ -126,7 +130,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=40, help="test cases (default: 40)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--draws", type=int, default=3, help="random choices for each seed (default: 3)")
-    parser.add_argument("--rules", nargs="*", default=["cover", "spread"], help="of `mlbseg.suggest`")
+    parser.add_argument("--rules", nargs="*", default=list(RULES), choices=RULES, help="of `mlbseg.suggest`")
     parser.add_argument("-o", "--override", action="append", default=[], help="key=value, for all trainings")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
@@ -135,18 +139,16 @@ def main() -> None:
     scores: dict[str, list[list[float]]] = {}  # name -> of each seed, of each draw, mean over test cases
     for seed in asked.seeds:
         scores.setdefault("none", []).append([mean_of(bench.dice(seed, BASE))])
+        for rule in asked.rules:
+            found = suggest(bench.run(seed, BASE), n=asked.n, rule=rule, device="cpu")
+            picked = [row.case for row in found.suggested]
+            scores.setdefault(rule, []).append([mean_of(bench.dice(seed, rule, picked))])
         pool = sorted(Run.open(bench.run(seed, BASE)).split.unlabelled)
         drawn = []
         for draw in range(asked.draws):
             picked = np.random.default_rng([seed, draw]).choice(pool, asked.n, replace=False).tolist()
             drawn.append(mean_of(bench.dice(seed, f"random-{draw}", picked)))
         scores.setdefault("random", []).append(drawn)
-        for rule in asked.rules:
-            from mlbseg.suggest import suggest
-
-            found = suggest(bench.run(seed, BASE), n=asked.n, rule=rule, device="cpu")
-            picked = [row.case for row in found.suggested]
-            scores.setdefault(rule, []).append([mean_of(bench.dice(seed, rule, picked))])
     print(
         f"\n| {asked.n} further labels by | "
         + " | ".join(f"seed {s}" for s in asked.seeds)
@@ -159,8 +161,7 @@ def main() -> None:
             for draws in seeds
         ]
         gains = [
-            float(np.mean(own) - np.mean(random))
-            for own, random in zip(seeds, scores["random"], strict=True)
+            float(np.mean(own) - np.mean(random)) for own, random in zip(seeds, scores["random"], strict=True)
         ]
         print(f"| {name} | {' | '.join(cells)} | {'–' if name == 'random' else interval(gains)} |")
 

@@ -38,6 +38,7 @@ FLOORS = {
     "pictures": 3,
     "demo": 3,
     "bench": 3,
+    "suggest": 3,
     "cli": 4,
     "__init__": 4,
     "__main__": 4,

@@ -39,6 +39,7 @@ from mlbseg.cli.printing import (
     progress_console,
     result_console,
 )
+from mlbseg.cli.suggest import suggest
 from mlbseg.errors import Fault, OtherRank, UserError
 from mlbseg.launch import speaks
 
@@ -426,3 +427,6 @@ def _end_bench(result: BenchResult, *, as_json: bool) -> None:
         raise typer.Exit(1)
     if failed or crashed:
         raise typer.Exit(2)
+
+
+app.command()(suggest)
