@@ -66,7 +66,8 @@ class Bench:
         if not outcome.is_file():
             begun = time.monotonic()
             self._train(seed, name, picked)
-            dice = self._score(self.run(seed, name))
+            run = self.run(seed, name)
+            dice = self.score(run, Run.open(run).split.test)
             write_record(outcome, {"picked": list(picked), "dice": dice})
             mean = np.mean(list(dice.values()))
             print(f"seed {seed} {name}: {mean:.4f} ({time.monotonic() - begun:.0f} s)", flush=True)
@@ -88,9 +89,10 @@ class Bench:
             overrides=self.overrides, device="cpu", cache=self.out / "cache",
         )  # fmt: skip
 
-    def _score(self, run: Path) -> dict[str, float]:
+    def score(self, run: Path, cases: Sequence[str]) -> dict[str, float]:
+        """Return the mean Dice over classes of each of the cases, as the run segments them."""
         labels = {case.id: case.label for case in find_cases(self.data).cases if case.label is not None}
-        tested = {name: labels[name] for name in Run.open(run).split.test}
+        tested = {name: labels[name] for name in cases}
         with tempfile.TemporaryDirectory() as folder:
             faults = predict(run, self.data, folder, only=list(tested), device="cpu").faults
             found = evaluate(folder, tested)
@@ -101,6 +103,19 @@ class Bench:
             case: float(np.mean([row.scores.dice for row in found.rows if row.case == case]))
             for case in found.cases
         }
+
+
+def evidence(bench: Bench, seed: int) -> str:
+    """Return a row: how well what a look finds tells the true Dice of the base run on the unlabelled scans."""
+    bench.dice(seed, BASE)
+    run = bench.run(seed, BASE)
+    pool = Run.open(run).split.unlabelled
+    rows = {row.case: row for row in suggest(run, n=len(pool), device="cpu").suggested}
+    dice = bench.score(run, pool)
+    lost = [1 - dice[case] for case in rows]
+    unsure = stats.spearmanr([row.uncertainty for row in rows.values()], lost).statistic
+    unlike = stats.spearmanr([row.distance_to_labelled for row in rows.values()], lost).statistic
+    return f"| {seed} | {mean_of(dice):.3f} | {unsure:.2f} | {unlike:.2f} |"
 
 
 def interval(values: Sequence[float]) -> str:
@@ -133,9 +148,18 @@ def main() -> None:
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=RULES, help="of `mlbseg.suggest`")
     parser.add_argument("-o", "--override", action="append", default=[], help="key=value, for all trainings")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--evidence",
+        action="store_true",
+        help="only compare what a look finds with the true Dice (rank correlation)",
+    )
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     bench = Bench(asked.data, asked.out, asked.method, asked.labelled, asked.test, asked.override)
+    if asked.evidence:
+        print("| seed | Dice of the unlabelled scans | uncertainty to 1 - Dice | distance to 1 - Dice |")
+        print("|---|---|---|---|", *(evidence(bench, seed) for seed in asked.seeds), sep="\n")
+        return
     scores: dict[str, list[list[float]]] = {}  # name -> of each seed, of each draw, mean over test cases
     for seed in asked.seeds:
         scores.setdefault("none", []).append([mean_of(bench.dice(seed, BASE))])

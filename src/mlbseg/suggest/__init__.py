@@ -22,7 +22,7 @@ from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.evaluation import harmless
 from mlbseg.files import write_atomic
 from mlbseg.run import Run, autocast, out_of_memory, pick_device
-from mlbseg.suggest.choose import Pick, choose
+from mlbseg.suggest.choose import Pick, Rule, choose, find_rule
 from mlbseg.suggest.look import Look, Looker
 from mlbseg.types import Case
 
@@ -166,6 +166,7 @@ def suggest(
     """
     if n < 1:
         raise UserError(f"--n: found {n}, expected a whole number from 1")
+    gain = find_rule(rule)
     opened = Run.open(Path(run))
     root = Path(str(read_record(opened.root / "data.json", "a record of the run's scans").get("root")))
     target = None if out is None else Path(out)
@@ -195,7 +196,7 @@ def suggest(
         what = "labelled scans" if not labelled else "scans to choose from"
         raise FaultsError(faults, f"the {what}", "none of them could be looked at")
     result = Suggestions(
-        _ranked(candidates, labelled, looks, n, rule), len(candidates), len(labelled), left_out, tuple(faults)
+        _ranked(candidates, labelled, looks, n, gain), len(candidates), len(labelled), left_out, tuple(faults)
     )
     if target is not None:
         result.write_csv(target)
@@ -271,7 +272,7 @@ def _require_free(out: Path, scans: set[Path], *, overwrite: bool) -> None:
 
 
 def _ranked(
-    candidates: Sequence[Case], labelled: Sequence[Case], looks: dict[Path, Look], n: int, rule: str
+    candidates: Sequence[Case], labelled: Sequence[Case], looks: dict[Path, Look], n: int, rule: Rule
 ) -> tuple[Suggestion, ...]:
     seen = [looks[_key(case)] for case in candidates]
     uncertainty = np.array([look.uncertainty for look in seen])

@@ -49,6 +49,17 @@ def spread(uncertainty: Floats, distance: Floats, between: Floats) -> Floats:
 RULES: dict[str, Rule] = {"cover": cover, "spread": spread}
 
 
+def find_rule(name: str) -> Rule:
+    """Return the rule of that name in `RULES`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in RULES:
+        raise UserError(f"unknown rule {name!r}: {nearest(name, RULES)}")
+    return RULES[name]
+
+
 @dataclass(frozen=True)
 class Pick:
     """One picked scan.
@@ -70,7 +81,7 @@ class Pick:
     picked: int | None
 
 
-def choose(uncertainty: Floats, candidates: Floats, labelled: Floats, n: int, rule: str) -> list[Pick]:
+def choose(uncertainty: Floats, candidates: Floats, labelled: Floats, n: int, rule: Rule) -> list[Pick]:
     """Pick scans greedily. Of equals the more uncertain is taken, then the first.
 
     Args:
@@ -78,14 +89,8 @@ def choose(uncertainty: Floats, candidates: Floats, labelled: Floats, n: int, ru
         candidates: (N, F) their descriptors.
         labelled: (L, F) those of the labelled scans, L at least 1.
         n: Number of picks; all candidates if there are fewer.
-        rule: A name in `RULES`.
-
-    Raises:
-        UserError: for an unknown rule.
+        rule: What a pick gains.
     """
-    if rule not in RULES:
-        raise UserError(f"unknown rule {rule!r}: {nearest(rule, RULES)}")
-    gain_of = RULES[rule]
     between, to_labelled = cdist(candidates, candidates), cdist(candidates, labelled)
     unit = _unit(between)
     between, to_labelled = between / unit, to_labelled / unit
@@ -94,7 +99,7 @@ def choose(uncertainty: Floats, candidates: Floats, labelled: Floats, n: int, ru
     free = np.ones(len(candidates), bool)
     picks: list[Pick] = []
     for _ in range(min(n, len(candidates))):
-        gain = np.where(free, gain_of(uncertainty, distance, between), -np.inf)
+        gain = np.where(free, rule(uncertainty, distance, between), -np.inf)
         index = int(np.lexsort((-uncertainty, -gain))[0])
         earlier = [pick.index for pick in picks]
         closer = free & (between[index] < distance)
