@@ -33,8 +33,8 @@ def plan(name: str = "unet", ndim: int = 3, scan_ndim: int = 3) -> Plan:
     return Plan(
         ndim=ndim, scan_ndim=scan_ndim, channels=1, label_values=(0, 1, 2), class_names=("a", "b", "c"),  # type: ignore[arg-type]
         spacing=(1.0,) * scan_ndim, patch_size=(2 * least, least, least)[:ndim], normalisation=("zscore",),
-        intensity=({},), crop=False, network=name, network_channels=CHANNELS[name], batch_size=1, unlabelled_batch_size=1,
-        steps=1, flip_axes=(),
+        intensity=({},), crop=False, network=name, network_channels=CHANNELS[name], batch_size=1,
+        unlabelled_batch_size=1, steps=1, flip_axes=(),
     )  # fmt: skip
 
 

@@ -317,5 +317,6 @@ def _reason(pick: Pick, uncertainty: float, surer: float, near: str) -> str:
     else:
         words.append(f"{distance} from the nearest labelled scan, {near}")
     if pick.closer:
-        words.append(f"{pick.closer} other scans are nearer to it than to any label so far")
+        others = "1 other scan is" if pick.closer == 1 else f"{pick.closer} other scans are"
+        words.append(f"{others} nearer to it than to any label so far")
     return "; ".join(words)
