@@ -1,44 +1,26 @@
 """Which unlabelled scans to label next: those that lessen the doubt about all of them, each with its reason.
 
-`look.py` asks the network, `choose.py` picks. `docs/suggest.md` says what the score means and what it was worth.
+`look.py` asks the network, `choose.py` picks, `result.py` is what comes out. `docs/suggest.md` says what the score
+means and what it was worth.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from mlbseg.data.cases import find_scans
 from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, FaultsError, UserError
-from mlbseg.evaluation import harmless
-from mlbseg.files import write_atomic
 from mlbseg.run import Run, autocast, out_of_memory, pick_device
 from mlbseg.suggest.choose import Pick, Rule, choose, find_rule
 from mlbseg.suggest.look import Look, Looker
+from mlbseg.suggest.result import COLUMNS, Suggestion, Suggestions
 from mlbseg.types import Case
 
 __all__ = ["COLUMNS", "Suggestion", "Suggestions", "suggest"]
-
-COLUMNS = (
-    "rank",
-    "case",
-    "score",
-    "uncertainty",
-    "distance_to_labelled",
-    "nearest_labelled",
-    "nearest_picked",
-    "reason",
-)
-"""Of the CSV file, which are the fields of a `Suggestion`."""
 
 COPY = 0.05
 """Distance below which two scans count as near-copies; 1 is that of two scans of the set."""
@@ -47,88 +29,6 @@ FAR = 1.25
 """Distance to the nearest labelled scan above which a scan is unlike any; 1 is that of two scans of the set."""
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A scan to label.
-
-    Attributes:
-        rank: From 1, in the order of the picks: the first k are the choice for k labels.
-        case: Its id.
-        score: Of the doubt about all candidates, the share that labelling it takes away.
-        uncertainty: 1 minus the Dice that the network expects of its own mask.
-        distance_to_labelled: To the nearest labelled scan; 1 is the median distance between two candidates.
-        nearest_labelled: Id of that scan.
-        nearest_picked: Id of the nearest scan of a lower rank; empty for the first.
-        reason: All this in words.
-    """
-
-    rank: int
-    case: str
-    score: float
-    uncertainty: float
-    distance_to_labelled: float
-    nearest_labelled: str
-    nearest_picked: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Suggestions:
-    """What `suggest` found.
-
-    Attributes:
-        suggested: The scans to label, best first.
-        candidates: Number of scans that were looked at to choose from.
-        labelled: Number of labelled scans that they were compared with.
-        left_out: Ids of scans that are labelled or set apart for testing already, and were passed over.
-        faults: Scans that could not be looked at.
-    """
-
-    suggested: tuple[Suggestion, ...]
-    candidates: int
-    labelled: int
-    left_out: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as lists, strings and finite numbers, for JSON."""
-        return {
-            "suggested": [asdict(row) for row in self.suggested],
-            "candidates": self.candidates,
-            "labelled": self.labelled,
-            "left_out": list(self.left_out),
-            "faults": [fault.as_dict() for fault in self.faults],
-        }
-
-    def table(self) -> Table:
-        """Return rank, case, score and reason of each."""
-        title = f"label next, of {self.candidates} scans ({self.labelled} labelled)"
-        table = Table("", "case", "score", "reason", title=title)
-        table.columns[0].justify = table.columns[2].justify = "right"
-        for row in self.suggested:
-            table.add_row(str(row.rank), escape(row.case), f"{row.score:.3f}", escape(row.reason))
-        return table
-
-    def write_csv(self, path: Path) -> None:
-        """Write one line per suggestion, whole or not at all; no text is a formula to a spreadsheet.
-
-        Raises:
-            UserError: if `path` cannot be written.
-        """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in self.suggested:
-            values = [getattr(row, name) for name in COLUMNS]
-            writer.writerow(
-                [
-                    f"{v:.6g}" if isinstance(v, float) else harmless(v) if isinstance(v, str) else v
-                    for v in values
-                ]
-            )
-        write_atomic(path, text.getvalue().encode())
 
 
 def suggest(
@@ -175,22 +75,9 @@ def suggest(
     place = pick_device(device)
     network = opened.network().to(place)
     labelled, candidates, left_out, faults = _find(opened, root, None if scans is None else Path(scans))
-    looker = Looker(network, opened.plan, place)
-    looks: dict[Path, Look] = {}
-    cases = [*labelled, *candidates]
-    for number, case in enumerate(cases):
-        if progress is not None:
-            progress(number, len(cases), case.id)
-        try:
-            with autocast(precision or opened.config.train.precision, place):
-                looks[_key(case)] = looker.look(case)
-        except (UserError, MemoryError, OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
-                raise
-            reason = "not enough memory for this scan" if out_of_memory(error) else str(error)
-            faults.append(Fault(case.id, reason, case_id=case.id, kind="suggest"))
-    if progress is not None:
-        progress(len(cases), len(cases), "")
+    with autocast(precision or opened.config.train.precision, place):
+        looks, unreadable = _look(Looker(network, opened.plan, place), [*labelled, *candidates], progress)
+    faults += unreadable
     labelled, candidates = ([c for c in part if _key(c) in looks] for part in (labelled, candidates))
     if not labelled or not candidates:
         what = "labelled scans" if not labelled else "scans to choose from"
@@ -201,6 +88,27 @@ def suggest(
     if target is not None:
         result.write_csv(target)
     return result
+
+
+def _look(
+    looker: Looker, cases: Sequence[Case], progress: Progress | None
+) -> tuple[dict[Path, Look], list[Fault]]:
+    """Look at each scan; one that fails is a fault and stops no other."""
+    looks: dict[Path, Look] = {}
+    faults: list[Fault] = []
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(number, len(cases), case.id)
+        try:
+            looks[_key(case)] = looker.look(case)
+        except (UserError, MemoryError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
+            reason = "not enough memory for this scan" if out_of_memory(error) else str(error)
+            faults.append(Fault(case.id, reason, case_id=case.id, kind="suggest"))
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    return looks, faults
 
 
 def _key(case: Case) -> Path:
