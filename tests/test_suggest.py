@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,11 @@ def test_the_command(supervised_run: Path, scans: Path, tmp_path: Path, command:
     assert machine.code == 0
     with out.open(newline="") as file:
         assert [row["case"] for row in csv.DictReader(file)] == [r["case"] for r in machine.json["suggested"]]
+    wrong = command("suggest", supervised_run, "--rule", "covr", "--json")
+    assert (wrong.code, "did you mean 'cover'" in wrong.json["error"]) == (2, True)
+    assert command("suggest", supervised_run, "--rule", "spread", "--json").json["suggested"] == [
+        asdict(row) for row in suggest(supervised_run, rule="spread").suggested
+    ]
     again = command("suggest", supervised_run, "--n", 2, "--out", out, "--json")
     assert again.code == 2
     assert "exists already" in again.json["error"]

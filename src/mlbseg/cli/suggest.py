@@ -20,6 +20,9 @@ def suggest(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write, a line per suggestion.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    rule: Annotated[
+        str, typer.Option(help="spread: what is unlike all others first; cover: what many scans are like.")
+    ] = "spread",
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -33,7 +36,7 @@ def suggest(
     set_threads(threads)
     with StepProgress(progress_console(quiet or as_json), "looking", 0) as progress:
         result = run_suggest(
-            run, n=n, scans=scans, out=out, overwrite=overwrite, device=device,
+            run, n=n, scans=scans, out=out, overwrite=overwrite, rule=rule, device=device,
             progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
         )  # fmt: skip
     if as_json:

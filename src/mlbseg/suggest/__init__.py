@@ -1,4 +1,4 @@
-"""Which unlabelled scans to label next: those that lessen the doubt about all of them, each with its reason.
+"""Which unlabelled scans to label next: those of which a trained network knows least, each with its reason.
 
 `look.py` asks the network, `choose.py` picks, `result.py` is what comes out. `docs/suggest.md` says what the score
 means and what it was worth.
@@ -38,7 +38,7 @@ def suggest(
     scans: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    rule: str = "cover",
+    rule: str = "spread",
     device: str = "auto",
     precision: str | None = None,
     progress: Progress | None = None,

@@ -1,7 +1,7 @@
 """Which scans to pick, one after the other, so that the first few are always a good choice.
 
 Every scan has a *doubt*: its uncertainty times its distance to the nearest scan that has a label or was picked. A pick
-lessens the doubt about all scans that are like it.
+lessens the doubt about all scans that are like it, so that near-copies are not picked together.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def spread(uncertainty: Floats, distance: Floats, between: Floats) -> Floats:
     return uncertainty * distance
 
 
-RULES: dict[str, Rule] = {"cover": cover, "spread": spread}
+RULES: dict[str, Rule] = {"spread": spread, "cover": cover}
 
 
 def find_rule(name: str) -> Rule:
@@ -66,7 +66,7 @@ class Pick:
 
     Attributes:
         index: Of the candidate.
-        score: What it gains, as a share of the doubt about all candidates before the first pick.
+        score: What it gains by the rule, as a share of the doubt about all candidates before the first pick.
         closer: Number of other candidates that it is nearer to than any scan with a label or picked before.
         labelled: Index of the nearest labelled scan.
         distance: To it; 1 is the median distance between two candidates.

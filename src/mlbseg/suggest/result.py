@@ -35,7 +35,7 @@ class Suggestion:
     Attributes:
         rank: From 1, in the order of the picks: the first k are the choice for k labels.
         case: Its id.
-        score: Of the doubt about all candidates, the share that labelling it takes away.
+        score: What it gains by the rule, as a share of the doubt about all candidates; see `choose.py`.
         uncertainty: 1 minus the Dice that the network expects of its own mask.
         distance_to_labelled: To the nearest labelled scan; 1 is the median distance between two candidates.
         nearest_labelled: Id of that scan.
