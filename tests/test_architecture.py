@@ -42,6 +42,7 @@ FLOORS = {
     "audit": 3,
     "report": 3,
     "export": 3,
+    "suggest": 3,
     "cli": 4,
     "__init__": 4,
     "__main__": 4,

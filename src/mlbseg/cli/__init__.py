@@ -42,6 +42,7 @@ from mlbseg.cli.printing import (
     result_console,
 )
 from mlbseg.cli.report import report, report_of_training
+from mlbseg.cli.suggest import suggest
 from mlbseg.errors import Fault, OtherRank, UserError
 from mlbseg.launch import speaks
 
@@ -465,3 +466,4 @@ def _end_bench(result: BenchResult, *, as_json: bool) -> None:
 app.command()(audit)
 app.command()(report)
 app.command()(export)
+app.command()(suggest)
