@@ -22,7 +22,7 @@ from mlbseg.inference import predict
 pytestmark = pytest.mark.slow
 
 VALUES = (0, 2, 5)
-WRONG = {"case_6": "shift", "case_9": "missing"}
+WRONG = {"case_6": "wrong-scan", "case_9": "missing"}
 POSE = {
     "spacing": (1.0, 1.1, 1.3),
     "direction": (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1),
@@ -52,7 +52,9 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             right = data / "labels" / f"case_{i}.nii.gz"
             label = array(right).astype(np.int32)
             if kind := WRONG.get(f"case_{i}"):
-                label = plant_error(label, kind, np.random.default_rng(i), spacing=(1.3, 1.1, 1.0))
+                label = plant_error(
+                    label, kind, np.random.default_rng(i), spacing=(1.3, 1.1, 1.0), other=np.flip(label)
+                )
             write_label(data / "labels_noisy" / right.name, label, right)
             right.rename(root / right.name)
     # Few steps, with no pasting of 16-voxel patches, which hides most of them.

@@ -72,7 +72,7 @@ def test_from_a_folder_of_scans_to_figures(kind: str, method: str, tmp_path: Pat
     assert f"next: mlbseg predict {run} NEW_SCANS --out MASKS" in trained.out
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "split.json", "env.json", "log.csv", "tensorboard", "checkpoints"} <= names
-    assert {"model.safetensors", "plan.json", "data.json", "result.json"} <= names
+    assert {"model.safetensors", "plan.json", "data.json", "result.json", "report.html"} <= names
     assert Plan.read(run / "plan.json").ndim == (3 if kind == "3D" else 2)
     predicted = command("predict", run, scans, "--out", masks)
     assert (predicted.code, predicted.out) == (0, f"wrote 6 masks to {masks}\n")
@@ -125,7 +125,7 @@ def test_a_terminal_sees_nothing_of_the_libraries(scans: Path, tmp_path: Path) -
         [sys.executable, "-m", "mlbseg", *map(str, arguments)], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 3  # trained, report, next
 
 
 # --- options ----------------------------------------------------------------------------------------------

@@ -145,6 +145,15 @@ def test_outlines_run_around_classes(show: Open) -> None:
     assert not seen[: height // 5].any()
 
 
+def test_an_old_browser_is_told(chromium: Any, tmp_path: Path) -> None:
+    page = chromium.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(write(tmp_path / "page.html", page_of(subject(), subject("case_2"))))
+    page.wait_for_selector("html[data-ready]")
+    assert page.get_by_text("This browser cannot show the slices").count() == 2
+    page.close()
+
+
 def test_names_stay_text_and_run_nothing(show: Open) -> None:
     page = show(page_of(subject(EVIL), title=EVIL))
     assert page.title() == EVIL

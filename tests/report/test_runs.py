@@ -76,6 +76,17 @@ def test_prediction_shown_is_the_run_s_own(run: Path, scans: Path, tmp_path: Pat
     assert np.array_equal(layer(a, "label"), label)
 
 
+def test_a_case_without_a_mask_is_named(run: Path, scans: Path, tmp_path: Path) -> None:
+    resplit(run, test=("case_3", "case_2"), clean=("case_0", "case_1"))
+    (tmp_path / "masks").mkdir()
+    shutil.copy(scans / "labels" / "case_2.nii.gz", tmp_path / "masks")
+    result = report(run, predictions=tmp_path / "masks")
+    assert (result.scored, result.mean_dice) == (1, 1.0)
+    assert [f.text for f in result.findings if f.title == "Not all is scored"] == [
+        "case_3: no mask in masks."
+    ]
+
+
 @pytest.mark.parametrize(
     ("parts", "group", "said"),
     [

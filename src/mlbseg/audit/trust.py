@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 Map = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.integer]
 
-SMOOTHING = 0.7
+SMOOTHING = 1.0
 """SD, in voxels of the prepared grid, of the Gaussian by which ``regional`` averages trust."""
 
 
@@ -35,12 +35,12 @@ class Way:
 
 WAYS = {
     "regional": Way(
-        "the label's probability against the likeliest other class, averaged over networks, views and neighbours",
-        ensemble=True,
+        "the label's probability against the likeliest other class, averaged over neighbouring voxels"
     ),
-    "disagreement": Way("the label's probability against the likeliest other class, of the model alone"),
+    "disagreement": Way("the label's probability against the likeliest other class"),
     "confident": Way(
-        "the same, relative to what is usual for each class (confident learning), of the model alone",
+        "the label's probability against the likeliest other class, each relative to what is usual for it "
+        "(confident learning)",
         relative=True,
     ),
     "alignment": Way(

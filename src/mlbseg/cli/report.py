@@ -76,6 +76,8 @@ def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Path | N
                 run, cases=AFTER_TRAINING, compared=1, overwrite=True, device=device,
                 progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
             )  # fmt: skip
+    except KeyboardInterrupt:
+        return None, "no report was written: interrupted"
     except Exception as error:  # also a fault of ours: it is said, and `mlbseg report` shows where it is
         return None, printable(f"no report was written: {type(error).__name__}: {error}")
     return result.path, ""

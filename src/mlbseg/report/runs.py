@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.records import read_record
-from mlbseg.errors import UserError
+from mlbseg.errors import Fault, UserError
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
 from mlbseg.report.page import Section, paragraphs, render_page, require_free, write_page
@@ -167,7 +167,14 @@ def _score(
     group, cases = chosen
     beyond, cases = len(cases) - len(cases[:most]), cases[:most]
     if given is not None:
-        return score_cases(group, cases, given, Path(str(predictions)), run.plan, beyond=beyond)
+        faults = [
+            Fault(case.id, f"no mask in {Path(str(predictions)).name}", case_id=case.id, kind="predict")
+            for case in groups[group]
+            if case.id not in given
+        ]
+        return score_cases(
+            group, cases, given, Path(str(predictions)), run.plan, faults=faults, beyond=beyond
+        )
     masks, faults = predict_cases(run, network, cases, work, device, progress)
     return score_cases(group, cases, masks, work, run.plan, faults=faults, beyond=beyond)
 

@@ -195,7 +195,16 @@ class Browser {
 
 /* One after the other, so that the first are there at once on a page of many. */
 (async () => {
-  for (const root of document.querySelectorAll(".browser")) await new Browser(root).start();
+  for (const root of document.querySelectorAll(".browser")) {
+    try {
+      await new Browser(root).start();
+    } catch (error) {
+      const note = document.createElement("p");
+      note.className = "note";
+      note.textContent = `This browser cannot show the slices (${error}); a version of 2023 or later can.`;
+      root.append(note);
+    }
+  }
   document.documentElement.dataset.ready = "";
 })();
 
