@@ -16,7 +16,7 @@ from conftest import Command
 from mlbseg.audit import audit
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.planted import plant_error
-from mlbseg.errors import FaultsError
+from mlbseg.errors import FaultsError, UserError
 from mlbseg.inference import predict
 
 pytestmark = pytest.mark.slow
@@ -218,6 +218,22 @@ def test_proposals_mend_the_suspected_regions_and_nothing_else(
             np.testing.assert_array_equal(proposed, given)
 
 
+def test_proposals_are_never_replaced_and_old_maps_do_not_stay(
+    audited: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, run = audited
+    audit(run, out=tmp_path / "a", propose=True)
+    before = (tmp_path / "a" / "proposed" / "case_6.nii.gz").read_bytes()
+    with pytest.raises(UserError, match="holds proposals, which somebody may have corrected"):
+        audit(run, tmp_path / "a" / "proposed", tmp_path / "a", propose=True, overwrite=True)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    shutil.copy(data / "labels" / "case_0.nii.gz", labels)
+    audit(run, labels, tmp_path / "a", overwrite=True)
+    assert [p.name for p in (tmp_path / "a" / "trust").iterdir()] == ["case_0.nii.gz"]
+    assert (tmp_path / "a" / "proposed" / "case_6.nii.gz").read_bytes() == before
+
+
 def test_an_audit_repeats_and_can_be_replaced(audited: tuple[Path, Path], tmp_path: Path) -> None:
     first = audit(audited[1], out=tmp_path / "a")
     text = (tmp_path / "a" / "cases.csv").read_text()
@@ -234,14 +250,22 @@ def test_what_lies_outside_the_crop_is_background_or_doubted(tmp_path: Path) -> 
             path = tmp_path / "scans" / folder / f"{i}.nii.gz"
             padded = np.pad(array(path), ((9, 12), (5, 8), (6, 14)))
             if folder == "labels":
-                padded[0, 0, 0] = 1  # far outside the scan's content
+                padded[:3, :4, :5] = i == 0  # far outside the scan's content
             sitk.WriteImage(sitk.GetImageFromArray(padded), str(path))
     overrides = [*TINY, "steps=4", "crop=true"]
     mlbseg.train(tmp_path / "scans", tmp_path / "run", method="supervised", overrides=overrides)
-    result = audit(tmp_path / "run")
-    trust = array(result.out / "trust" / "0.nii.gz")
-    assert trust[0, 0, 0] == 0
-    assert (trust[1:3] == 1).all()
+    result = audit(tmp_path / "run", propose=True)
+    trust, proposed = (array(result.out / folder / "0.nii.gz") for folder in ("trust", "proposed"))
+    assert not trust[:3, :4, :5].any()
+    assert not proposed[:3, :4, :5].any()
+    assert (trust[:3, 4:] == 1).all()
+    cases = {found.case: found for found in result.cases}
+    first = cases["0"].regions[0]
+    assert (first.label, first.suggested, first.voxels, first.volume) == (1, 0, 60, 60.0)
+    assert first.index in {(x, y, z) for x in range(5) for y in range(4) for z in range(3)}
+    label = array(tmp_path / "scans" / "labels" / "0.nii.gz")
+    assert cases["0"].trust <= 1 - 60 / (label > 0).sum() / 2
+    assert all(region.voxels != 60 for name in "12" for region in cases[name].regions[:1])
 
 
 def test_pictures_get_maps_that_hold_fractions(tmp_path: Path) -> None:

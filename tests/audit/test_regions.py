@@ -30,7 +30,7 @@ def test_a_region_has_its_volume_its_classes_and_its_place() -> None:
     label, predicted = np.zeros(shape, int), np.zeros(shape, int)
     predicted[3:8, 4:9, 5:10] = 7
     where = frame(shape, (1.0, 2.0, 3.0))
-    (region,), suspected = find_regions(trust, label, predicted, where, threshold=0.5, smallest=0)
+    (region,), suspected, _ = find_regions(trust, label, predicted, where, threshold=0.5, smallest=0)
     assert (region.label, region.suggested, region.voxels) == (0, 7, 125)
     assert region.volume == 125 * 6
     assert abs(region.trust - 0.2) < 1e-6
@@ -51,11 +51,13 @@ def test_borders_and_specks_are_no_regions() -> None:
     trust[8:11, 8:11, 8:11] = 0  # 27 voxels
     zeros = np.zeros(trust.shape, int)
     where = frame(trust.shape, (1.0, 1.0, 1.0))
-    found, suspected = find_regions(trust, zeros, zeros, where, threshold=0.5, smallest=27)
+    found, suspected, count = find_regions(trust, zeros, zeros, where, threshold=0.5, smallest=27)
     assert [region.voxels for region in found] == [27]
+    assert count == 1
     assert not suspected[:5].any()
-    found, suspected = find_regions(trust, zeros, zeros, where, threshold=0.5, smallest=28)
+    found, suspected, count = find_regions(trust, zeros, zeros, where, threshold=0.5, smallest=28)
     assert found == []
+    assert count == 0
     assert not suspected.any()
 
 
@@ -63,10 +65,11 @@ def test_a_region_at_the_edge_of_the_scan_counts() -> None:
     trust = np.ones((10, 10), np.float32)
     trust[:2, :] = 0
     zeros = np.zeros(trust.shape, int)
-    (region,), _ = find_regions(
+    (region,), _, count = find_regions(
         trust, zeros, zeros, frame(trust.shape, (1.0, 1.0)), threshold=0.5, smallest=0
     )
     assert region.voxels == 20
+    assert count == 1
     assert len(region.index) == len(region.position) == 2
 
 
@@ -75,9 +78,10 @@ def test_the_largest_come_first_and_no_more_than_some() -> None:
     for i in range(LARGEST + 3):
         trust[4 * i : 4 * i + 3, : 9 if i == 4 else 3] = 0
     zeros = np.zeros(trust.shape, int)
-    found, suspected = find_regions(
+    found, suspected, count = find_regions(
         trust, zeros, zeros, frame(trust.shape, (1.0, 1.0)), threshold=0.5, smallest=0
     )
     assert [region.voxels for region in found[:2]] == [27, 9]
     assert len(found) == LARGEST
+    assert count == LARGEST + 3
     np.testing.assert_array_equal(suspected, trust < 0.5)

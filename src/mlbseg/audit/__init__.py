@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mlbseg.audit.auditor import Auditor, Judged
+from mlbseg.audit.auditor import Auditor, Judged, reason
 from mlbseg.audit.findings import REGION_COLUMNS, Audit, Audited, case_row, region_rows, write_csv
 from mlbseg.audit.page import Sight, write_page
 from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans
-from mlbseg.data.readers import mask_suffix, write_image, write_label
+from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
-from mlbseg.run import Run, out_of_memory, pick_device
+from mlbseg.run import Run, pick_device
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -60,7 +60,7 @@ def audit(
             when None.
         propose: Also write each label as it would be with its suspected regions drawn by the networks, as
             ``proposed/ID``: to begin a correction with, not to end it.
-        overwrite: Replace an audit that is there already.
+        overwrite: Replace an audit that is there already, but for proposals: somebody may have corrected them.
         device: ``auto``, ``cpu``, ``cuda`` ...
         progress: Called with (done, all, case id).
 
@@ -77,7 +77,7 @@ def audit(
         raise UserError(f"--threshold: found {threshold}, expected a number between 0 and 1")
     opened = Run.open(Path(run))
     folder = Path(out) if out is not None else opened.root / "audit"
-    _require_free(folder, overwrite=overwrite)
+    _require_free(folder, overwrite=overwrite, propose=propose)
     target = pick_device(device)
     cases, faults = _cases(opened, labels, scans)
     auditor = Auditor(
@@ -103,17 +103,16 @@ def audit(
                 judged = auditor.judge(case)
                 _write_maps(folder, case, judged, propose=propose)
             except (UserError, MemoryError, OSError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not out_of_memory(error):
-                    raise
-                reason = "not enough memory for this scan" if out_of_memory(error) else str(error)
-                faults.append(Fault(case.id, reason, case_id=case.id, kind="audit"))
+                faults.append(Fault(case.id, reason(error), case_id=case.id, kind="audit"))
                 continue
             found.append(judged.audited)
             least.offer(judged.audited, judged.sight)
         if not found:
             raise FaultsError(faults, f"{opened.root}: no label could be judged")
         found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
-        result = Audit(folder, way, threshold, names, tuple(found), tuple(faults))
+        unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
+        result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults))
+        _drop_others(folder / "trust", {one.case for one in found})
         write_csv(folder / "cases.csv", [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
         rows = [row for one in found for row in region_rows(one)]
         write_csv(folder / "regions.csv", rows, REGION_COLUMNS)
@@ -147,11 +146,16 @@ class _Least:
                 yield case, Sight(**{**found, "spacing": tuple(found["spacing"].tolist())})
 
 
-def _require_free(folder: Path, *, overwrite: bool) -> None:
+def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise UserError(f"{folder} holds something already (pass --overwrite, or another --out)")
+    if propose and (folder / "proposed").exists():
+        raise UserError(
+            f"{folder / 'proposed'}: holds proposals, which somebody may have corrected, so they are never replaced "
+            "(move the folder away, or choose another --out)"
+        )
 
 
 def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tuple[list[Case], list[Fault]]:
@@ -176,6 +180,13 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
     if not chosen:
         raise FaultsError(faults, f"{labels}: no label belongs to a scan")
     return chosen, faults
+
+
+def _drop_others(folder: Path, cases: Collection[str]) -> None:
+    """Remove the trust maps of an earlier audit of other cases: nobody could tell them from this one's."""
+    for path in folder.iterdir():
+        if path.is_file() and stem(path) not in cases:
+            path.unlink()
 
 
 def _write_maps(folder: Path, case: Case, judged: Judged, *, propose: bool) -> None:

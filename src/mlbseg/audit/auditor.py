@@ -13,7 +13,7 @@ import torch
 from mlbseg.audit.evidence import Evidence, Judge, clean_direction, gather, networks
 from mlbseg.audit.findings import GIVEN, Audited
 from mlbseg.audit.page import Sight
-from mlbseg.audit.regions import find_regions
+from mlbseg.audit.regions import find_regions, stray_region
 from mlbseg.audit.trust import (
     WAYS,
     Classes,
@@ -34,8 +34,10 @@ from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.run import Run
+from mlbseg.run import Run, out_of_memory
 from mlbseg.types import Case, Geometry
+
+Mask = npt.NDArray[np.bool_]
 
 BATCHES = 12  # of careful labels, whose mean gradient is v
 
@@ -107,9 +109,10 @@ class Auditor:
                 say(case)
                 try:
                     image, label, _ = self._prepared(case)
-                except UserError:
-                    continue  # `judge` meets it again, and names it
-                evidence = self._evidence(image, label)
+                    evidence = self._evidence(image, label)
+                except (UserError, MemoryError, OSError, RuntimeError) as error:
+                    reason(error)
+                    continue  # `judge` meets it again, and it is named
                 squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
                 yield evidence.probability, label
 
@@ -126,31 +129,43 @@ class Auditor:
         evidence = self._evidence(image, label)
         trust = self._trust(evidence, label)
         predicted = evidence.probability.argmax(0).astype(np.uint8)
-        values = np.asarray(self.plan.label_values)
+        values = np.asarray(self.plan.label_values, np.min_scalar_type(max(self.plan.label_values)))
         voxel = float(np.prod(frame.grid.spacing))
         smallest = 3**label.ndim * voxel if self.smallest is None else self.smallest
-        regions, suspected = find_regions(
+        regions, suspected, count = find_regions(
             trust, values[label], values[predicted], frame, threshold=self.threshold, smallest=smallest
         )
+        volume = float(suspected.sum()) * voxel
+        assert case.label is not None  # noqa: S101 - `_prepared` has read it
+        given, _ = read_label(case.label)
+        # The networks see no more than the prepared grid: labels outside it lie where the scan is empty.
+        stray = (given != 0) & (restore_probability(np.ones_like(trust), frame) < 0.5)
+        region = stray_region(given, stray, frame.native)
+        if region is not None and region.volume >= smallest:
+            regions, count, volume = [region, *regions], count + 1, volume + region.volume
+        share = float(np.prod(frame.native.spacing)) / voxel
         doubted = trust < self.threshold
         audited = Audited(
             case.id,
             GIVEN if self.given else case.role.value,
-            _share_trusted(doubted, (label > 0) | (predicted > 0), empty=1.0) or 0.0,
+            _share_trusted(doubted, (label > 0) | (predicted > 0), share * stray.sum(), empty=1.0) or 0.0,
             {
-                int(values[k]): _share_trusted(doubted, (label == k) | (predicted == k), empty=None)
-                for k in range(1, self.plan.num_classes)
+                int(v): _share_trusted(
+                    doubted, (label == k) | (predicted == k), share * (stray & (given == v)).sum(), empty=None
+                )
+                for k, v in enumerate(values)
+                if k
             },
-            float(suspected.sum()) * voxel,
+            volume,
             tuple(regions),
+            count,
         )
         spacing = frame.grid.spacing[::-1]
         sight = Sight(image[0], values[label], values[predicted], trust, suspected, spacing)
-        assert case.label is not None  # noqa: S101 - `_prepared` has read it
-        given, _ = read_label(case.label)
         wrong = restore_probability(suspected.astype(np.float32), frame) > 0.5
-        proposal = np.where(wrong, restore_label(evidence.probability, frame, self.plan), given)
-        return Judged(audited, sight, _native(trust, given, frame), proposal, frame.native)
+        proposal = np.where(wrong | stray, restore_label(evidence.probability, frame, self.plan), given)
+        native = np.where(stray, 0, restore_probability(trust - 1, frame) + 1).clip(0, 1).astype(np.float32)
+        return Judged(audited, sight, native, proposal, frame.native)
 
     def _prepared(self, case: Case) -> tuple[Map, Classes, Frame]:
         assert case.label is not None  # noqa: S101 - `_cases` has chosen such
@@ -203,14 +218,18 @@ class Auditor:
         )
 
 
-def _native(trust: Map, label: Classes, frame: Frame) -> Map:
-    """Return trust on the scan's own lattice; outside the prepared grid only background is believed."""
-    native = restore_probability(trust, frame)
-    inside = restore_probability(np.ones_like(trust), frame) > 0.5
-    return np.where(inside, native.clip(0, 1), label == 0).astype(np.float32)
+def reason(error: BaseException) -> str:
+    """Return why a case could not be judged.
+
+    Raises:
+        RuntimeError: the error itself, if it is a fault of ours.
+    """
+    if isinstance(error, RuntimeError) and not out_of_memory(error):
+        raise error
+    return "not enough memory for this scan" if out_of_memory(error) else str(error)
 
 
-def _share_trusted(
-    doubted: npt.NDArray[np.bool_], where: npt.NDArray[np.bool_], *, empty: float | None
-) -> float | None:
-    return float(1 - doubted[where].mean()) if where.any() else empty
+def _share_trusted(doubted: Mask, where: Mask, outside: float, *, empty: float | None) -> float | None:
+    """Return the share of `where` that is not doubted, voxels outside the grid (as many) being all doubted."""
+    total = where.sum() + outside
+    return float(1 - (doubted[where].sum() + outside) / total) if total else empty

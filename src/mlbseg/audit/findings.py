@@ -27,6 +27,7 @@ class Audited:
         by_class: The same of each class value but background; None where neither has it.
         suspected: Volume of the suspected regions, mm³ (mm² in 2D).
         regions: The largest of them.
+        count: How many there are.
     """
 
     case: str
@@ -35,6 +36,7 @@ class Audited:
     by_class: dict[int, float | None]
     suspected: float
     regions: tuple[Region, ...]
+    count: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Audit:
         way: A name in `mlbseg.audit.trust.WAYS`.
         threshold: Voxels below it were not trusted.
         class_names: Of each class value but background.
+        unit: Of volumes: ``mm³``, or ``mm²`` in 2D.
         cases: The least trusted first.
         faults: Cases that could not be judged.
     """
@@ -54,6 +57,7 @@ class Audit:
     way: str
     threshold: float
     class_names: dict[int, str]
+    unit: str
     cases: tuple[Audited, ...]
     faults: tuple[Fault, ...]
 
@@ -87,7 +91,7 @@ def case_row(rank: int, found: Audited, names: dict[int, str]) -> dict[str, obje
         "role": found.role,
         "trust": round(found.trust, 4),
         "suspected_volume": round(found.suspected, 2),
-        "regions": len(found.regions),
+        "regions": found.count,
         **by_class,
     }
 

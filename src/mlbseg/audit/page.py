@@ -53,13 +53,12 @@ def write_page(path: Path, result: Audit, sights: Iterable[tuple[str, Sight]], *
     names = result.class_names
     sections = [Section("Cases", _cases(result), "The least trusted first.")]
     by_case = {found.case: found for found in result.cases}
-    shown = [(by_case[case], sight) for case, sight in sights]
-    for found, sight in shown:
-        sections.append(Section(found.case, _case(found, sight, names)))
-    sections.append(Section("How this was judged", _method(result, len(shown))))
+    for case, sight in sights:  # one at a time: those of large scans are large
+        sections.append(Section(case, _case(by_case[case], sight, names, result.unit)))
+    sections.append(Section("How this was judged", _method(result, len(sections) - 1)))
     if result.faults:
         sections.append(Section("Not judged", paragraphs(*(str(fault) for fault in result.faults))))
-    doubted = sum(bool(found.regions) for found in result.cases)
+    doubted = sum(bool(found.count) for found in result.cases)
     facts = [
         ("labels", str(len(result.cases))),
         ("with a suspected region", str(doubted)),
@@ -76,16 +75,15 @@ def write_page(path: Path, result: Audit, sights: Iterable[tuple[str, Sight]], *
 
 def _cases(result: Audit) -> Markup:
     headings = ["case", "role", "trust", *(f"trust, {name}" for name in result.class_names.values())]
-    unit = _unit(result.cases[0])
     rows: list[list[Cell | str]] = [
         [found.case, found.role, number(found.trust), *(number(found.by_class[v]) for v in result.class_names),
-         number(found.suspected, 0), Cell(str(len(found.regions)), len(found.regions))]
+         number(found.suspected, 0), Cell(str(found.count), found.count)]
         for found in result.cases
     ]  # fmt: skip
-    return table([*headings, f"suspected, {unit}", "regions"], rows, caption="Trust of every label")
+    return table([*headings, f"suspected, {result.unit}", "regions"], rows, caption="Trust of every label")
 
 
-def _case(found: Audited, sight: Sight, names: dict[int, str]) -> Markup:
+def _case(found: Audited, sight: Sight, names: dict[int, str], unit: str) -> Markup:
     focus = (
         int(sight.suspected.sum(axis=(1, 2)).argmax())
         if sight.label.ndim == 3 and sight.suspected.any()
@@ -94,7 +92,7 @@ def _case(found: Audited, sight: Sight, names: dict[int, str]) -> Markup:
     region = max(names) + 1  # a value of its own, that no class has
     subject = Subject(
         name=found.case,
-        caption=f"trust {found.trust:.3f}, {len(found.regions)} suspected region(s), role {found.role}",
+        caption=f"trust {found.trust:.3f}, {found.count} suspected region(s), role {found.role}",
         image=sight.image,
         spacing=sight.spacing,
         masks={
@@ -107,7 +105,6 @@ def _case(found: Audited, sight: Sight, names: dict[int, str]) -> Markup:
     )
     body = browser(subject, {**names, region: "suspected region"})
     if found.regions:
-        unit = _unit(found)
         rows: list[list[Cell | str]] = [
             [str(n), _named(r.label, names), _named(r.suggested, names), number(r.volume, 0), number(r.trust, 2),
              ", ".join(str(i) for i in r.index), ", ".join(f"{x:.1f}" for x in r.position)]
@@ -141,7 +138,3 @@ def _method(result: Audit, shown: int) -> Markup:
 
 def _named(value: int, names: dict[int, str]) -> str:
     return names.get(value, "background" if value == 0 else str(value))
-
-
-def _unit(found: Audited) -> str:
-    return "mm²" if found.regions and len(found.regions[0].index) == 2 else "mm³"

@@ -46,8 +46,8 @@ def find_regions(
     *,
     threshold: float,
     smallest: float,
-) -> tuple[list[Region], npt.NDArray[np.bool_]]:
-    """Return the suspected regions of a label, the largest first, and the voxels that lie in one.
+) -> tuple[list[Region], npt.NDArray[np.bool_], int]:
+    """Return the `LARGEST` suspected regions of a label, the voxels that lie in any, and how many there are.
 
     A border that two people would draw a voxel apart is no error: a region must somewhere be thicker than two voxels.
 
@@ -62,39 +62,60 @@ def find_regions(
     doubted = trust < threshold
     # Padded, as what lies outside the scan must not count as trusted; then grown back within what is doubted.
     inner = ndimage.binary_erosion(np.pad(doubted, 1, mode="edge"))[(slice(1, -1),) * doubted.ndim]
-    everywhere = np.ones((3,) * doubted.ndim)
-    numbered, _ = ndimage.label(doubted, structure=everywhere)
-    thick = np.unique(numbered[inner & doubted])
+    numbered, _ = ndimage.label(doubted, structure=np.ones((3,) * doubted.ndim))
     voxel = float(np.prod(frame.grid.spacing))
+    voxels = np.bincount(numbered.ravel())
+    thick = np.unique(numbered[inner & doubted])
+    chosen = thick[voxels[thick] * voxel >= smallest]
+    largest = chosen[np.argsort(-voxels[chosen], kind="stable")][:LARGEST]
     grid, native = _lattice(frame.grid), _lattice(frame.native)
-    found: list[tuple[Region, int]] = []
     boxes = ndimage.find_objects(numbered)
-    for number in thick:
+    found = []
+    for number in largest:
         box = boxes[number - 1]
         inside = numbered[box] == number
-        volume = float(inside.sum()) * voxel
-        if volume < smallest:
-            continue
         deepest = ndimage.distance_transform_edt(np.pad(inside, 1))[(slice(1, -1),) * inside.ndim]
         middle = np.unravel_index(int(deepest.argmax()), inside.shape)
         on_grid = tuple(int(m + s.start) for m, s in zip(middle, box, strict=True))[::-1]
         position = grid.TransformIndexToPhysicalPoint(on_grid)
         found.append(
-            (
-                Region(
-                    label=_commonest(label[box][inside]),
-                    suggested=_commonest(predicted[box][inside]),
-                    voxels=int(inside.sum()),
-                    volume=volume,
-                    trust=float(trust[box][inside].mean()),
-                    index=tuple(native.TransformPhysicalPointToIndex(position)),
-                    position=tuple(position),
-                ),
-                int(number),
+            Region(
+                label=_commonest(label[box][inside]),
+                suggested=_commonest(predicted[box][inside]),
+                voxels=int(voxels[number]),
+                volume=float(voxels[number]) * voxel,
+                trust=float(trust[box][inside].mean()),
+                index=tuple(native.TransformPhysicalPointToIndex(position)),
+                position=tuple(position),
             )
         )
-    found.sort(key=lambda pair: (-pair[0].volume, pair[0].index))
-    return [region for region, _ in found[:LARGEST]], np.isin(numbered, [number for _, number in found])
+    return found, np.isin(numbered, chosen), len(chosen)
+
+
+def stray_region(
+    label: npt.NDArray[np.integer], stray: npt.NDArray[np.bool_], native: Geometry
+) -> Region | None:
+    """Return the region of labelled voxels that lie outside all that the networks were shown; None without any.
+
+    Args:
+        label: (*S) class values on the scan's own lattice.
+        stray: (*S) which voxels.
+        native: The lattice.
+    """
+    places = np.argwhere(stray)
+    if not len(places):
+        return None
+    middle = places[np.abs(places - np.median(places, axis=0)).sum(1).argmin()]
+    index = tuple(int(i) for i in middle[::-1])
+    return Region(
+        label=_commonest(label[stray]),
+        suggested=0,
+        voxels=len(places),
+        volume=len(places) * float(np.prod(native.spacing)),
+        trust=0.0,
+        index=index,
+        position=tuple(_lattice(native).TransformIndexToPhysicalPoint(index)),
+    )
 
 
 def _lattice(geometry: Geometry) -> sitk.Image:
