@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from blocks import blocks
+from conftest import Command
 from export.seg_series import SPACING, write_series
 from mlbseg.data.readers import read_label, read_scan, write_label
 from mlbseg.errors import UserError
@@ -161,6 +162,70 @@ def test_what_is_no_series_or_does_not_fit_is_named_and_the_others_are_written(
     assert "origin" in faults["moved"]
     assert "no such mask" in faults["unmasked"]
     assert [path.name for path in (tmp_path / "seg").iterdir()] == ["good.dcm"]
+
+
+def change(folder: Path, *absent: str, bare: bool = False) -> None:
+    """Take headers, or preamble and file meta information, out of the files of a series."""
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        for keyword in absent:
+            delattr(data, keyword)
+        if bare:
+            content = pydicom.Dataset({element.tag: element for element in data})
+            content.save_as(path, implicit_vr=True, little_endian=True)
+            assert path.read_bytes()[128:132] != b"DICM"
+        else:
+            data.save_as(path)
+
+
+@pytest.mark.slow
+def test_series_with_poor_headers_are_completed_or_named_and_stop_no_other(
+    command: Command, supervised_run: Path, tmp_path: Path
+) -> None:
+    scans = tmp_path / "scans"
+    uids = {name: series(scans / name, 76) for name in ("bare", "flat", "frameless", "good", "unstudied")}
+    change(scans / "bare", bare=True)
+    change(scans / "flat", "SliceThickness", "PixelSpacing")
+    change(scans / "frameless", "FrameOfReferenceUID")
+    change(scans / "unstudied", "StudyInstanceUID")
+    masks = predict(supervised_run, scans, tmp_path / "masks", device="cpu").masks
+    options = ("--format", "dicom-seg", "--scans", scans, "--masks", tmp_path / "masks", "--json")
+    done = command("export", supervised_run, tmp_path / "seg", *options)
+    assert done.code == 2
+    faults = {fault["case_id"]: fault for fault in done.json["faults"]}
+    assert set(faults) == {"frameless", "unstudied"}
+    assert faults["frameless"]["found"] == "no FrameOfReferenceUID"
+    assert faults["unstudied"]["found"] == "no StudyInstanceUID"
+    for name, fault in faults.items():
+        assert fault["where"] == f"{name}/001.dcm"
+        assert fault["expected"]
+        assert fault["remedy"]
+    assert [Path(path).name for path in done.json["files"]] == ["bare.dcm", "flat.dcm", "good.dcm"]
+    for name in ("bare", "flat", "good"):
+        mask, geometry = read_label(masks[name])
+        path = tmp_path / "seg" / f"{name}.dcm"
+        np.testing.assert_array_equal(by_source(path, uids[name]), mask)
+        measures = highdicom.seg.segread(str(path)).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert list(measures.PixelSpacing) == pytest.approx([geometry.spacing[1], geometry.spacing[0]])
+        assert measures.SliceThickness == pytest.approx(SPACING[0])
+
+
+@pytest.mark.slow
+def test_what_highdicom_refuses_is_a_fault_of_its_series(supervised_run: Path, tmp_path: Path) -> None:
+    for name in ("good", "mixed"):
+        series(tmp_path / "scans" / name, 77)
+    first = tmp_path / "scans" / "mixed" / "001.dcm"
+    data = pydicom.dcmread(first)
+    data.FrameOfReferenceUID = pydicom.uid.generate_uid()
+    data.save_as(first)
+    predict(supervised_run, tmp_path / "scans", tmp_path / "masks", device="cpu")
+    done = export(
+        supervised_run, tmp_path / "seg", "dicom-seg", scans=tmp_path / "scans", masks=tmp_path / "masks"
+    )
+    assert [path.name for path in done.files] == ["good.dcm"]
+    (fault,) = done.faults
+    assert (fault.where, fault.case_id) == ("mixed", "mixed")
+    assert "must all be part of the same series" in fault.found
 
 
 @pytest.mark.slow

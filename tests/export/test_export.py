@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +92,30 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (out / "mine").read_text() == "kept"
     with pytest.raises(UserError, match="a file"), staged(out / "mine", overwrite=True):
         pytest.fail("a file was taken for a folder")
+
+
+def test_an_empty_folder_on_another_disk_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    out = tmp_path / "out"
+    out.symlink_to(disk)
+
+    def as_between_disks(call: Callable[..., object]) -> Callable[..., object]:
+        def move(source: Path, target: Path) -> object:
+            if len({disk in Path(path).resolve().parents for path in (source, target)}) > 1:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+            return call(source, target)
+
+        return move
+
+    monkeypatch.setattr(os, "replace", as_between_disks(os.replace))
+    monkeypatch.setattr(os, "rename", as_between_disks(os.rename))
+    with staged(out, overwrite=False) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "one").write_text("1")
+        assert not (out / "sub").exists()
+    assert [path.name for path in disk.rglob("*")] == ["sub", "one"]
+    assert out.is_symlink()
 
 
 @pytest.mark.slow

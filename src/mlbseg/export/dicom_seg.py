@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,12 @@ STRUCTURE = ("123037004", "SCT", "Anatomical Structure")
 """What every segment is, in SNOMED CT: the category."""
 ORGAN = ("113343008", "SCT", "Organ")
 """The type of a segment for which no code was given."""
+
+_REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID")
+"""Of each slice: without them nothing can refer to it."""
+_MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+                 "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+"""What the standard wants of each slice, if empty."""
 
 
 @dataclass
@@ -121,12 +127,14 @@ def export_dicom_seg(
                 if model is None and masks is not None
                 else _predicted(case, model, run, target, fractional=fractional)
             )
-            files, _, _ = dicom.series(case.images[0])
-            write_atomic(place, segmentation(files, segments, run, known))
+            write_atomic(place, segmentation(case, segments, run, known))
             result.files[case.id] = place
         except (UserError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
+            if isinstance(error, ReadError) and error.fault.case_id is not None:
+                result.faults.append(error.fault)
+                continue
             reason = "not enough memory for this series" if out_of_memory(error) else str(error)
             result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
     if progress is not None:
@@ -152,44 +160,48 @@ def read_codes(path: Path | None, plan: Plan) -> Codes:
     return {**known, **given}
 
 
-def segmentation(
-    files: Sequence[Path], segments: npt.NDArray[Any], run: Run, codes: Mapping[str, Any]
-) -> bytes:
+def segmentation(case: Case, segments: npt.NDArray[Any], run: Run, codes: Mapping[str, Any]) -> bytes:
     """Return a DICOM file that holds segments and refers to the slices that they were drawn on.
 
     Args:
-        files: The series' files, in the order of the slices.
+        case: Its one image is the folder of the series.
         segments: (Z, Y, X) uint8 class indices, or (Z, Y, X, K - 1) float32 probabilities of all but background.
         run: Names the algorithm and the classes.
         codes: From `read_codes`.
+
+    Raises:
+        ReadError: if no segmentation can refer to the series as it is.
     """
     from highdicom import UID
     from highdicom.seg import Segmentation
-    from pydicom import dcmread
 
-    sources = [_completed(dcmread(file, stop_before_pixels=True)) for file in files]
+    sources = _sources(case)
+    described = _descriptions(run, codes)
     weights = run.root / WEIGHTS
     mark = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "0"
-    dataset = Segmentation(
-        source_images=sources,
-        pixel_array=segments,
-        segmentation_type="BINARY" if segments.ndim == 3 else "FRACTIONAL",
-        fractional_type="PROBABILITY",
-        segment_descriptions=_descriptions(run, codes),
-        series_instance_uid=UID(),
-        series_number=SERIES_NUMBER,
-        sop_instance_uid=UID(),
-        instance_number=1,
-        manufacturer="mlbseg",
-        manufacturer_model_name=f"{run.config.method} {run.plan.network}",
-        software_versions=version("mlbseg"),
-        device_serial_number=mark,  # which weights: there is no device
-        content_label="MLBSEG",
-        content_description="Segmented by a network, not by a person",
-        series_description="mlbseg segmentation",
-    )
     content = io.BytesIO()
-    dataset.save_as(content)
+    try:
+        dataset = Segmentation(
+            source_images=sources,
+            pixel_array=segments,
+            segmentation_type="BINARY" if segments.ndim == 3 else "FRACTIONAL",
+            fractional_type="PROBABILITY",
+            segment_descriptions=described,
+            series_instance_uid=UID(),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=UID(),
+            instance_number=1,
+            manufacturer="mlbseg",
+            manufacturer_model_name=f"{run.config.method} {run.plan.network}",
+            software_versions=version("mlbseg"),
+            device_serial_number=mark,  # which weights: there is no device
+            content_label="MLBSEG",
+            content_description="Segmented by a network, not by a person",
+            series_description="mlbseg segmentation",
+        )
+        dataset.save_as(content)
+    except (AttributeError, ValueError, OSError) as error:  # highdicom cannot take the headers
+        raise _unfit(case, str(error)) from error
     return content.getvalue()
 
 
@@ -224,13 +236,52 @@ def _descriptions(run: Run, codes: Mapping[str, Any]) -> list[SegmentDescription
     ]
 
 
-def _completed(dataset: Dataset) -> Dataset:
-    """Return the headers of a slice with those that the standard wants, if empty, and that archives leave out."""
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-                    "AccessionNumber", "ReferringPhysicianName"):  # fmt: skip
-        if keyword not in dataset:
-            setattr(dataset, keyword, None)
-    return dataset
+def _sources(case: Case) -> list[Dataset]:
+    """Return the headers of a series in the order of its slices.
+
+    Filled in are those that archives leave out: empty where the standard allows it, and sizes from the volume.
+
+    Raises:
+        ReadError: if a file cannot be read, or names no study, series, frame of reference or instance.
+    """
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+    from pydicom.valuerep import DSfloat
+
+    files, geometry, _ = dicom.series(case.images[0])
+    x, y, z = (DSfloat(value, auto_format=True) for value in geometry.spacing)
+    sources = []
+    for file in files:
+        try:
+            dataset = dcmread(file, stop_before_pixels=True, force=True)  # older files have no preamble
+            absent = [keyword for keyword in _REQUIRED if not dataset.get(keyword)]
+            sizes = [keyword for keyword in ("PixelSpacing", "SliceThickness") if not dataset.get(keyword)]
+        except (AttributeError, ValueError, InvalidDicomError, OSError) as error:
+            raise _unfit(case, str(error), file) from error
+        if absent:
+            raise _unfit(case, f"no {', no '.join(absent)}", file)
+        if "PixelSpacing" in sizes:
+            dataset.PixelSpacing = [y, x]  # of rows, then of columns
+        if "SliceThickness" in sizes:
+            dataset.SliceThickness = z
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in dataset:
+                setattr(dataset, keyword, None)
+        sources.append(dataset)
+    return sources
+
+
+def _unfit(case: Case, found: str, file: Path | None = None) -> ReadError:
+    return ReadError(
+        Fault(
+            case.id if file is None else f"{case.id}/{file.name}",
+            found,
+            "the headers of a DICOM series that a segmentation can refer to",
+            "get the series from the archive again with its UIDs, or use the masks of `mlbseg predict`",
+            case.id,
+            "dicom",
+        )
+    )
 
 
 def _require_series(case: Case) -> None:

@@ -48,15 +48,16 @@ def require_new(out: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty folder beside `out`; what is written into it appears in `out` at the end, and not before.
+    """Yield an empty folder; what is written into it appears in `out` at the end, and not before.
 
+    It lies in `out` where that exists, which may be another disk than the folder around it, else beside it.
     With `overwrite` files of the same names are replaced; others in `out` stay.
 
     Raises:
         UserError: if `out` is in use, or cannot be written.
     """
     require_new(out, overwrite=overwrite)
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+    temporary = (out if out.exists() else out.parent) / f".{out.name}.{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
         try:
