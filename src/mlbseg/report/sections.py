@@ -26,6 +26,9 @@ PARTS = {
 MOST_AUDITED = 10
 """Rows of the audit's table that are shown; the audit's own page has all."""
 
+WORDS = ("case", "role")
+"""Columns of the audit's table that are no numbers, even where they look like one: a case may be called 001."""
+
 
 def data_section(run: Run) -> Section:
     """Return what was trained on what."""
@@ -119,7 +122,7 @@ def audit_section(run: Run) -> Section | None:
         text = f"{path.name} of the audit is damaged, expected a line for each case (run mlbseg audit again)."
         return Section("Audit", paragraphs(text))
     names.sort(key=lambda name: name != "case")
-    cells = [[_audited(row[name]) for name in names] for row in rows]
+    cells = [[Cell(row[name]) if name in WORDS else _audited(row[name]) for name in names] for row in rows]
     return Section(
         "Audit", table(names, cells, caption=f"The first {len(rows)} rows of audit/cases.csv."),
         "Labels that mlbseg audit trusts least.",
