@@ -20,7 +20,7 @@ from mlbseg.report import masks_report, report
 from mlbseg.report.page import Section, render_page
 from mlbseg.report.runs import slices_of
 from mlbseg.report.slices import Subject
-from report.pages import data_of, layer
+from report.pages import data_of, layer, sprite
 
 pytestmark = pytest.mark.slow
 
@@ -257,6 +257,29 @@ def test_a_mask_s_scan_of_another_size_is_left_out(scans: Path, tmp_path: Path) 
     result = evaluate(masks, scans / "labels")
     page = masks_report(result, masks, scans / "labels", tmp_path / "a.html", scans=other)
     assert "the scan has another size" in page.read_text(encoding="utf-8")
+
+
+def test_a_mask_s_scan_that_lies_elsewhere_is_left_out(scans: Path, tmp_path: Path) -> None:
+    from mlbseg import evaluate
+
+    moved = shutil.copytree(scans, tmp_path / "scans")
+    for name, change in (("case_0", "SetOrigin"), ("case_1", "SetSpacing")):
+        path = moved / "images" / f"{name}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        getattr(image, change)((7.0, 8.0, 9.0))
+        sitk.WriteImage(image, str(path))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("case_0", "case_1"):
+        shutil.copy(scans / "labels" / f"{name}.nii.gz", masks)
+    result = evaluate(masks, scans / "labels")
+    page = masks_report(result, masks, scans / "labels", tmp_path / "a.html", scans=moved)
+    html = page.read_text(encoding="utf-8")
+    assert "the scan has another origin, so it is not shown" in html
+    assert "the scan has another spacing, so it is not shown" in html
+    assert [int(sprite(d).max()) for d in data_of(html)] == [0, 0]
+    straight = masks_report(result, masks, scans / "labels", tmp_path / "b.html", scans=scans)
+    assert all(sprite(d).max() > 0 for d in data_of(straight.read_text(encoding="utf-8")))
 
 
 def test_a_page_is_small_enough_to_send() -> None:
