@@ -175,6 +175,45 @@ def test_audit_is_shown_where_there_is_one(run: Path, scans: Path) -> None:
     assert "audit is damaged" in report(run, overwrite=True).path.read_text(encoding="utf-8")
 
 
+def test_trust_is_found_in_the_scan_s_format_and_left_out_where_it_does_not_fit(
+    run: Path, scans: Path, tmp_path: Path
+) -> None:
+    folder = run / "audit" / "trust"
+    folder.mkdir(parents=True)
+    scan = sitk.ReadImage(str(scans / "images" / "case_3.nii.gz"))
+    trust = sitk.Cast(scan, sitk.sitkFloat32) * 0 + 0.5
+    path = folder / "case_3.nrrd"
+
+    def shown() -> tuple[bool, str]:
+        html = report(run, overwrite=True).path.read_text(encoding="utf-8")
+        return "trust" in [item["name"] for item in data_of(html)[0]["layers"]], html
+
+    sitk.WriteImage(trust, str(path))
+    has, html = shown()
+    assert has
+    assert "its trust map" not in html
+    sitk.WriteImage(trust * 3, str(path))
+    has, html = shown()
+    assert not has
+    assert "its trust map holds other values than 0 to 1" in html
+    trust.SetOrigin((7.0, 8.0, 9.0))
+    sitk.WriteImage(trust, str(path))
+    has, html = shown()
+    assert not has
+    assert "its trust map has another origin than the scan" in html
+    path.write_bytes(path.read_bytes()[:-20])
+    has, html = shown()
+    assert not has
+    assert "its trust map cannot be read" in html
+    path.unlink()
+    trust.CopyInformation(scan)
+    sitk.WriteImage(trust, str(tmp_path / "outside.nrrd"))
+    path.symlink_to(tmp_path / "outside.nrrd")
+    has, html = shown()
+    assert not has
+    assert "its trust map cannot be read" in html
+
+
 def test_axes_run_as_in_training(scans: Path, supervised_run: Path, tmp_path: Path) -> None:
     """Of a scan that is stored the other way round the same slices are shown."""
     turned = shutil.copytree(scans, tmp_path / "scans")
