@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,14 @@ def _value(value: Any) -> str:
 
 def _command(command: Any) -> str:
     """Return what was typed, without the folders of this machine."""
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    return " ".join(
-        word.rstrip("/").rpartition("/")[2] if word.startswith(("/", "~", ".")) else word for word in words
-    )
+    return " ".join(_bare(str(word)) for word in command) if isinstance(command, list) else ""
+
+
+def _bare(word: str) -> str:
+    """Return a word of which a path, or the path in ``name=path``, is cut to its last component."""
+    name, equals, value = word.partition("=")
+    if not equals or "/" in name or "\\" in name:
+        name, equals, value = "", "", word
+    if re.fullmatch(r"\d+/\d+", value):  # a share such as 1/4
+        return word
+    return name + equals + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
