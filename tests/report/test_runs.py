@@ -282,6 +282,11 @@ def test_masks_are_shown(scans: Path, tmp_path: Path, command: Command) -> None:
     assert "Masks without a reference: alone." in html
     assert command("evaluate", masks, scans / "labels", "--report", page).code == 2
     assert command("evaluate", masks, scans / "labels", "--scans", scans).code == 2
+    early = ("--out", tmp_path / "a.csv", "--report", tmp_path / "b.html", "--scans", tmp_path / "gone")
+    refused = command("evaluate", masks, scans / "labels", *early)
+    assert refused.code == 2
+    assert "--scans" in refused.err
+    assert not (tmp_path / "a.csv").exists()  # before anything is scored
     command("evaluate", masks, scans / "labels", "--report", page, "--overwrite")
     html = page.read_text(encoding="utf-8")
     assert "the masks lie on black" in html
