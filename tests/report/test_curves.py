@@ -135,6 +135,12 @@ def test_without_weight_maps_the_reason_is_given(tmp_path: Path) -> None:
     assert section is not None
     assert "every pixel counts alike" in section.body
     assert "no weight maps" in absence(Config(method="mlb"), noisy=True)
+    mlb = {"weighting": "confidence", "decides": "everywhere"}
+    confident = Config.model_validate({"method": "mlb", "mlb": mlb})
+    assert "no weight maps" in absence(confident, noisy=False)
+    assert "every pixel" in absence(
+        Config.model_validate({"method": "mlb", "mlb": {**mlb, "weighting": "uniform"}}), noisy=True
+    )
 
 
 # --- what is said ------------------------------------------------------------------------------------------

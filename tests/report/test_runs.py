@@ -20,7 +20,7 @@ from mlbseg.report import masks_report, report
 from mlbseg.report.page import Section, render_page
 from mlbseg.report.runs import slices_of
 from mlbseg.report.slices import Subject
-from report.pages import data_of, layer
+from report.pages import data_of, layer, sprite
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +175,45 @@ def test_audit_is_shown_where_there_is_one(run: Path, scans: Path) -> None:
     assert "audit is damaged" in report(run, overwrite=True).path.read_text(encoding="utf-8")
 
 
+def test_trust_is_found_in_the_scan_s_format_and_left_out_where_it_does_not_fit(
+    run: Path, scans: Path, tmp_path: Path
+) -> None:
+    folder = run / "audit" / "trust"
+    folder.mkdir(parents=True)
+    scan = sitk.ReadImage(str(scans / "images" / "case_3.nii.gz"))
+    trust = sitk.Cast(scan, sitk.sitkFloat32) * 0 + 0.5
+    path = folder / "case_3.nrrd"
+
+    def shown() -> tuple[bool, str]:
+        html = report(run, overwrite=True).path.read_text(encoding="utf-8")
+        return "trust" in [item["name"] for item in data_of(html)[0]["layers"]], html
+
+    sitk.WriteImage(trust, str(path))
+    has, html = shown()
+    assert has
+    assert "its trust map" not in html
+    sitk.WriteImage(trust * 3, str(path))
+    has, html = shown()
+    assert not has
+    assert "its trust map holds other values than 0 to 1" in html
+    trust.SetOrigin((7.0, 8.0, 9.0))
+    sitk.WriteImage(trust, str(path))
+    has, html = shown()
+    assert not has
+    assert "its trust map has another origin than the scan" in html
+    path.write_bytes(path.read_bytes()[:-20])
+    has, html = shown()
+    assert not has
+    assert "its trust map cannot be read" in html
+    path.unlink()
+    trust.CopyInformation(scan)
+    sitk.WriteImage(trust, str(tmp_path / "outside.nrrd"))
+    path.symlink_to(tmp_path / "outside.nrrd")
+    has, html = shown()
+    assert not has
+    assert "its trust map cannot be read" in html
+
+
 def test_axes_run_as_in_training(scans: Path, supervised_run: Path, tmp_path: Path) -> None:
     """Of a scan that is stored the other way round the same slices are shown."""
     turned = shutil.copytree(scans, tmp_path / "scans")
@@ -243,6 +282,11 @@ def test_masks_are_shown(scans: Path, tmp_path: Path, command: Command) -> None:
     assert "Masks without a reference: alone." in html
     assert command("evaluate", masks, scans / "labels", "--report", page).code == 2
     assert command("evaluate", masks, scans / "labels", "--scans", scans).code == 2
+    early = ("--out", tmp_path / "a.csv", "--report", tmp_path / "b.html", "--scans", tmp_path / "gone")
+    refused = command("evaluate", masks, scans / "labels", *early)
+    assert refused.code == 2
+    assert "--scans" in refused.err
+    assert not (tmp_path / "a.csv").exists()  # before anything is scored
     command("evaluate", masks, scans / "labels", "--report", page, "--overwrite")
     html = page.read_text(encoding="utf-8")
     assert "the masks lie on black" in html
@@ -257,6 +301,29 @@ def test_a_mask_s_scan_of_another_size_is_left_out(scans: Path, tmp_path: Path) 
     result = evaluate(masks, scans / "labels")
     page = masks_report(result, masks, scans / "labels", tmp_path / "a.html", scans=other)
     assert "the scan has another size" in page.read_text(encoding="utf-8")
+
+
+def test_a_mask_s_scan_that_lies_elsewhere_is_left_out(scans: Path, tmp_path: Path) -> None:
+    from mlbseg import evaluate
+
+    moved = shutil.copytree(scans, tmp_path / "scans")
+    for name, change in (("case_0", "SetOrigin"), ("case_1", "SetSpacing")):
+        path = moved / "images" / f"{name}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        getattr(image, change)((7.0, 8.0, 9.0))
+        sitk.WriteImage(image, str(path))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("case_0", "case_1"):
+        shutil.copy(scans / "labels" / f"{name}.nii.gz", masks)
+    result = evaluate(masks, scans / "labels")
+    page = masks_report(result, masks, scans / "labels", tmp_path / "a.html", scans=moved)
+    html = page.read_text(encoding="utf-8")
+    assert "the scan has another origin, so it is not shown" in html
+    assert "the scan has another spacing, so it is not shown" in html
+    assert [int(sprite(d).max()) for d in data_of(html)] == [0, 0]
+    straight = masks_report(result, masks, scans / "labels", tmp_path / "b.html", scans=scans)
+    assert all(sprite(d).max() > 0 for d in data_of(straight.read_text(encoding="utf-8")))
 
 
 def test_a_page_is_small_enough_to_send() -> None:

@@ -338,6 +338,8 @@ def evaluate(
         from mlbseg.report.page import require_free
 
         require_free(page, overwrite=overwrite)
+        if scans is not None and not scans.exists():
+            raise UserError(f"--scans: {scans} does not exist, expected the scans of the masks")
     elif scans is not None:
         raise UserError("--scans: the scans are for a page (add --report FILE.html, or leave them out)")
     with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlbseg.data.cases import find_scans
+from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, mask_files
@@ -16,7 +17,7 @@ from mlbseg.report.runs import slices_of
 from mlbseg.report.scores import caption, case_table, summary_table, telling
 from mlbseg.report.scoring import turned
 from mlbseg.report.slices import Subject
-from mlbseg.types import Case
+from mlbseg.types import Case, Geometry
 
 ORIENTATION = "LPS"
 """Of what is shown: a radiologist's view of axial slices, whatever the file's order."""
@@ -84,22 +85,26 @@ def _subject(
     masks = {"label": label, "prediction": read_label(predicted)[0]}
     image = np.zeros(label.shape, np.uint8)
     if scans:
-        found, fault = _image(scans.get(name))
-        if found is not None and found.shape == label.shape:
-            image = found
+        found, fault = _image(scans.get(name), geometry)
+        if found is None:
+            words += f"; {fault}"
         else:
-            words += f"; {fault or 'the scan has another size, so it is not shown'}"
+            image = found
     return turned(name, words, image, geometry, masks, {}, ORIENTATION, worst=worst)
 
 
-def _image(case: Case | None) -> tuple[np.ndarray | None, str]:
-    """Return the first channel of a scan, or why there is none."""
+def _image(case: Case | None, lattice: Geometry) -> tuple[np.ndarray | None, str]:
+    """Return the first channel of a scan that lies on a lattice, or why there is none."""
     if case is None:
         return None, "no scan of this name"
     try:
-        return read_scan(case.images).array[0], ""
+        scan = read_scan(case.images)
     except ReadError:
         return None, "the scan cannot be read"
+    if difference := geometry_difference(scan.geometry, lattice):
+        what = difference[0].partition(" ")[0]
+        return None, f"the scan has another {what}, so it is not shown"
+    return scan.array[0], ""
 
 
 def _not_scored(evaluation: Evaluation) -> list[str]:

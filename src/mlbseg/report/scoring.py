@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from mlbseg.data.cases import find_cases
+from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
-from mlbseg.data.readers import mask_suffix, read_label, read_scan, write_label
+from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
 from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.evaluation import Evaluation, evaluate
@@ -170,13 +171,12 @@ def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device)
         label = read_label(_label_of(case))[0]
         mask = read_label(scored.masks[name])[0]
         maps = {"certainty": _certainty(case, network, run, device)}
-        trust = run.root / "audit" / "trust" / f"{name}.nii.gz"
-        if trust.is_file():
-            values = read_scan([trust]).array[0]
-            maps = {"trust": values, **maps} if values.shape == label.shape else maps
+        trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
+        if trust is not None:
+            maps = {"trust": trust, **maps}
         made.append(
             turned(
-                name, caption(what, name, scored.evaluation), scan.array[0], scan.geometry,
+                name, caption(what, name, scored.evaluation) + fault, scan.array[0], scan.geometry,
                 {"label": label, "prediction": mask}, maps, run.plan.orientation, worst=what == "worst",
             )
         )  # fmt: skip
@@ -238,6 +238,30 @@ def _certainty(case: Case, network: nn.Module, run: Run, device: torch.device) -
         probability, frame = case_probability(case, network, run.plan, device)
     certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
     return np.where((certain > SURE) | (certain == 0), np.nan, certain).astype(np.float32)
+
+
+def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:
+    """Return the map (*S) that an audit wrote of a case; or None and, where there is one, why it is left out."""
+    try:
+        named = [path for path in sorted(folder.iterdir()) if is_scan_file(path) and stem(path) == name]
+    except OSError:
+        return None, ""
+    if not named:
+        return None, ""
+    try:
+        # A link would show what lies outside the run.
+        scan = None if named[0].is_symlink() else read_scan(named[:1])
+    except (UserError, OSError):
+        scan = None
+    if scan is None:
+        return None, "; its trust map cannot be read"
+    if difference := geometry_difference(scan.geometry, lattice):
+        what = difference[0].partition(" ")[0]
+        return None, f"; its trust map has another {what} than the scan, so it is not shown"
+    values: npt.NDArray[np.float32] = scan.array[0]
+    if not (len(scan.array) == 1 and values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        return None, "; its trust map holds other values than 0 to 1, so it is not shown"
+    return values, ""
 
 
 def _label_of(case: Case) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ PARTS = {
 }
 MOST_AUDITED = 10
 """Rows of the audit's table that are shown; the audit's own page has all."""
+
+WORDS = ("case", "role")
+"""Columns of the audit's table that are no numbers, even where they look like one: a case may be called 001."""
 
 
 def data_section(run: Run) -> Section:
@@ -119,7 +123,7 @@ def audit_section(run: Run) -> Section | None:
         text = f"{path.name} of the audit is damaged, expected a line for each case (run mlbseg audit again)."
         return Section("Audit", paragraphs(text))
     names.sort(key=lambda name: name != "case")
-    cells = [[_audited(row[name]) for name in names] for row in rows]
+    cells = [[Cell(row[name]) if name in WORDS else _audited(row[name]) for name in names] for row in rows]
     return Section(
         "Audit", table(names, cells, caption=f"The first {len(rows)} rows of audit/cases.csv."),
         "Labels that mlbseg audit trusts least.",
@@ -152,7 +156,14 @@ def _value(value: Any) -> str:
 
 def _command(command: Any) -> str:
     """Return what was typed, without the folders of this machine."""
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    return " ".join(
-        word.rstrip("/").rpartition("/")[2] if word.startswith(("/", "~", ".")) else word for word in words
-    )
+    return " ".join(_bare(str(word)) for word in command) if isinstance(command, list) else ""
+
+
+def _bare(word: str) -> str:
+    """Return a word of which a path, or the path in ``name=path``, is cut to its last component."""
+    name, equals, value = word.partition("=")
+    if not equals or "/" in name or "\\" in name:
+        name, equals, value = "", "", word
+    if re.fullmatch(r"\d+/\d+", value):  # a share such as 1/4
+        return word
+    return name + equals + re.split(r"[/\\]", value.rstrip("/\\"))[-1]

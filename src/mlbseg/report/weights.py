@@ -130,7 +130,7 @@ def absence(config: Config, *, noisy: bool) -> str:
         config: Of the run.
         noisy: Whether labels that nobody trusts came with cases.
     """
-    if not config.mlb.asks_direction(noisy=noisy):
+    if not config.mlb.decides_weights(noisy=noisy):
         return (
             "With these settings no weight is decided (mlb.decides, mlb.sources): every pixel counts alike."
         )
