@@ -268,6 +268,19 @@ def test_what_lies_outside_the_crop_is_background_or_doubted(tmp_path: Path) -> 
     assert all(region.voxels != 60 for name in "12" for region in cases[name].regions[:1])
 
 
+def test_the_terminal_shows_names_as_they_are_and_units_of_pictures(tmp_path: Path, command: Command) -> None:
+    for i in range(2):
+        write_case(
+            tmp_path / "scans", f"scan[b]_{i}.png", i, labelled=True, size=(32, 40), values=(0, 100, 200)
+        )
+    overrides = [*TINY, "steps=2", "normalisation=zscore"]
+    mlbseg.train(tmp_path / "scans", tmp_path / "run", method="supervised", overrides=overrides)
+    out = command("audit", tmp_path / "run", "--quiet").out
+    assert "scan[b]_0" in out
+    assert "mm²" in out
+    assert "mm³" not in out
+
+
 def test_pictures_get_maps_that_hold_fractions(tmp_path: Path) -> None:
     for i in range(3):
         write_case(tmp_path / "scans", f"{i}.png", i, labelled=True, size=(32, 40), values=(0, 100, 200))

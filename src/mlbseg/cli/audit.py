@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
@@ -72,11 +73,11 @@ def audit(
     )
     for found in result.cases[:10]:
         table.add_row(
-            found.case,
+            escape(found.case),
             found.role,
             f"{found.trust:.3f}",
-            f"{found.suspected:.0f} mm³",
-            str(len(found.regions)),
+            f"{found.suspected:.0f} {result.unit}",
+            str(found.count),
         )
     result_console().print(table)
     print_line(f"{len(result.cases)} labels judged; look at {result.out / 'audit.html'}")
