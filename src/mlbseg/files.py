@@ -9,6 +9,18 @@ from pathlib import Path
 from mlbseg.errors import UserError
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, unless it is there.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made a folder: {error.strerror}") from None
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file under a temporary name beside it and rename it, so that no half-written file is ever found.
 

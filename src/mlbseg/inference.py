@@ -22,9 +22,10 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, read_scan, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
+from mlbseg.files import make_folder
 from mlbseg.launch import launch, speaks
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, device_name, out_of_memory
+from mlbseg.run import Run, autocast, device_name, why_case_failed
 from mlbseg.types import Case, Geometry
 
 PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
@@ -37,6 +38,7 @@ PATIENCE = 24 * 60.0
 """Minutes to wait for the slowest of several processes; one that dies is noticed at once."""
 
 Progress = Callable[[int, int, str], None]
+"""Is told how many cases are done, how many there are, and the id of the one at hand."""
 
 T = TypeVar("T")
 
@@ -127,7 +129,7 @@ def predict(
         selected = _select(
             [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
         )
-        _make_folder(Path(out))
+        make_folder(Path(out))
         return selected
 
     target = processes.own_device(name)
@@ -204,17 +206,11 @@ def _predict_cases(
                 _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
             result.masks[case.id] = mask
         except (UserError, MemoryError, OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
-                raise
             # One bad scan does not stop the others; it is named at the end.
-            result.faults.append(Fault(case.id, _reason(error), case_id=case.id, kind="predict"))
+            result.faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="predict"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return result
-
-
-def _reason(error: BaseException) -> str:
-    return "not enough memory for this scan" if out_of_memory(error) else str(error)
 
 
 def _require_free(case: Case, mask: Path, plan: Plan, *, probabilities: bool, overwrite: bool) -> None:
@@ -384,7 +380,7 @@ def _write_probabilities(
     restore: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
 ) -> None:
     background, *files = _probability_files(case, mask, plan)
-    _make_folder(background.parent)
+    make_folder(background.parent)
     # The rest, not the network's own: where the scan was cropped away, it is all background.
     rest = np.ones(geometry.size[::-1], np.float32)
     for k, path in enumerate(files, start=1):
@@ -424,10 +420,3 @@ def _select(
         raise UserError(f"{found} (expected case ids, or one of {', '.join(PARTS)})")
     wanted = {*only, None}
     return [c for c in cases if c.id in wanted], [f for f in faults if f.case_id in wanted]
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made a folder: {error.strerror}") from None

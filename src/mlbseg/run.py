@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mlbseg.config import Config, MLBSettings, load_config
 from mlbseg.data.plan import Plan
+from mlbseg.data.records import read_record
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest
 from mlbseg.files import write_atomic
@@ -72,6 +73,15 @@ class Run:
             Plan.read(root / "plan.json"),
             Split.read(root / "split.json"),
         )
+
+    @property
+    def scans(self) -> Path:
+        """Where the scans were when the run was begun: a folder or a list.
+
+        Raises:
+            UserError: if the run's record of it is missing or damaged.
+        """
+        return Path(str(read_record(self.root / "data.json", "the data of a run")["root"]))
 
     def network(self, which: str | None = None) -> nn.Module:
         """Return a trained network in evaluation mode.
@@ -158,6 +168,23 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
         return any(words in str(error) for words in ("allocate memory", "out of memory", "not enough memory"))
     return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def why_case_failed(error: BaseException, what: str = "scan") -> str:
+    """Return the reason of a fault for an error that stops one case and no other.
+
+    Args:
+        error: What was raised: a user's fault, or the machine's limits.
+        what: What there was not enough memory for.
+
+    Raises:
+        RuntimeError: the error itself, if it is a fault of ours.
+    """
+    if out_of_memory(error):
+        return f"not enough memory for this {what}"
+    if isinstance(error, RuntimeError):
+        raise error
+    return str(error)
 
 
 def environment() -> dict[str, Any]:

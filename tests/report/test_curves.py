@@ -150,8 +150,7 @@ class FakeRun:
     """What the rules look at of a run."""
 
     class plan:  # noqa: N801 - as the run's attribute is called
-        label_values = (0, 1, 2)
-        class_names = ("background", "organ", "vessel")
+        structures = {1: "organ", 2: "vessel"}  # noqa: RUF012 - nobody changes it
 
 
 def scored(

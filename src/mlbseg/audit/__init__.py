@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mlbseg.audit.auditor import Auditor, Judged, reason
+from mlbseg.audit.auditor import Auditor, Judged
 from mlbseg.audit.findings import REGION_COLUMNS, Audit, Audited, case_row, region_rows, write_csv
 from mlbseg.audit.page import Sight, write_page
 from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
-from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
-from mlbseg.run import Run, pick_device
+from mlbseg.files import make_folder
+from mlbseg.inference import Progress
+from mlbseg.run import Run, pick_device, why_case_failed
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
 
 SHOWN = 20  # cases that the page has a browser for: the least trusted ones
-
-Progress = Callable[[int, int, str], None]
 
 
 def audit(
@@ -81,7 +80,14 @@ def audit(
     target = pick_device(device)
     cases, faults = _cases(opened, labels, scans)
     auditor = Auditor(
-        opened, target, way, cases, given=labels is not None, threshold=threshold, smallest=smallest
+        opened,
+        target,
+        way,
+        cases,
+        given=labels is not None,
+        propose=propose,
+        threshold=threshold,
+        smallest=smallest,
     )
     steps = len(cases) * (1 + WAYS[way].relative)
     said = 0
@@ -93,7 +99,7 @@ def audit(
         said += 1
 
     auditor.look_first(say)
-    names = {v: n for v, n in zip(opened.plan.label_values, opened.plan.class_names, strict=True) if v}
+    names = opened.plan.structures
     found: list[Audited] = []
     with tempfile.TemporaryDirectory() as kept:
         least = _Least(Path(kept))
@@ -101,9 +107,9 @@ def audit(
             say(case)
             try:
                 judged = auditor.judge(case)
-                _write_maps(folder, case, judged, propose=propose)
+                _write_maps(folder, case, judged)
             except (UserError, MemoryError, OSError, RuntimeError) as error:
-                faults.append(Fault(case.id, reason(error), case_id=case.id, kind="audit"))
+                faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="audit"))
                 continue
             found.append(judged.audited)
             least.offer(judged.audited, judged.sight)
@@ -160,7 +166,7 @@ def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
 
 def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tuple[list[Case], list[Fault]]:
     """Return the cases to judge, each with its label and the faults of others."""
-    root = Path(str(read_record(run.root / "data.json", "the data of a run")["root"]))
+    root = run.scans
     if labels is None:
         if scans is not None:
             raise UserError("--scans names the scans of --labels (give both, or neither)")
@@ -189,18 +195,11 @@ def _drop_others(folder: Path, cases: Collection[str]) -> None:
             path.unlink()
 
 
-def _write_maps(folder: Path, case: Case, judged: Judged, *, propose: bool) -> None:
+def _write_maps(folder: Path, case: Case, judged: Judged) -> None:
     suffix = mask_suffix(case.images)
     path = folder / "trust" / f"{case.id}{'.tiff' if suffix == '.png' else suffix}"
-    _make_folder(path.parent)
+    make_folder(path.parent)
     write_image(path, judged.trust, judged.geometry)
-    if propose:
-        _make_folder(folder / "proposed")
+    if judged.proposal is not None:
+        make_folder(folder / "proposed")
         write_label(folder / "proposed" / f"{case.id}{suffix}", judged.proposal, judged.geometry)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made a folder: {error.strerror}") from None

@@ -34,7 +34,7 @@ from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.run import Run, out_of_memory
+from mlbseg.run import Run, why_case_failed
 from mlbseg.types import Case, Geometry
 
 Mask = npt.NDArray[np.bool_]
@@ -50,14 +50,14 @@ class Judged:
         audited: For the tables.
         sight: For the page.
         trust: Of each voxel, 0 to 1.
-        proposal: Class values: the label, and in its suspected regions what the networks say.
+        proposal: Class values: the label, and in its suspected regions what the networks say; None if not wanted.
         geometry: The lattice.
     """
 
     audited: Audited
     sight: Sight
     trust: Map
-    proposal: Classes
+    proposal: Classes | None
     geometry: Geometry
 
 
@@ -70,6 +70,7 @@ class Auditor:
         way: A name in `mlbseg.audit.trust.WAYS`.
         cases: All that are to be judged, each with its label.
         given: Whether the user named the labels: training may not have seen them.
+        propose: Whether proposals are wanted.
         threshold: Voxels below it are not trusted.
         smallest: Volume of a region that is worth a look, mm³ (mm² in 2D); None for 27 voxels of the grid (9 in 2D).
     """
@@ -82,11 +83,12 @@ class Auditor:
         cases: Sequence[Case],
         *,
         given: bool,
+        propose: bool,
         threshold: float,
         smallest: float | None,
     ) -> None:
         self.run, self.plan, self.device, self.way, self.cases = run, run.plan, device, way, cases
-        self.given, self.threshold, self.smallest = given, threshold, smallest
+        self.given, self.propose, self.threshold, self.smallest = given, propose, threshold, smallest
         self.precision = run.config.train.precision
         self.judges = [Judge(network) for network in networks(run, device, ensemble=WAYS[way].ensemble)]
         if WAYS[way].aligned:
@@ -108,10 +110,10 @@ class Auditor:
             for case in self.cases:
                 say(case)
                 try:
-                    image, label, _ = self._prepared(case)
+                    image, label, _, _ = self._prepared(case)
                     evidence = self._evidence(image, label)
                 except (UserError, MemoryError, OSError, RuntimeError) as error:
-                    reason(error)
+                    why_case_failed(error)
                     continue  # `judge` meets it again, and it is named
                 squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
                 yield evidence.probability, label
@@ -125,7 +127,7 @@ class Auditor:
         Raises:
             UserError: if the scan or the label cannot be used.
         """
-        image, label, frame = self._prepared(case)
+        image, label, frame, given = self._prepared(case)
         evidence = self._evidence(image, label)
         trust = self._trust(evidence, label)
         predicted = evidence.probability.argmax(0).astype(np.uint8)
@@ -136,8 +138,6 @@ class Auditor:
             trust, values[label], values[predicted], frame, threshold=self.threshold, smallest=smallest
         )
         volume = float(suspected.sum()) * voxel
-        assert case.label is not None  # noqa: S101 - `_prepared` has read it
-        given, _ = read_label(case.label)
         # The networks see no more than the prepared grid: labels outside it lie where the scan is empty.
         stray = (given != 0) & (restore_probability(np.ones_like(trust), frame) < 0.5)
         region = stray_region(given, stray, frame.native)
@@ -162,12 +162,15 @@ class Auditor:
         )
         spacing = frame.grid.spacing[::-1]
         sight = Sight(image[0], values[label], values[predicted], trust, suspected, spacing)
-        wrong = restore_probability(suspected.astype(np.float32), frame) > 0.5
-        proposal = np.where(wrong | stray, restore_label(evidence.probability, frame, self.plan), given)
+        proposal: Classes | None = None
+        if self.propose:
+            wrong = stray | (restore_probability(suspected.astype(np.float32), frame) > 0.5)
+            proposal = np.where(wrong, restore_label(evidence.probability, frame, self.plan), given)
         native = np.where(stray, 0, restore_probability(trust - 1, frame) + 1).clip(0, 1).astype(np.float32)
         return Judged(audited, sight, native, proposal, frame.native)
 
-    def _prepared(self, case: Case) -> tuple[Map, Classes, Frame]:
+    def _prepared(self, case: Case) -> tuple[Map, Classes, Frame, Classes]:
+        """Return scan and label on the prepared grid, where that lies, and the label as it is in the file."""
         assert case.label is not None  # noqa: S101 - `_cases` has chosen such
         scan = read_scan(case.images)
         label, geometry = read_label(case.label)
@@ -176,7 +179,7 @@ class Auditor:
                 Fault(str(case.label), f"label of {difference[0]}", f"{difference[1]} as the scan")
             )
         image, frame = prepare_scan(scan, self.plan)
-        return image, prepare_label(label, geometry, frame.grid, self.plan), frame
+        return image, prepare_label(label, geometry, frame.grid, self.plan), frame, label
 
     def _evidence(self, image: Map, label: Classes) -> Evidence:
         return gather(
@@ -202,7 +205,7 @@ class Auditor:
         """Return batches of careful labels: of scans that nothing was trained on, where the run has some."""
         run, config = self.run, self.run.config
         record = read_record(run.root / "data.json", "the data of a run")
-        cases = {c.id: c for c in apply_split(find_cases(Path(str(record["root"]))).cases, run.split)}
+        cases = {c.id: c for c in apply_split(find_cases(run.scans).cases, run.split)}
         apart = run.split.validation or run.split.clean[len(run.split.clean) - config.train.meta_cases :]
         return StepDataset(
             Cache(Path(str(record["cache"])), run.plan),
@@ -216,17 +219,6 @@ class Auditor:
             foreground=config.train.foreground,
             augment=Augment(run.plan.ndim, flip_axes=run.plan.flip_axes, **config.augment.model_dump()),
         )
-
-
-def reason(error: BaseException) -> str:
-    """Return why a case could not be judged.
-
-    Raises:
-        RuntimeError: the error itself, if it is a fault of ours.
-    """
-    if isinstance(error, RuntimeError) and not out_of_memory(error):
-        raise error
-    return "not enough memory for this scan" if out_of_memory(error) else str(error)
 
 
 def _share_trusted(doubted: Mask, where: Mask, outside: float, *, empty: float | None) -> float | None:

@@ -131,11 +131,12 @@ def gather(
         with autocast(precision, device):
             if judge.direction is None:
                 logits = widened(judge.network(views.expand(x)))
-                tangent = torch.zeros_like(logits)
+                g = torch.zeros_like(logits[:, 0])
             else:
-                logits, tangent = directional_derivative(judge.network, judge.direction, views.expand(x))
-                logits, tangent = widened(logits), widened(tangent)
-        g = alignment(lambda z: cross_entropy_map(z, target), logits, tangent)
+                logits, tangent = map(
+                    widened, directional_derivative(judge.network, judge.direction, views.expand(x))
+                )
+                g = alignment(lambda z: cross_entropy_map(z, target), logits, tangent)
         aligned, seen = views.align(torch.cat([torch.softmax(logits, 1), g.unsqueeze(1)], 1))
         # A view that looked past the window's edge has no label there.
         known, _ = views.align((target != IGNORE).to(logits.dtype).unsqueeze(1))

@@ -99,6 +99,11 @@ class Plan:
         """Number of classes, background among them."""
         return len(self.label_values)
 
+    @property
+    def structures(self) -> dict[int, str]:
+        """Name of each class's value, background left out."""
+        return {v: name for v, name in zip(self.label_values, self.class_names, strict=True) if v}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
         return asdict(self)

@@ -13,9 +13,8 @@ from mlbseg.export.dicom_seg import export_dicom_seg
 from mlbseg.export.labels import export_labels
 from mlbseg.export.nnunet import export_nnunet
 from mlbseg.export.onnx import export_onnx
+from mlbseg.inference import Progress
 from mlbseg.run import Run
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

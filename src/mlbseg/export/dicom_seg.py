@@ -25,10 +25,10 @@ from mlbseg.data.readers import read_label
 from mlbseg.data.records import read_record, validate
 from mlbseg.errors import Fault, ReadError, UserError, nearest
 from mlbseg.export.labels import class_indices, colour
-from mlbseg.export.output import make_folder, require_extra
-from mlbseg.files import write_atomic
+from mlbseg.export.output import require_extra
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.inference import case_probability
-from mlbseg.run import WEIGHTS, Run, autocast, out_of_memory, pick_device
+from mlbseg.run import WEIGHTS, Run, autocast, pick_device, why_case_failed
 from mlbseg.types import Case
 
 if TYPE_CHECKING:
@@ -130,12 +130,10 @@ def export_dicom_seg(
             write_atomic(place, segmentation(case, segments, run, known))
             result.files[case.id] = place
         except (UserError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
-                raise
+            reason = why_case_failed(error, "series")
             if isinstance(error, ReadError) and error.fault.case_id is not None:
                 result.faults.append(error.fault)
                 continue
-            reason = "not enough memory for this series" if out_of_memory(error) else str(error)
             result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
     if progress is not None:
         progress(len(found.cases), len(found.cases), "")

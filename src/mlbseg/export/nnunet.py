@@ -20,13 +20,14 @@ from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
 from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_image, write_label
-from mlbseg.data.records import read_record, write_record
+from mlbseg.data.records import write_record
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError, nearest
 from mlbseg.export.labels import class_indices
-from mlbseg.export.output import make_folder, require_new, staged, write_json
+from mlbseg.export.output import require_new, staged, write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
+from mlbseg.files import make_folder
 from mlbseg.inference import case_probability
-from mlbseg.run import Run, autocast, out_of_memory, pick_device
+from mlbseg.run import Run, autocast, pick_device, why_case_failed
 from mlbseg.types import Case, Geometry
 
 ENDING = ".nii.gz"
@@ -120,9 +121,7 @@ def export_nnunet(
                 write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, geometry)
                 result.labels[case.id] = float((label < run.plan.num_classes).mean())
             except (UserError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not out_of_memory(error):
-                    raise
-                reason = "not enough memory for this case" if out_of_memory(error) else str(error)
+                reason = why_case_failed(error, "case")
                 result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
                 _forget(case, folder)
         if not result.labels:
@@ -160,7 +159,7 @@ def _require_no_others(root: Path, names: set[str]) -> None:
 def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple[Case, str]], list[Fault]]:
     """Return the cases that go in, each with its part of the split, and a fault for each that is not there."""
     if data is None:
-        data = Path(str(read_record(run.root / "data.json", "what `mlbseg train` wrote")["root"]))
+        data = run.scans
         if not data.exists():
             raise UserError(
                 f"{data}: the run's scans are not there any more (say with --data where they are)"

@@ -87,18 +87,6 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def make_folder(out: Path) -> None:
-    """Make a folder, unless it is there.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made a folder: {error.strerror}") from None
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON as other programs read it, text in UTF-8."""
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from mlbseg.report.curves import SOURCES, Log
 from mlbseg.report.page import render
 from mlbseg.report.scores import ranked
-from mlbseg.report.scoring import Scored, foreground
+from mlbseg.report.scoring import Scored
 from mlbseg.run import Run
 
 GAP = 0.1  # of Dice between training cases and others
@@ -154,7 +154,7 @@ def _of_fit(scored: Scored, trained_dice: float | None) -> Iterator[Finding]:
 
 
 def _of_classes(run: Run, scored: Scored) -> Iterator[Finding]:
-    for value, name in foreground(run.plan).items():
+    for value, name in run.plan.structures.items():
         counts = scored.voxels[value].values()
         labelled = [(found, expected) for found, expected in counts if expected]
         missed = sum(found == 0 for found, _ in labelled)

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlbseg.errors import UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import make_folder, write_atomic
 
 PALETTE = {
     "page": ("#f4f6f8", "#10161d"),
@@ -159,10 +159,7 @@ def write_page(path: Path, content: str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made a folder: {error.strerror}") from None
+    make_folder(path.parent)
     # What a name holds that is no text is written as its escape, which every reader sees.
     write_atomic(path, content.encode(errors="backslashreplace"))
 

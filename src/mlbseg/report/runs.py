@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, UserError
+from mlbseg.inference import Progress
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
 from mlbseg.report.page import Section, paragraphs, render_page, require_free, write_page
@@ -21,7 +22,6 @@ from mlbseg.report.scoring import (
     GROUPS,
     Scored,
     choose,
-    foreground,
     labelled_cases,
     predict_cases,
     score_cases,
@@ -37,8 +37,6 @@ REPORT = "report.html"
 _KINDS = {"test": "test", "validation": "validation", "noisy": "noisily labelled", "clean": "training"}
 COMPARED = 3
 """Training cases that are predicted too, to see how much better they are."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _sections(
         if scored.beyond:
             note += f" The first {len(scored.cases)} of them; {scored.beyond} more were left out (--cases N)."
         sections.append(Section("Scores", summary_table(scored.evaluation), note))
-        body = slices_of(looked, foreground(run.plan)) + case_table(scored.evaluation)
+        body = slices_of(looked, run.plan.structures) + case_table(scored.evaluation)
         sections.append(Section("Cases", body, "By mean Dice; below them all that were scored."))
     if log.columns:
         note = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
-from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.evaluation import Evaluation, evaluate
-from mlbseg.inference import case_probability
+from mlbseg.inference import Progress, case_probability
 from mlbseg.report.scores import caption, telling
 from mlbseg.report.slices import Subject
-from mlbseg.run import Run, autocast, out_of_memory
+from mlbseg.run import Run, autocast, why_case_failed
 from mlbseg.types import Case, Geometry
 
 GROUPS = {
@@ -37,8 +36,6 @@ GROUPS = {
 
 SURE = 0.95
 """Certainty above which a voxel needs no colour."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,7 @@ def labelled_cases(run: Run) -> dict[str, list[Case]]:
     Raises:
         UserError: if the scans are no longer where they were.
     """
-    record = read_record(run.root / "data.json", "the data of a run")
-    cases = {case.id: case for case in find_cases(Path(str(record["root"]))).cases}
+    cases = {case.id: case for case in find_cases(run.scans).cases}
     parts: Mapping[str, Sequence[str]] = run.split.as_dict()
     return {
         group: [cases[name] for name in parts[group] if name in cases and cases[name].label is not None]
@@ -111,10 +107,7 @@ def predict_cases(
             write_label(path, restore_label(probability, frame, run.plan), frame.native)
             masks[case.id] = path
         except (UserError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
-                raise
-            found = "not enough memory for this scan" if out_of_memory(error) else str(error)
-            faults.append(Fault(case.id, found, case_id=case.id, kind="predict"))
+            faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="predict"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return masks, faults
@@ -138,18 +131,13 @@ def score_cases(
     if faults and not masks:
         raise FaultsError(faults, "the scans", "no case could be predicted")
     labels = {case.id: case.label for case in cases if case.label is not None and case.id in masks}
-    result = evaluate(folder, labels, classes=foreground(plan))
+    result = evaluate(folder, labels, classes=plan.structures)
     scored = set(result.cases)
     kept = {case.id: case for case in cases if case.id in scored}
     return Scored(
         group, kept, {name: masks[name] for name in kept}, result, (*faults, *result.faults), beyond,
-        _voxels(kept, masks, foreground(plan)),
+        _voxels(kept, masks, plan.structures),
     )  # fmt: skip
-
-
-def foreground(plan: Plan) -> dict[int, str]:
-    """Return the name of each class's value, background left out."""
-    return {v: name for v, name in zip(plan.label_values, plan.class_names, strict=True) if v}
 
 
 def training_dice(

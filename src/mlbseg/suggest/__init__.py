@@ -6,15 +6,16 @@ means and what it was worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mlbseg.data.cases import find_scans
-from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, FaultsError, UserError
-from mlbseg.run import Run, autocast, out_of_memory, pick_device
+from mlbseg.files import make_folder
+from mlbseg.inference import Progress
+from mlbseg.run import Run, autocast, pick_device, why_case_failed
 from mlbseg.suggest.choose import Pick, Rule, choose, find_rule
 from mlbseg.suggest.look import Look, Looker
 from mlbseg.suggest.result import COLUMNS, Suggestion, Suggestions
@@ -27,8 +28,6 @@ COPY = 0.05
 
 FAR = 1.25
 """Distance to the nearest labelled scan above which a scan is unlike any; 1 is that of two scans of the set."""
-
-Progress = Callable[[int, int, str], None]
 
 
 def suggest(
@@ -68,7 +67,7 @@ def suggest(
         raise UserError(f"--n: found {n}, expected a whole number from 1")
     gain = find_rule(rule)
     opened = Run.open(Path(run))
-    root = Path(str(read_record(opened.root / "data.json", "a record of the run's scans").get("root")))
+    root = opened.scans
     target = None if out is None else Path(out)
     if target is not None:
         _require_free(target, {root, *([] if scans is None else [Path(scans)])}, overwrite=overwrite)
@@ -102,10 +101,7 @@ def _look(
         try:
             looks[_key(case)] = looker.look(case)
         except (UserError, MemoryError, OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
-                raise
-            reason = "not enough memory for this scan" if out_of_memory(error) else str(error)
-            faults.append(Fault(case.id, reason, case_id=case.id, kind="suggest"))
+            faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="suggest"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return looks, faults
@@ -173,10 +169,7 @@ def _require_free(out: Path, scans: set[Path], *, overwrite: bool) -> None:
         raise UserError(f"--out {out}: expected a name ending in .csv")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already (pass --overwrite, or another --out)")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out.parent}: cannot be made a folder: {error.strerror}") from None
+    make_folder(out.parent)
 
 
 def _ranked(
