@@ -204,3 +204,15 @@ def test_help_and_document_name_the_formats_and_options_that_there_are(command: 
             assert f"--{option.replace('_', '-')}" in document
     named = set(re.findall(r"--format ([\w-]+)", document))
     assert named - {"FORMAT"} == set(FORMATS)
+
+
+def test_a_full_disk_is_told_of_the_copy_and_not_of_the_scan(tmp_path: Path) -> None:
+    def copy() -> None:  # as `shutil.copyfile` raises it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scan.nii.gz", None, "copy.nii.gz")
+
+    with (
+        pytest.raises(UserError, match=r"^copy\.nii\.gz: cannot be written: No space"),
+        staged(tmp_path / "out", overwrite=False),
+    ):
+        copy()
+    assert list(tmp_path.iterdir()) == []

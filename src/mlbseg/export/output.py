@@ -66,8 +66,9 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
+        place = error.filename2 or error.filename or out  # of a copy the first is what was read
         raise UserError(
-            f"{error.filename or out}: cannot be written: {error.strerror or error} (free some space or fix the rights)"
+            f"{place}: cannot be written: {error.strerror or error} (free some space or fix the rights)"
         ) from None
 
 
