@@ -66,6 +66,8 @@ def test_overrides(text: str, expected: tuple[str, object]) -> None:
         ("train.learning=1", "did you mean 'train."),
         ("plan.patchsize=16", "did you mean 'plan.patch_size'"),
         ("patch_sise=16", "did you mean"),
+        ("zzz=1", "none of the "),
+        ("train.zzz=1", "known: train.checkpoint_every,"),
         ("=3", "unknown override key ''"),
         ("lr=[1", "not valid YAML"),
         ("lr=1,{b", "not valid YAML"),

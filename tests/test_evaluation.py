@@ -318,6 +318,16 @@ def test_a_csv_that_cannot_be_written_leaves_the_old_file_alone(
     with pytest.raises(UserError, match="cannot be written"):
         evaluate(*folders, out=tmp_path / "file" / "metrics.csv")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_table_that_is_there_is_not_replaced_unasked(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "metrics.csv"
+    out.write_text("mine")
+    with pytest.raises(UserError, match=r"metrics\.csv exists already \(pass --overwrite"):
+        evaluate(*folders, out=out)
+    assert out.read_text() == "mine"
+    evaluate(*folders, out=out, overwrite=True)
+    assert out.read_text().startswith("case,class")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 

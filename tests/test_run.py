@@ -61,7 +61,7 @@ def test_weights_come_back_as_they_were_saved(run: Path) -> None:
 
 
 def test_a_network_that_the_method_lacks_is_named(supervised_run: Path) -> None:
-    with pytest.raises(UserError, match=r"has no 'teacher' network: \(known: student\)"):
+    with pytest.raises(UserError, match=r"has no 'teacher' network: known: student"):
         Run.open(supervised_run).network("teacher")
     with pytest.raises(UserError, match="did you mean 'student'"):
         Run.open(supervised_run).network("studnt")

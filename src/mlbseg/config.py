@@ -327,7 +327,7 @@ def parse_override(item: str) -> tuple[str, Any]:
         return matches[0], value
     if matches:
         raise UserError(f"override key {key!r} stands in several sections: say {' or '.join(matches)}")
-    raise UserError(f"unknown override key {key!r}: {nearest(key, keys)}")
+    raise UserError(f"unknown override key {key!r}: {_nearest_key(key)}")
 
 
 def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -336,6 +336,14 @@ def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
             yield from _keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def _nearest_key(key: str) -> str:
+    """Say which key is meant: one of the same section, if there is such a section."""
+    keys = list(_keys())
+    section = key.rpartition(".")[0]
+    own = [k for k in keys if section and k.rpartition(".")[0] == section]
+    return f"{nearest(key, own or keys)} (docs/reference/settings.md has all)"
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -375,7 +383,7 @@ def _explain(errors: Sequence[Any]) -> Iterator[str]:
         by_key.setdefault(known, []).append(error)
     for key, group in by_key.items():
         if group[0]["type"] == "extra_forbidden":
-            yield f"unknown setting {key!r}: {nearest(key, _keys())}"
+            yield f"unknown setting {key!r}: {_nearest_key(key)}"
         else:
             messages = dict.fromkeys(error["msg"][0].lower() + error["msg"][1:] for error in group)
             yield f"setting {key}: found {group[0]['input']!r}, {', or '.join(messages)}"

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 
+_MOST_LISTED = 20
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that is wrong with the user's data, and what to do about it.
@@ -94,9 +97,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Say which of the `known` names are meant by an unknown `name`.
 
     Returns:
-        A sentence such as ``did you mean 'unet'? (known: unet, vnet)``.
+        A sentence such as ``did you mean 'unet'? (known: unet, vnet)``, or ``known: unet, vnet`` if none is near. More
+        than 20 names are not listed.
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in close)}? " if close else ""
-    return f"{hint}(known: {', '.join(names)})"
+    hint = f"did you mean {' or '.join(repr(n) for n in close)}?" if close else ""
+    if len(names) > _MOST_LISTED:
+        return hint or f"none of the {len(names)} known is near it"
+    listed = f"known: {', '.join(names)}"
+    return f"{hint} ({listed})" if hint else listed

@@ -154,6 +154,7 @@ def evaluate(
     *,
     classes: Mapping[int, str] | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every predicted mask that has a reference label.
@@ -166,6 +167,7 @@ def evaluate(
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named by its number.
         out: CSV file to write.
+        overwrite: Replace one that is there.
         progress: Called after each case with the number done and the number in all.
 
     Returns:
@@ -174,9 +176,11 @@ def evaluate(
 
     Raises:
         FaultsError: If not one case could be scored.
-        UserError: If a folder is missing or holds no masks, no class can be found, or `out` cannot be
-            written.
+        UserError: If a folder is missing or holds no masks, no class can be found, or `out` is there already or
+            cannot be written.
     """
+    if out is not None and Path(out).is_file() and not overwrite:
+        raise UserError(f"{out} exists already (pass --overwrite, or another --out)")
     predicted, faults = mask_files(Path(predictions), "predicted masks")
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")

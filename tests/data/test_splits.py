@@ -195,7 +195,7 @@ def test_an_unknown_name_among_many_cases_gets_a_short_answer() -> None:
     with pytest.raises(UserError, match="did you mean") as error:
         make_split(clean(60), labelled=["c599"])
     assert len(str(error.value)) < 120
-    with pytest.raises(UserError, match="among 60 cases"):
+    with pytest.raises(UserError, match="none of the 60 known"):
         make_split(clean(60), labelled=["?"])
 
 

@@ -186,7 +186,7 @@ def _score(root: Path, setup: Setup, labels: dict[str, Path], target: torch.devi
     found = predict(root, setup.data, root / "masks", only=list(labels), device=str(target), overwrite=True)
     if found.faults:
         raise UserError("\n".join(str(fault) for fault in found.faults))
-    scores = evaluate(root / "masks", labels, classes=plan.structures, out=root / SCORES)
+    scores = evaluate(root / "masks", labels, classes=plan.structures, out=root / SCORES, overwrite=True)
     if scores.faults:
         raise UserError("\n".join(str(fault) for fault in scores.faults))
     means = {name: scores.summary[None][name] for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}

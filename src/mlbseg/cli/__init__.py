@@ -325,7 +325,7 @@ def evaluate(
         Path | None, typer.Option("--report", help="HTML file to write: scores, and masks to leaf through.")
     ] = None,
     scans: Annotated[Path | None, typer.Option(help="Scans for the report to lay the masks over.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a CSV file or report that is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -344,7 +344,7 @@ def evaluate(
         raise UserError("--scans: the scans are for a page (add --report FILE.html, or leave them out)")
     with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:
         result = run_evaluate(
-            predictions, references, out=out,
+            predictions, references, out=out, overwrite=overwrite,
             progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     if page is not None:

@@ -235,13 +235,7 @@ def _first(
 def _known(names: Iterable[str], by_id: Mapping[str, Case], what: str) -> None:
     for name in names:
         if name not in by_id:
-            raise UserError(f"{what}: no case {name!r}, {_near(name, by_id)}")
-
-
-def _near(name: str, by_id: Mapping[str, Case]) -> str:
-    if len(by_id) <= 20:
-        return nearest(name, by_id)
-    return nearest(name, by_id).partition("(known")[0].strip() or f"among {len(by_id)} cases"
+            raise UserError(f"{what}: no case {name!r}, {nearest(name, by_id)}")
 
 
 def _carry_label(names: Iterable[str], careful: Sequence[str], what: str) -> None:
