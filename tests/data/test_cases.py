@@ -43,7 +43,9 @@ def test_images_and_labels(tmp_path: Path) -> None:
     assert dataset.cases[1].label == tmp_path / "labels" / "b.nrrd"
     assert dataset.cases[2].label == tmp_path / "labels_noisy" / "c.nii.gz"
     assert dataset.cases[0].images == (tmp_path / "images" / "a.nii.gz",)
-    assert (dataset.faults, dataset.warnings, dataset.order, dataset.class_names) == ((), (), (), {})
+    assert (dataset.faults, dataset.order, dataset.class_names) == ((), (), {})
+    (warning,) = dataset.warnings
+    assert str(warning) == "labels_noisy/b.nii.gz: ignored, as the case has a label in labels/ too"
 
 
 def test_test_scans_from_a_folder_and_from_a_list(tmp_path: Path) -> None:
@@ -285,6 +287,8 @@ def test_scans_in_a_bare_folder(tmp_path: Path) -> None:
     touch(tmp_path, "b.nii.gz", "a.mha", ".hidden.nii.gz", "notes.txt", "empty/x.txt")
     dicom_series(tmp_path / "series")
     assert ids(tmp_path) == ["a", "b", "series"]
+    with pytest.raises(UserError, match=r"`mlbseg predict` takes its 3 scan\(s\) as they are"):
+        find_cases(tmp_path)
 
 
 def test_scans_with_channel_numbers_are_joined(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_careful_labels_stay_and_doubtful_voxels_are_ignored(
     assert [row["in the run"] for row in notes["values"]] == [0, 2, 5, None]
     shares = notes["pseudo labels: share of voxels that is trusted"]
     assert set(shares) == {"case_4", "case_7"}
+    assert notes["left out as not asked for with --also"] == {
+        "noisy": ["case_5"],
+        "validation": ["case_3"],
+        "test": ["case_6"],
+    }
     assert shares["case_4"] == pytest.approx(1 - ignored.mean())
     splits = json.loads((root / "splits_final.json").read_text())
     assert sorted(name for fold in splits for name in fold["val"]) == ["case_0", "case_1", "case_2"]

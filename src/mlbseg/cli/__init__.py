@@ -325,7 +325,9 @@ def evaluate(
         Path | None, typer.Option("--report", help="HTML file to write: scores, and masks to leaf through.")
     ] = None,
     scans: Annotated[Path | None, typer.Option(help="Scans for the report to lay the masks over.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a CSV file or report that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a CSV file or report that is there.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -76,7 +76,13 @@ def find_cases(root: Path) -> Dataset:
     else:
         recognised = layouts.recognise(root)
         if recognised is None:
-            raise UserError(f"{root}: no known layout (found: {_contents(root)})\n{_LAYOUTS}")
+            scans = len(layouts.bare(root).cases)
+            hint = (
+                f"; `mlbseg predict` takes its {scans} scan(s) as they are, the rest needs labels"
+                if scans
+                else ""
+            )
+            raise UserError(f"{root}: no known layout (found: {_contents(root)}{hint})\n{_LAYOUTS}")
         found, folder = recognised, root
     order = layouts.read_list(folder / "train.list") if folder == root else ()
     tests = layouts.read_list(folder / "test.list") if folder == root else ()

@@ -117,6 +117,14 @@ def _paired(root: Path, images: str, labels: str) -> Found:
     ending = description.get("file_ending")
     clean = _by_stem(root / labels, found)
     noisy = _by_stem(root / "labels_noisy", found)
+    for name in sorted(clean.keys() & noisy.keys()):
+        found.warnings.append(
+            Fault(
+                f"labels_noisy/{noisy[name].name}",
+                f"ignored, as the case has a label in {labels}/ too",
+                kind="ignored",
+            )
+        )
     scans = _ending(_scans(root / images, found), ending, found)
     is_nnunet = images == "imagesTr" and (bool(ending) or _look_like_channels(scans, clean))
     if is_nnunet:

@@ -128,7 +128,9 @@ def export_nnunet(
             raise FaultsError(result.faults, str(root), "no case is left")
         careful = [case.id for case, part in cases if part == "clean" and case.id in result.labels]
         write_record(folder / "dataset.json", _description(run.plan, result))
-        _write_notes(folder, run, result, {case.id: part for case, part in cases}, trust, trust_maps, careful)
+        idle = {part: list(run.split.as_dict()[part]) for part in ALSO if part not in also}
+        parts = {case.id: part for case, part in cases}
+        _write_notes(folder, run, result, parts, idle, trust, trust_maps, careful)
     if progress is not None:
         progress(len(cases), len(cases), "")
     return result
@@ -282,6 +284,7 @@ def _write_notes(
     run: Run,
     result: Dataset,
     parts: dict[str, str],
+    idle: dict[str, list[str]],
     threshold: float,
     maps: Path | None,
     careful: Sequence[str],
@@ -303,7 +306,8 @@ def _write_notes(
             "threshold": threshold,
             "careful labels": sorted(set(result.labels) - set(pseudo)),
             "pseudo labels: share of voxels that is trusted": pseudo,
-            "left out": [str(fault) for fault in result.faults],
+            "left out for a fault": [str(fault) for fault in result.faults],
+            "left out as not asked for with --also": {part: ids for part, ids in idle.items() if ids},
         },
     )
     folds = min(FOLDS, len(careful))
