@@ -243,6 +243,34 @@ def test_an_audit_repeats_and_can_be_replaced(audited: tuple[Path, Path], tmp_pa
     assert again.cases == first.cases
 
 
+def test_tables_of_an_earlier_audit_never_lie_beside_maps_of_a_later_one(
+    audited: tuple[Path, Path], tmp_path: Path
+) -> None:
+    audit(audited[1], out=tmp_path / "a")
+    (tmp_path / "a" / "trust" / "case_9.nii.gz").write_bytes(b"old")
+
+    def stop(done: int, _: int, __: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(audited[1], out=tmp_path / "a", way="disagreement", overwrite=True, progress=stop)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["trust"]
+
+
+def test_networks_that_doubt_most_labels_are_doubted_themselves(
+    audited: tuple[Path, Path], command: Command, tmp_path: Path
+) -> None:
+    data, run = audited
+    assert not audit(run, out=tmp_path / "a").caution
+    (tmp_path / "swapped").mkdir()
+    for path in (data / "labels").iterdir():
+        write_label(tmp_path / "swapped" / path.name, np.flip(array(path)), path)
+    outcome = command("audit", run, "--labels", tmp_path / "swapped", "--out", tmp_path / "b", "--quiet")
+    assert "note: half of the labels have a trust below 0." in outcome.out
+    assert "Half of the labels" in (tmp_path / "b" / "audit.html").read_text()
+
+
 def test_what_lies_outside_the_crop_is_background_or_doubted(tmp_path: Path) -> None:
     for i in range(3):
         write_case(tmp_path / "scans", f"{i}.nii.gz", i, labelled=True)

@@ -26,6 +26,7 @@ from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
 
+CASES, REGIONS, PAGE = "cases.csv", "regions.csv", "audit.html"
 SHOWN = 20  # cases that the page has a browser for: the least trusted ones
 
 
@@ -107,6 +108,8 @@ def audit(
             say(case)
             try:
                 judged = auditor.judge(case)
+                if not found:
+                    _drop_tables(folder)
                 _write_maps(folder, case, judged)
             except (UserError, MemoryError, OSError, RuntimeError) as error:
                 faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="audit"))
@@ -119,10 +122,10 @@ def audit(
         unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
         result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults))
         _drop_others(folder / "trust", {one.case for one in found})
-        write_csv(folder / "cases.csv", [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
+        write_csv(folder / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
         rows = [row for one in found for row in region_rows(one)]
-        write_csv(folder / "regions.csv", rows, REGION_COLUMNS)
-        write_page(folder / "audit.html", result, least.sights(), title=f"Audit of {opened.root.name}")
+        write_csv(folder / REGIONS, rows, REGION_COLUMNS)
+        write_page(folder / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
     if progress is not None:
         progress(steps, steps, "")
     return result
@@ -186,6 +189,12 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
     if not chosen:
         raise FaultsError(faults, f"{labels}: no label belongs to a scan")
     return chosen, faults
+
+
+def _drop_tables(folder: Path) -> None:
+    """Remove the tables and the page of an earlier audit, so that none is ever beside the maps of a later one."""
+    for name in (CASES, REGIONS, PAGE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _drop_others(folder: Path, cases: Collection[str]) -> None:

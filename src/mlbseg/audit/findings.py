@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from mlbseg.errors import Fault
 from mlbseg.evaluation import harmless
 from mlbseg.files import write_atomic
 
+USUAL = 0.7
+"""Median trust of the cases below which the networks are to be doubted first; sound ones leave about 0.9."""
 GIVEN = "given"  # what tables call the role of labels that the user named
 
 
@@ -61,12 +64,24 @@ class Audit:
     cases: tuple[Audited, ...]
     faults: tuple[Fault, ...]
 
+    @property
+    def caution(self) -> str:
+        """Why the networks may be worse than the labels; empty if nothing says so."""
+        median = statistics.median(found.trust for found in self.cases)
+        if median >= USUAL:
+            return ""
+        return (
+            f"half of the labels have a trust below {median:.2f}: either most of them are wrong, or the networks are "
+            "not good enough to judge them (look at a few; then train longer, or with more careful labels)"
+        )
+
     def as_dict(self) -> dict[str, object]:
         """Return the findings, for `--json`."""
         return {
             "out": str(self.out),
             "method": self.way,
             "threshold": self.threshold,
+            "note": self.caution,
             "cases": [case_row(rank, found, self.class_names) for rank, found in enumerate(self.cases, 1)],
             "regions": [row for found in self.cases for row in region_rows(found)],
             "faults": [fault.as_dict() for fault in self.faults],

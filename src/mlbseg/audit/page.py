@@ -124,7 +124,9 @@ def _case(found: Audited, sight: Sight, names: dict[int, str], unit: str) -> Mar
 
 
 def _method(result: Audit, shown: int) -> Markup:
+    caution = [result.caution[0].upper() + result.caution[1:] + "."] if result.caution else []
     return paragraphs(
+        *caution,
         f"Method {result.way}: {WAYS[result.way].about}. A voxel is doubted where its trust is below "
         f"{result.threshold:g}. A case's trust is the share of trusted voxels among those that belong to a "
         "structure by the label or by the networks. A suspected region is a connected set of doubted voxels that "

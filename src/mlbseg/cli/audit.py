@@ -80,6 +80,8 @@ def audit(
             str(found.count),
         )
     result_console().print(table)
+    if result.caution:
+        print_line(f"note: {result.caution}")
     print_line(f"{len(result.cases)} labels judged; look at {result.out / 'audit.html'}")
     if result.faults:
         raise FaultsError(result.faults, "the labels", "the other labels were judged")

@@ -110,10 +110,15 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
         )
     idle = _idle(config, noisy=bool(split.noisy))
     if idle:
-        raise UserError(
-            f"{idle}: changes nothing, as with these settings no weight is left to decide "
-            "(add -o mlb.decides=everywhere or -o mlb.sources=initial,pseudo, or leave it out)"
+        why, remedy = (
+            ("mlb.weighting=confidence follows no direction", "choose another weighting")
+            if config.mlb.decides_weights(noisy=bool(split.noisy))
+            else (
+                "with these settings no weight is left to decide",
+                "add -o mlb.decides=everywhere or -o mlb.sources=initial,pseudo",
+            )
         )
+        raise UserError(f"{idle}: changes nothing, as {why} (leave it out, or {remedy})")
     if meta >= len(split.clean):
         raise UserError(
             f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
