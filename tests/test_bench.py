@@ -24,7 +24,8 @@ from conftest import Command
 from mlbseg.bench import bench, workers
 from mlbseg.bench.cell import BUSY, lock_of, outcome, run_cell
 from mlbseg.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
-from mlbseg.bench.setup import Request, Setup, begin, load_settings
+from mlbseg.bench.record import Setup
+from mlbseg.bench.setup import Request, begin, load_settings
 from mlbseg.cli.arguments import join_lists
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms

@@ -345,7 +345,9 @@ def test_cases_set_apart_for_the_weights_are_some_of_several_clean_ones(tmp_path
     for idle in ("mlb.decides=disputes", "mlb.weighting=uniform"):
         with pytest.raises(UserError, match=r"train\.meta_cases: changes nothing"):
             prepared(scans, tmp_path / "run", "train.meta_cases=1", idle)
-    with pytest.raises(UserError, match="direction: changes nothing, as mlb.weighting=confidence follows no"):
+    with pytest.raises(
+        UserError, match=r"direction: changes nothing, as mlb\.weighting=confidence follows no"
+    ):
         prepared(
             scans,
             tmp_path / "run",

@@ -14,9 +14,10 @@ from rich.table import Table
 from mlbseg.bench import workers
 from mlbseg.bench.cell import OUTCOME, outcome
 from mlbseg.bench.cells import STAGE1, Cell, parse_rows
+from mlbseg.bench.record import Setup
 from mlbseg.bench.report import tables, write_tables
 from mlbseg.bench.results import Results, gather
-from mlbseg.bench.setup import Request, Setup, begin, load_settings
+from mlbseg.bench.setup import Request, begin, load_settings
 from mlbseg.bench.workers import Done, Place
 from mlbseg.errors import UserError
 from mlbseg.run import pick_device

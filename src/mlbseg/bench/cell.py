@@ -21,7 +21,7 @@ from mlbseg.launch import end_with_parent
 if TYPE_CHECKING:
     import torch
 
-    from mlbseg.bench.setup import Setup
+    from mlbseg.bench.record import Setup
 
 # torch is imported where it is needed: a process that starts must soon be able to take a signal.
 
@@ -103,7 +103,7 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
     Raises:
         UserError: whatever keeps the cell from being trained or scored.
     """
-    from mlbseg.bench.setup import Setup
+    from mlbseg.bench.record import Setup
     from mlbseg.data.cases import find_cases
     from mlbseg.data.plan import Plan
     from mlbseg.run import pick_device

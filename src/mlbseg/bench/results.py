@@ -14,7 +14,7 @@ import numpy as np
 from mlbseg.bench import statistics
 from mlbseg.bench.cell import OUTCOME, SCORES, outcome
 from mlbseg.bench.cells import STAGE1, SUPERVISED, TEACHER, Cell
-from mlbseg.bench.setup import Setup
+from mlbseg.bench.record import Setup
 from mlbseg.errors import UserError
 from mlbseg.evaluation import harmless
 from mlbseg.files import write_atomic

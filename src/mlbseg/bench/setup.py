@@ -1,126 +1,35 @@
-"""What all cells of a bench share: decided once, written down, and held to when the bench goes on."""
+"""How a bench begins, or goes on: what is asked is checked, decided once for all cells, and written down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import yaml
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from rich.console import Console
 
-from mlbseg.bench.cells import FIXED, STAGE1, SUPERVISED, Cell, Row, cells_of, in_order
-from mlbseg.config import Config, config_of, load_config, parse_override
+from mlbseg.bench.cells import FIXED, STAGE1, Cell, Row, cells_of, in_order
+from mlbseg.bench.record import RECORD, SETTINGS, Setup, shares_stage1, with_row
+from mlbseg.bench.same import require_planned, require_same, shown
+from mlbseg.config import Config, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
 from mlbseg.data.cases import Dataset, find_cases
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
-from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.files import write_atomic
-from mlbseg.methods import METHODS, find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
-from mlbseg.training import stage1_settings
 from mlbseg.training.lock import locked
 from mlbseg.training.prepare import require_cases, views_of
 from mlbseg.types import Role
 
-RECORD = "bench.json"
-SETTINGS = "settings.yaml"
 LOCK = ".lock"
-INITIALISER = next(name for name, kind in METHODS.items() if kind.needs_initial_labels)
-"""Of the runs that hold the shared stage 1: any method that begins with one and has initial labels."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The record of a bench.
-
-    Attributes:
-        data: The data set.
-        cache: Where prepared scans are kept.
-        split_seed: Of the shuffle by which the cases were divided.
-        rule: How they were divided, in a sentence.
-        clean: Cases whose label training may be given, in the order in which budgets count.
-        test: Cases that are set apart.
-        scored: Those of them that have a label.
-        asked: The settings that were asked for, for all cells.
-        plan: What was decided for all cells.
-        rows: The rows by slug.
-        cells: Row, budget and seed of each cell that was ever asked for, in the order to run them.
-        commands: The commands that asked.
-        labels: The label values that were named, none of them if none were; None if nobody wrote that down, as in
-            folders of earlier versions. So too the next two.
-        noisy: Cases whose label came with them and is not trusted.
-        unlabelled: Cases without a label.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    data: str
-    cache: str
-    split_seed: int
-    rule: str
-    clean: tuple[str, ...]
-    test: tuple[str, ...]
-    scored: tuple[str, ...]
-    asked: dict[str, Any]
-    plan: dict[str, Any]
-    rows: dict[str, Row] = field(default_factory=dict)
-    cells: tuple[Cell, ...] = ()
-    commands: tuple[str, ...] = ()
-    labels: tuple[int, ...] | None = None
-    noisy: tuple[str, ...] | None = None
-    unlabelled: tuple[str, ...] | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> Setup:
-        """Read the record of a bench's folder.
-
-        Raises:
-            UserError: if it is missing or damaged.
-        """
-        path = folder / RECORD
-        return validate(TypeAdapter(cls), read_record(path, "the record of a bench"), str(path))
-
-    def write(self, folder: Path) -> None:
-        """Write the record, whole or not at all."""
-        write_record(folder / RECORD, asdict(self))
-
-    def config(self, folder: Path, cell: Cell) -> Config:
-        """Return the settings of a cell: those of the bench, with the plan pinned, and those of its row."""
-        if cell.row == STAGE1:
-            row = Row(STAGE1, INITIALISER)
-        elif cell.budget is None:
-            # Nothing here has weights to decide: all labels are learnt from.
-            row = Row(SUPERVISED, SUPERVISED, ("train.meta_cases=0",))
-        else:
-            row = self.rows[cell.row]
-        return load_config(folder / SETTINGS, overrides=row.overrides, method=row.method, seed=cell.seed)
-
-    def split(self, cell: Cell, dataset: Dataset) -> Split:
-        """Return the split of a cell, which is that of `mlbseg train` with the same cases named."""
-        return make_split(
-            dataset.cases,
-            order=dataset.order,
-            labelled=self.clean[: cell.budget],
-            test=self.test,
-            seed=cell.seed,
-        )
-
-    def shares_stage1(self, row: Row) -> bool:
-        """Return whether a row begins with the stage 1 that the rows share."""
-        return _shares(row, config_of(self.asked))
-
-    def needs_stage1(self, cell: Cell) -> bool:
-        """Return whether a cell begins with the stage 1 of its budget and seed."""
-        return cell.budget is not None and cell.row != STAGE1 and self.shares_stage1(self.rows[cell.row])
 
 
 @dataclass(frozen=True)
@@ -189,8 +98,8 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
     fresh = _facts(request, dataset, wide)
     if existing is not None:
-        _require_same(folder, existing, fresh, names_cache=request.cache is not None)
-        _require_planned(existing, request)
+        require_same(folder, existing, fresh, names_cache=request.cache is not None)
+        require_planned(existing, min(request.budgets))
     for budget in request.budgets:
         if not 1 <= budget <= len(fresh.clean):
             raise UserError(
@@ -202,10 +111,10 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         for name in added.keys() & existing.rows.keys():
             if existing.rows[name] != added[name]:
                 raise UserError(
-                    f"{folder}: {added[name].label!r} was {_shown(existing.rows[name])}, found "
-                    f"{_shown(added[name])} (give the new one another label)"
+                    f"{folder}: {added[name].label!r} was {shown(existing.rows[name])}, found "
+                    f"{shown(added[name])} (give the new one another label)"
                 )
-    share = [row.slug for row in request.rows if _shares(row, request.config)]
+    share = [row.slug for row in request.rows if shares_stage1(row, request.config)]
     rows = {**({} if existing is None else existing.rows), **added}
     asked = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
     cells = in_order(asked, list(rows))
@@ -213,7 +122,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         if cell.seed == request.seeds[0] and cell.row != STAGE1 and cell.budget is not None:
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
-            config = _with_row(request.config, row)
+            config = with_row(request.config, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, console)
@@ -227,8 +136,8 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
             write_atomic(folder / SETTINGS, text.encode())
         else:
-            _require_same(folder, existing, fresh, names_cache=request.cache is not None)
-            _require_planned(existing, request)
+            require_same(folder, existing, fresh, names_cache=request.cache is not None)
+            require_planned(existing, min(request.budgets))
             fresh = existing
         record = replace(
             fresh,
@@ -293,111 +202,6 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
     )
-
-
-def _require_same(folder: Path, begun: Setup, asked: Setup, *, names_cache: bool) -> None:
-    """Refuse to mix cells that would not compare.
-
-    Args:
-        folder: Of the bench.
-        begun: Its record.
-        asked: The record that the command would begin.
-        names_cache: Whether the command says where prepared scans are kept. The user's cache folder, which it means
-            otherwise, may be another on each machine that shares the bench, and none of them is asked for.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    lines = []
-    if begun.data != asked.data:
-        lines.append(f"data: found {asked.data}, expected {begun.data}")
-    if begun.split_seed != asked.split_seed:
-        lines.append(f"--split-seed: found {asked.split_seed}, expected {begun.split_seed}")
-    if set(begun.test) != set(asked.test):
-        lines.append(f"test cases: found {_names(asked.test)}, expected {_names(begun.test)}")
-    if not lines:
-        if begun.clean != asked.clean:
-            lines.append(
-                f"labelled cases in their order: found {_names(asked.clean)}, expected {_names(begun.clean)}: "
-                "the data have changed"
-            )
-        for name, before_ids, ids in (
-            ("cases with a rough label", begun.noisy, asked.noisy),
-            ("unlabelled cases", begun.unlabelled, asked.unlabelled),
-        ):
-            if before_ids is not None and ids is not None and set(before_ids) != set(ids):
-                lines.append(f"{name}: {_changes(before_ids, ids)}: the data have changed")
-    if begun.labels is not None and begun.labels != asked.labels:
-        found, expected = (
-            " ".join(map(str, values)) if values else "none" for values in (asked.labels, begun.labels)
-        )
-        lines.append(f"--labels: found {found}, expected {expected}")
-    if names_cache and begun.cache != asked.cache:
-        lines.append(f"--cache: found {asked.cache}, expected {begun.cache}")
-    before, now = (dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked))
-    lines += [f"{key}: found {now[key]}, expected {before[key]}" for key in before if before[key] != now[key]]
-    if lines:
-        raise UserError(
-            "\n".join(
-                [
-                    f"{folder}: a bench that was begun otherwise",
-                    *(f"  {line}" for line in lines),
-                    "repeat what it was begun with (bench.json has the command), use --variant for a setting of one "
-                    "row, or choose another --out",
-                ]
-            )
-        )
-
-
-def _require_planned(begun: Setup, request: Request) -> None:
-    """Refuse a budget below those that the plan was made for: it rests on facts of labels that the budget lacks.
-
-    Raises:
-        UserError: naming both.
-    """
-    planned = min(cell.budget for cell in begun.cells if cell.budget is not None)
-    if min(request.budgets) < planned:
-        raise UserError(
-            f"--labelled: found {min(request.budgets)}, but this bench was planned from {planned} labels "
-            "(choose another --out, and name the smallest budget first)"
-        )
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        nested = isinstance(value, Mapping) and prefix == ""
-        pairs += _flat(value, f"{key}.") if nested else [(f"{prefix}{key}", value)]
-    return pairs
-
-
-def _names(ids: Sequence[str]) -> str:
-    return f"{len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-
-
-def _changes(before: Sequence[str], now: Sequence[str]) -> str:
-    changes = {"new": sorted(set(now) - set(before)), "missing": sorted(set(before) - set(now))}
-    return ", ".join(f"{word} {_names(ids)}" for word, ids in changes.items() if ids)
-
-
-def _shown(row: Row) -> str:
-    return " ".join((row.method, *row.overrides))
-
-
-def _with_row(config: Config, row: Row) -> Config:
-    """Return the settings of a row from those of all rows."""
-    data = config.model_dump(mode="json")
-    for item in row.overrides:
-        key, value = parse_override(item)
-        section, _, name = key.partition(".")
-        data[section][name] = value
-    return load_config(**{**data, "method": row.method})
-
-
-def _shares(row: Row, config: Config) -> bool:
-    """Return whether a row has a stage 1, and nothing of its own in it."""
-    own = _with_row(config, row)
-    return find_method(row.method).uses_unlabelled and stage1_settings(own) == stage1_settings(config)
 
 
 def _widest(cells: Sequence[Cell], wide: Split) -> int:
@@ -473,7 +277,7 @@ def _decide(
         class_names=names,
         memory_bytes=available_memory(device),
         device=device.type,
-        views=max(views_of(_with_row(request.config, row)) for row in request.rows),
+        views=max(views_of(with_row(request.config, row)) for row in request.rows),
         overrides=request.config.plan.model_dump(exclude_none=True),
     )
     root = request.cache if request.cache is not None else default_cache_root()
