@@ -48,7 +48,7 @@ def masks_report(
     require_free(out, overwrite=overwrite)
     known = {} if scans is None else {case.id: case for case in find_scans(scans).cases}
     predicted, expected = mask_files(predictions, "predicted masks")[0], mask_files(references, "labels")[0]
-    looked = [
+    looked = (
         _subject(
             name,
             caption(what, name, evaluation),
@@ -58,7 +58,7 @@ def masks_report(
             worst=what == "worst",
         )
         for what, name in telling(evaluation).items()
-    ]
+    )
     note = "By mean Dice; below them all that were scored." + (
         " No scans were given (--scans), so the masks lie on black." if scans is None else ""
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,10 @@ def report(
         if scored is not None and scored.group in ("test", "validation") and clean and predictions is None:
             (work / "trained").mkdir()
             trained = training_dice(opened, network, clean, work / "trained", target)
-        looked = [] if scored is None else subjects(scored, opened, network, target)
+        # Here, as the masks to be shown are in this folder, and one after the other: each is a whole scan in memory.
+        looked = Markup("")
+        if scored is not None:
+            looked = slices_of(subjects(scored, opened, network, target), opened.plan.structures)
     found = findings(opened, log, scored, trained)
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
@@ -126,7 +129,7 @@ def report(
     )
 
 
-def slices_of(looked: Sequence[Subject], class_names: Mapping[int, str]) -> Markup:
+def slices_of(looked: Iterable[Subject], class_names: Mapping[int, str]) -> Markup:
     """Return subjects beside each other, with how to use them."""
     hint = Markup('<p class="hint">{}</p>').format(
         "The slider has the arrow keys, Page Up and Page Down. The digits 1, 2, 3 ... switch the layers."
@@ -185,7 +188,7 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 
 def _sections(
-    run: Run, log: Log, scored: Scored | None, looked: Sequence[Subject], found: list[Finding]
+    run: Run, log: Log, scored: Scored | None, looked: Markup, found: list[Finding]
 ) -> list[Section]:
     sections = [Section("At a glance", shown(found))]
     if scored is not None:
@@ -193,8 +196,13 @@ def _sections(
         if scored.beyond:
             note += f" The first {len(scored.cases)} of them; {scored.beyond} more were left out (--cases N)."
         sections.append(Section("Scores", summary_table(scored.evaluation), note))
-        body = slices_of(looked, run.plan.structures) + case_table(scored.evaluation)
-        sections.append(Section("Cases", body, "By mean Dice; below them all that were scored."))
+        sections.append(
+            Section(
+                "Cases",
+                looked + case_table(scored.evaluation),
+                "By mean Dice; below them all that were scored.",
+            )
+        )
     if log.columns:
         note = (
             ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,8 @@ def training_dice(
     return score_cases("clean", cases, masks, out, run.plan, faults=faults).evaluation.mean_dice
 
 
-def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device) -> list[Subject]:
-    """Return the worst, the median and the best case, with the trust of the run's audit where there is one."""
-    made = []
+def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device) -> Iterator[Subject]:
+    """Yield the worst, the median and the best case, with the trust of the run's audit where there is one."""
     for what, name in telling(scored.evaluation).items():
         case = scored.cases[name]
         scan = read_scan(case.images)
@@ -162,13 +161,10 @@ def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device)
         trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
             maps = {"trust": trust, **maps}
-        made.append(
-            turned(
-                name, caption(what, name, scored.evaluation) + fault, scan.array[0], scan.geometry,
-                {"label": label, "prediction": mask}, maps, run.plan.orientation, worst=what == "worst",
-            )
+        yield turned(
+            name, caption(what, name, scored.evaluation) + fault, scan.array[0], scan.geometry,
+            {"label": label, "prediction": mask}, maps, run.plan.orientation, worst=what == "worst",
         )  # fmt: skip
-    return made
 
 
 def turned(
