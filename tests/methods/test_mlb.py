@@ -25,7 +25,7 @@ from mlbseg.core.metaweights import normalise
 from mlbseg.core.teacher import make_teacher
 from mlbseg.core.views import Views, draw_views
 from mlbseg.errors import UserError
-from mlbseg.methods import mlb
+from mlbseg.methods import mlb, weighing
 from mlbseg.methods.mlb import MLB
 from mlbseg.types import Batch
 from oracles.double_backward import normalised, unrolled_alignments
@@ -63,7 +63,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         seen.weights.append([w.detach().clone() for w in weights])
         return weights
 
-    monkeypatch.setattr(mlb, "normalise", record)
+    monkeypatch.setattr(weighing, "normalise", record)
     return seen
 
 

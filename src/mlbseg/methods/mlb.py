@@ -20,12 +20,10 @@ from mlbseg.core.losses import (
     cross_entropy_map,
     pairwise_consistency,
     prediction_distance,
-    residual_map,
     soft_dice_loss,
     supervised_loss,
     widened,
 )
-from mlbseg.core.metaweights import alignment, normalise
 from mlbseg.core.optimisers import precondition, virtual_step
 from mlbseg.core.perturb import boxes, jittered, normal
 from mlbseg.core.scope import Scope, parameters_in_scope
@@ -34,14 +32,10 @@ from mlbseg.core.teacher import prediction
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
 from mlbseg.methods.base import Taught
+from mlbseg.methods.weighing import Weighing
 from mlbseg.types import IGNORE, Batch, Losses
 
 _VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS, _BOX = range(6)  # streams of random numbers
-_RULES = {
-    "residual": "share",
-    "uniform": "sign",
-    "confidence": "share",
-}  # of weightings that are no rule of `normalise`
 _JITTER = 100  # times these: those of the views' jitter
 
 
@@ -146,11 +140,7 @@ class MLB(Taught):
         self.clean_views = clean_views
         self.flip_axes = flip_axes
         self.zoom = zoom
-        self.sources = sources
-        self.weighting = weighting
-        self.decides = decides
-        self.per_source = per_source
-        self.per_image = per_image
+        self.weighing = Weighing(sources, weighting, decides, per_source, per_image)
         self.direction = direction
         self.scope = scope
         self.every = every
@@ -176,7 +166,7 @@ class MLB(Taught):
 
     def weight_maps(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Return labels and weights of the first view, with v where the model stands and nothing pasted."""
-        if not self._decides or batch.image is None or batch.initial_label is None:
+        if not self.weighing.may_differ or batch.image is None or batch.initial_label is None:
             return {}
         monitors, buffers = dict(self.monitors), {name: b.clone() for name, b in self.named_buffers()}
         meta = batch.meta_image is not None and batch.meta_label is not None
@@ -185,7 +175,7 @@ class MLB(Taught):
             _, v = self._clean_gradient(*clean, batch.seed, _META_VIEWS if meta else _CLEAN_VIEWS)  # type: ignore[arg-type]
             views = self._draw(batch.image, batch.seed, _VIEWS)
             x, taught, _ = self._see(views, batch.image, batch, _SIGHT)
-            if self._asks:
+            if self.weighing.asks_direction:
                 direction = self._towards(self.ranks.sum_all(v), x, batch.seed)
                 logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
             else:
@@ -203,7 +193,7 @@ class MLB(Taught):
     def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve
-        asks = weigh and self._asks
+        asks = weigh and self.weighing.asks_direction
         if asks and batch.meta_image is not None and batch.meta_label is not None:
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, _META_VIEWS)
         views = self._draw(image, batch.seed, _VIEWS)
@@ -248,7 +238,7 @@ class MLB(Taught):
     def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
-        asks = weigh and self._asks
+        asks = weigh and self.weighing.asks_direction
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught, _ = self._see(views, image, batch, _SIGHT)
         with self.same_dropout(batch):
@@ -300,16 +290,6 @@ class MLB(Taught):
             flip_axes=self.flip_axes,
             zoom=self.zoom,
         )
-
-    @property
-    def _decides(self) -> bool:
-        """Whether any pixel may count more than another."""
-        return self.weighting != "uniform" and (self.decides == "everywhere" or len(self.sources) > 1)
-
-    @property
-    def _asks(self) -> bool:
-        """Whether it is a direction that decides."""
-        return self._decides and self.weighting != "confidence"
 
     def _see(
         self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
@@ -386,43 +366,12 @@ class MLB(Taught):
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial < 0, initial, pseudo)
         both = {"initial": initial, "pseudo": pseudo}
-        labels = {name: views.expand_label(both[name]) for name in self.sources}
+        labels = {name: views.expand_label(both[name]) for name in self.weighing.sources}
         if pasted is not None:
             labels = {name: torch.where(pasted < 0, label, IGNORE) for name, label in labels.items()}
-        alignments = []
-        for label in labels.values():
-            if not self._decides:
-                alignments.append(torch.ones_like(logits[:, 0]))
-                continue
-            if tangent is None:
-                alignments.append(1 - residual_map(taught, label))
-                continue
-            g = alignment(lambda z, y=label: cross_entropy_map(z, y), logits, widened(tangent))  # type: ignore[misc]
-            if self.weighting == "residual":
-                g = g / residual_map(logits, label).clamp(min=1e-3)
-            alignments.append(g)
-        if self._decides and self.decides == "disputes":
-            first, *others = labels.values()
-            agreed = torch.stack([label == first for label in others]).all(0)
-            most = torch.stack([torch.where(agreed, 0, g).amax() for g in alignments]).amax()
-            most = self.ranks.max(most).clamp(min=torch.finfo(logits.dtype).tiny)
-            alignments = [torch.where(agreed, most, g) for g in alignments]
-        known = [label >= 0 for label in labels.values()]
-        weights = dict(
-            zip(
-                labels,
-                normalise(
-                    alignments,
-                    rule=_RULES.get(self.weighting, self.weighting),  # type: ignore[arg-type]
-                    known=known,
-                    per_source=self.per_source,
-                    per_image=self.per_image,
-                    ranks=self.ranks,
-                ),
-                strict=True,
-            )
-        )
-        for name, mask in zip(labels, known, strict=True):
+        weights = self.weighing.weigh(labels, logits, tangent, taught, self.ranks)
+        for name, label in labels.items():
+            mask = label >= 0
             kept, all_known, mass = self.ranks.sum_each(
                 (weights[name] > 0).sum(), mask.sum(), weights[name].sum()
             )
