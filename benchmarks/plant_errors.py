@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mlbseg.data.cases import find_cases
-from mlbseg.data.planted import kinds_for, plant_error
+from mlbseg.data.planted import HABITS, KINDS, kinds_for, plant_error
 from mlbseg.data.readers import read_label, write_label
 from mlbseg.types import Role
 
@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--noisy", type=int, required=True, help="cases whose labels nobody trusts")
     parser.add_argument("--test", type=int, required=True)
     parser.add_argument("--share", type=float, default=0.3, help="of the noisy cases that get an error")
+    parser.add_argument(
+        "--kind", choices=[*KINDS, *HABITS], help="the one kind of error (default: those of KINDS in turn)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -52,7 +55,7 @@ def main() -> None:
         case = by_id[name]
         assert case.label is not None
         label, geometry = read_label(case.label)
-        kinds = kinds_for(label)
+        kinds = kinds_for(label) if arguments.kind is None else [arguments.kind]
         kind = kinds[number % len(kinds)]
         partner = noisy[(noisy.index(name) + 1) % len(noisy)]
         other = read_label(by_id[partner].label)[0]  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from blocks import blocks
-from mlbseg.data.planted import CHANGED, KINDS, kinds_for, plant_error
+from mlbseg.data.planted import CHANGED, HABITS, KINDS, kinds_for, plant_error
 
 LABEL = blocks(0)[1].astype(np.int32)
 OTHER = blocks(3, (14, 22, 19))[1].astype(np.int32)
@@ -21,7 +21,7 @@ def planted(kind: str, seed: int = 0, label: np.ndarray = LABEL) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", [LABEL, LABEL[5]], ids=["3D", "2D"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *HABITS])
 def test_an_error_is_seen_and_repeats(kind: str, label: np.ndarray) -> None:
     before = label.copy()
     for seed in range(5):
@@ -64,6 +64,15 @@ def test_another_scans_label_lies_where_this_ones_did() -> None:
     for axis in range(3):
         middles = [np.argwhere(array)[:, axis].mean() for array in (LABEL, changed)]
         assert abs(middles[0] - middles[1]) < 1
+
+
+def test_habits_are_the_same_in_every_case() -> None:
+    thin, short = planted("thin"), planted("short")
+    np.testing.assert_array_equal(thin > 0, ndimage.binary_erosion(LABEL > 0))
+    np.testing.assert_array_equal(thin[thin > 0], LABEL[thin > 0])
+    kept = np.flatnonzero(short.any((1, 2)))
+    np.testing.assert_array_equal(short[: kept[-1] + 1], LABEL[: kept[-1] + 1])
+    assert 0.05 < 1 - (short > 0).sum() / (LABEL > 0).sum() <= 0.25
 
 
 @pytest.mark.parametrize(

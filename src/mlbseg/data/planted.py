@@ -26,10 +26,12 @@ def plant_error(
 
     Args:
         label: (*S) class values, 0 background.
-        kind: A name in `KINDS`: ``missing`` cuts a quarter to a half of a structure off by a plane; ``leak`` adds a
-            ball of a quarter to a half of a structure's volume at its border; ``shift`` moves the label by about
-            a tenth of the structures' extent along each axis; ``swapped`` exchanges two classes; ``wrong-scan`` takes
-            another scan's label, moved to where this one's lies.
+        kind: A name in `KINDS`, or in `HABITS` for an error that goes one way in all cases. ``missing`` cuts a quarter
+            to a half of a structure off by a plane; ``leak`` adds a ball of a quarter to a half of its volume
+            at its border; ``shift`` moves the label by about a tenth of the structures' extent along each axis;
+            ``swapped`` exchanges two classes; ``wrong-scan`` takes another scan's label, moved to where this one's
+            lies. ``thin`` leaves out the outermost voxels of all structures together; ``short`` stops early on the
+            first axis: the last slices, with up to a quarter of the voxels.
         rng: Decides all that is random.
         spacing: mm along each axis of the array.
         other: (*S') the other scan's label, for ``wrong-scan``.
@@ -41,12 +43,13 @@ def plant_error(
         ValueError: for an unknown kind, an empty label, one class to swap, no other scan, or a label that is too
             small for such an error.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of error {kind!r}: use one of {', '.join(KINDS)}")
+    known = {**KINDS, **HABITS}
+    if kind not in known:
+        raise ValueError(f"unknown kind of error {kind!r}: use one of {', '.join(known)}")
     if not label.any():
         raise ValueError("an empty label has no structure to make an error in")
     for _ in range(TRIES):
-        changed = KINDS[kind](label, rng, np.asarray(spacing, float), other)
+        changed = known[kind](label, rng, np.asarray(spacing, float), other)
         if (changed != label).sum() >= CHANGED * (label > 0).sum():
             return changed
     raise ValueError(f"the label is too small for an error of the kind {kind!r}")
@@ -102,13 +105,30 @@ def _wrong_scan(label: Label, rng: object, spacing: object, other: Label | None)
     return _moved(other, np.rint(here - there).astype(int), label.shape)
 
 
-KINDS: dict[str, Callable[[Label, np.random.Generator, npt.NDArray[np.float64], Label | None], Label]] = {
+def _thin(label: Label, rng: object, spacing: object, _: object) -> Label:
+    return np.where(ndimage.binary_erosion(label > 0), label, 0).astype(label.dtype)
+
+
+def _short(label: Label, rng: object, spacing: object, _: object) -> Label:
+    slices = np.nonzero(label)[0]  # of each voxel of a structure
+    changed = label.copy()
+    changed[max(int(np.quantile(slices, 0.75)), slices.min()) + 1 :] = 0
+    return changed
+
+
+_Kind = Callable[[Label, np.random.Generator, npt.NDArray[np.float64], Label | None], Label]
+
+KINDS: dict[str, _Kind] = {
     "missing": _missing,
     "leak": _leak,
     "shift": _shift,
     "swapped": _swapped,
     "wrong-scan": _wrong_scan,
 }
+"""Errors that differ from case to case."""
+
+HABITS: dict[str, _Kind] = {"thin": _thin, "short": _short}
+"""Errors that are the same in each case, as those of one annotator."""
 
 
 def _some_class(label: Label, rng: np.random.Generator) -> int:
