@@ -58,10 +58,10 @@ def printed(evaluation: Evaluation) -> str:
 def test_every_case_and_class_is_scored_with_the_references_spacing(folders: tuple[Path, Path]) -> None:
     result = evaluate(*folders)
     assert [(r.case, r.value, r.name) for r in result.rows] == [
-        ("case_1", 1, "1"),
-        ("case_1", 2, "2"),
-        ("case_2", 1, "1"),
-        ("case_2", 2, "2"),
+        ("case_1", 1, "label 1"),
+        ("case_1", 2, "label 2"),
+        ("case_2", 1, "label 1"),
+        ("case_2", 2, "label 2"),
     ]
     assert result.rows[0].scores == score(label_map(1) == 1, label_map() == 1, SPACING[::-1])
     assert result.rows[0].scores.hd95_mm == pytest.approx(1.0)
@@ -111,7 +111,7 @@ def test_a_missed_structure_has_no_distance_and_is_counted(
     assert result.rows[1].scores == Scores(0, 0, None, None, None, None)
     assert result.summary[2]["hd95_mm"].missing == 1
     assert result.summary[2]["hd95_mm"].count == 1
-    assert (tmp_path / "metrics.csv").read_text().splitlines()[2] == "case_1,2,2,0,0,,,,"
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[2] == "case_1,2,label 2,0,0,,,,"
     assert result.mean_dice == pytest.approx((0.5 + 1) / 2)
 
 

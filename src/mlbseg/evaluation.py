@@ -165,7 +165,7 @@ def evaluate(
             `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label file of each case, by the case's name. A
             mask without a reference and a reference without a mask are listed, not scored.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
-            references of the scored cases, named by its number.
+            references of the scored cases, named ``label 1`` and so on.
         out: CSV file to write.
         overwrite: Replace one that is there.
         progress: Called after each case with the number done and the number in all.
@@ -211,7 +211,7 @@ def evaluate(
     if not scored:
         faults += [_unmatched(predicted[case], case, where) for case in alone]
         raise FaultsError(faults, f"{predictions}: no case could be scored")
-    names = dict(classes) if classes else {v: str(v) for v in sorted(in_references)}
+    names = dict(classes) if classes else {v: f"label {v}" for v in sorted(in_references)}
     if not names:
         raise UserError(f"{where}: every label is empty, expected values above 0 (name the classes to score)")
     for case, values in stray.items():

@@ -27,8 +27,8 @@ def plant_error(
     Args:
         label: (*S) class values, 0 background.
         kind: A name in `KINDS`, or in `HABITS` for an error that goes one way in all cases. ``missing`` cuts a quarter
-            to a half of a structure off by a plane; ``leak`` adds a ball of a quarter to a half of its volume
-            at its border; ``shift`` moves the label by about a tenth of the structures' extent along each axis;
+            to a half of a structure off by a plane; ``leak`` adds at its border a ball of a quarter to a half of
+            its volume; ``shift`` moves the label by about a tenth of the structures' extent along each axis;
             ``swapped`` exchanges two classes; ``wrong-scan`` takes another scan's label, moved to where this one's
             lies. ``thin`` leaves out the outermost voxels of all structures together; ``short`` stops early on the
             first axis: the last slices, with up to a quarter of the voxels.
