@@ -34,6 +34,7 @@ FLOORS = {
     "checkpoints": 3,
     "progress": 3,
     "training": 3,
+    "windows": 3,
     "inference": 3,
     "evaluation": 3,
     "pictures": 3,

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 import mlbseg
 from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from data.broken import dicom_series
-from mlbseg import inference
+from mlbseg import windows
 from mlbseg.data.plan import Plan
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.inference import predict, predict_grid
+from mlbseg.inference import predict
 from mlbseg.metrics import dice
 from mlbseg.run import WEIGHTS
+from mlbseg.windows import predict_grid
 
 CPU = torch.device("cpu")
 VALUES = (0, 2, 5)
@@ -260,7 +261,7 @@ def test_one_bad_scan_stops_no_other(supervised_run: Path, tmp_path: Path) -> No
 def test_a_scan_too_large_stops_no_other(
     error: Exception, supervised_run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = inference.predict_grid
+    original = windows.predict_grid
     calls: list[int] = []
 
     def predict_grid(*arguments: object, **options: object) -> object:
@@ -269,7 +270,7 @@ def test_a_scan_too_large_stops_no_other(
             raise error
         return original(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(inference, "predict_grid", predict_grid)
+    monkeypatch.setattr(windows, "predict_grid", predict_grid)
     result = predict(supervised_run, scans, tmp_path, only=["case_0", "case_1", "case_2"])
     assert set(result.masks) == {"case_0", "case_2"}
     assert [str(fault) for fault in result.faults] == ["case_1: not enough memory for this scan"]
@@ -281,7 +282,7 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_scan(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("sizes do not match")
 
-    monkeypatch.setattr(inference, "predict_grid", broken)
+    monkeypatch.setattr(windows, "predict_grid", broken)
     with pytest.raises(RuntimeError, match="sizes do not match"):
         predict(supervised_run, scans, tmp_path)
 
@@ -395,7 +396,7 @@ def test_largest_is_applied_to_masks(
         maps[1, 2:6, 2:6, 2:6] = maps[1, 10, 10, 10] = 1
         return maps
 
-    monkeypatch.setattr(inference, "predict_grid", grid)
+    monkeypatch.setattr(windows, "predict_grid", grid)
     masks: list[Callable[[], int]] = []
     for largest in (False, True):
         result = predict(supervised_run, scans, tmp_path / str(largest), only=["case_3"], largest=largest)

@@ -15,9 +15,9 @@ from mlbseg.audit.evidence import Judge, clean_direction, gather, networks
 from mlbseg.core.losses import cross_entropy_map, supervised_loss
 from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
-from mlbseg.inference import predict_grid
 from mlbseg.run import Run
 from mlbseg.types import Batch
+from mlbseg.windows import predict_grid
 
 CPU = torch.device("cpu")
 

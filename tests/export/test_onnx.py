@@ -17,8 +17,8 @@ from blocks import TINY, write_blocks
 from mlbseg.errors import UserError
 from mlbseg.export import Exported, export
 from mlbseg.export import onnx as room
-from mlbseg.inference import predict_grid
 from mlbseg.run import Run
+from mlbseg.windows import predict_grid
 
 
 @pytest.fixture(scope="module")

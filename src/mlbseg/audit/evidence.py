@@ -20,9 +20,9 @@ from mlbseg.core.views import draw_views
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
-from mlbseg.inference import slide_windows
 from mlbseg.run import Run, autocast, make_student
 from mlbseg.types import IGNORE
+from mlbseg.windows import slide_windows
 
 VIEWS = ("zoom-in", "zoom-out")
 """Besides the scan as it is; and a flip, where the plan has an axis for it."""

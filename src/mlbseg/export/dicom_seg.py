@@ -27,9 +27,9 @@ from mlbseg.errors import Fault, ReadError, UserError, nearest
 from mlbseg.export.labels import class_indices, colour
 from mlbseg.export.output import require_extra
 from mlbseg.files import make_folder, write_atomic
-from mlbseg.inference import case_probability
 from mlbseg.run import WEIGHTS, Run, autocast, pick_device, why_case_failed
 from mlbseg.types import Case
+from mlbseg.windows import case_probability
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription

@@ -26,9 +26,9 @@ from mlbseg.export.labels import class_indices
 from mlbseg.export.output import require_new, staged, write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
 from mlbseg.files import make_folder
-from mlbseg.inference import case_probability
 from mlbseg.run import Run, autocast, pick_device, why_case_failed
 from mlbseg.types import Case, Geometry
+from mlbseg.windows import case_probability
 
 ENDING = ".nii.gz"
 TRUST = 0.8

@@ -20,11 +20,12 @@ from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.evaluation import Evaluation, evaluate
-from mlbseg.inference import Progress, case_probability
+from mlbseg.inference import Progress
 from mlbseg.report.scores import caption, telling
 from mlbseg.report.slices import Subject
 from mlbseg.run import Run, autocast, why_case_failed
 from mlbseg.types import Case, Geometry
+from mlbseg.windows import case_probability
 
 GROUPS = {
     "test": "test cases, which training never saw",

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from mlbseg.core.features import deepest_layer
 from mlbseg.data.plan import Plan
-from mlbseg.inference import case_probability
 from mlbseg.types import Case
+from mlbseg.windows import case_probability
 
 BACKGROUND_WEIGHT = 1e-6
 """Of a place without foreground: a scan in which the network finds nothing is described by all of it."""

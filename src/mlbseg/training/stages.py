@@ -22,7 +22,6 @@ from mlbseg.data.cases import find_cases
 from mlbseg.data.records import read_record, write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
-from mlbseg.inference import predict_grid
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
@@ -32,6 +31,7 @@ from mlbseg.training.initial_labels import check_initial_label, write_initial_la
 from mlbseg.training.loop import Loop
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
+from mlbseg.windows import predict_grid
 
 T = TypeVar("T")
 
