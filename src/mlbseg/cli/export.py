@@ -79,4 +79,4 @@ def export(
     if result.next and result.files:
         print_line(f"next: {result.next}")
     if result.faults:
-        raise FaultsError(result.faults, str(out), "the others were exported")
+        raise FaultsError(result.faults, str(out), "the others were exported" if result.files else "")
