@@ -36,7 +36,7 @@ from mlbseg.training import Interrupted, TrainResult, prepare, train
 from mlbseg.training.lock import sole_trainer
 from mlbseg.training.loop import Loop
 from mlbseg.training.stages import Training
-from mlbseg.types import Batch, Losses
+from mlbseg.types import UNLABELLED, Batch, Losses
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +64,17 @@ def at_step(monkeypatch: pytest.MonkeyPatch, stage: int, step: int, action: Call
     def training_step(self: Loop, batch: Batch, index: int) -> None:
         if (self.stage, self.step) == (stage, step):
             action()
+        original(self, batch, index)
+
+    monkeypatch.setattr(Loop, "training_step", training_step)
+
+
+def at_every_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[Batch], object]) -> None:
+    """Look at the batch of every training step."""
+    original = Loop.training_step
+
+    def training_step(self: Loop, batch: Batch, index: int) -> None:
+        action(batch)
         original(self, batch, index)
 
     monkeypatch.setattr(Loop, "training_step", training_step)
@@ -176,7 +187,9 @@ def test_validation_measures_dice(scans: Path, tmp_path: Path) -> None:
     assert 0.5 < result.validation_dice <= 1
 
 
-def test_labels_that_came_with_cases_are_weighed_beside_pseudo_labels(tmp_path: Path) -> None:
+def test_labels_that_came_with_cases_are_weighed_beside_pseudo_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = write_blocks(tmp_path / "plain", count=4, labelled=2)
     noisy = write_blocks(tmp_path / "noisy", count=4, labelled=3)
     (noisy / "labels_noisy").mkdir()
@@ -186,6 +199,13 @@ def test_labels_that_came_with_cases_are_weighed_beside_pseudo_labels(tmp_path: 
         small(data, run, steps=4)
         last = rows(run)[-1]
         assert {name for name in ("initial", "pseudo") if last[name]} == terms
+    # The frozen predictions of the unlabelled cases are learnt from only where that was asked for.
+    drawn: list[torch.Tensor | None] = []
+    at_every_step(monkeypatch, lambda batch: drawn.append(batch.initial_label))
+    for name, settings in (("own", ()), ("frozen", ("mlb.sources=initial,pseudo",))):
+        drawn.clear()
+        small(noisy, tmp_path / name, *settings, steps=8)
+        assert any((label == UNLABELLED).any() for label in drawn if label is not None) == (name == "own")
     small(noisy, tmp_path / "asked", "mlb.sources=initial", steps=4)
     last = rows(tmp_path / "asked")[-1]
     assert (bool(last["initial"]), bool(last["pseudo"])) == (True, False)

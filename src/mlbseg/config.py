@@ -115,10 +115,15 @@ class MLBSettings(_Section):
     chunk: int | None = Field(None, ge=1)
 
     def weighed(self, *, noisy: bool) -> tuple[str, ...]:
-        """Return the sources; unless they are named, initial labels count where some came with their cases."""
+        """Return the sources; unless they are named, initial labels are those that noisy cases came with."""
         if self.sources is not None:
             return tuple(dict.fromkeys(self.sources))
         return ("initial", "pseudo") if noisy else ("pseudo",)
+
+    @property
+    def freezes_labels(self) -> bool:
+        """Whether what stage 1 predicts of unlabelled cases is learnt from."""
+        return self.sources is not None and "initial" in self.sources
 
     def decides_weights(self, *, noisy: bool) -> bool:
         """Return whether any pixel may count more than another."""

@@ -14,6 +14,9 @@ import torch
 IGNORE = -1
 """The label of a pixel that no loss may look at (padding, outside a view)."""
 
+UNLABELLED = -2
+"""The initial label of a pixel that has none: what it is, pseudo labels may say."""
+
 Losses = dict[str, torch.Tensor]
 """Named scalar loss terms of one optimiser step; what is minimised is their sum."""
 

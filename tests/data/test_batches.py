@@ -16,7 +16,7 @@ from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import write_image, write_label
-from mlbseg.types import IGNORE, Batch, Case, Geometry, Role
+from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Geometry, Role
 
 PLAN = Plan(
     ndim=3,
@@ -266,6 +266,21 @@ def test_a_clean_case_without_foreground_is_drawn_all_the_same(tmp_path: Path) -
         unlabelled_batch_size=0, steps=2, seed=0, stage=1, foreground=1.0, augment=STILL,
     )  # fmt: skip
     assert (dataset[0].clean_label == 0).all()
+
+
+def test_a_case_without_an_initial_label_is_unlabelled_inside_and_ignored_outside(tmp_path: Path) -> None:
+    clean, free = (make_case(tmp_path, name, role, (5, 14, 8)) for name, role in
+                   (("clean", Role.CLEAN), ("free", Role.UNLABELLED)))  # fmt: skip
+    for labels, values in (({}, {UNLABELLED, IGNORE}), (None, None)):
+        batch = StepDataset(
+            Cache(tmp_path / "cache", PLAN), [clean], [free], initial_labels=labels, patch_size=(8, 8, 8),
+            batch_size=1, unlabelled_batch_size=1, steps=1, seed=0, stage=2, foreground=0.5, augment=STILL,
+        )[0]  # fmt: skip
+        if values is None:
+            assert batch.initial_label is None
+        else:
+            assert set(batch.initial_label.unique().tolist()) == values
+            assert int((batch.initial_label == UNLABELLED).sum()) == 5 * 8 * 8
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8, 16)])

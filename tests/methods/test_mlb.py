@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlbseg.core.losses import (
-    IGNORE,
     cross_entropy_map,
     pairwise_consistency,
     prediction_distance,
@@ -27,7 +26,7 @@ from mlbseg.core.views import Views, draw_views
 from mlbseg.errors import UserError
 from mlbseg.methods import mlb, weighing
 from mlbseg.methods.mlb import MLB
-from mlbseg.types import Batch
+from mlbseg.types import IGNORE, UNLABELLED, Batch
 from oracles.double_backward import normalised, unrolled_alignments
 
 VIEWS = ("zoom-in", "zoom-out", "flip")
@@ -438,6 +437,21 @@ def test_where_the_labels_agree_no_direction_decides(ndim: int, spy: Spy) -> Non
     assert 0 < int((~agreed).sum()) < agreed.numel()
     for everywhere, disputes in zip(*spy.weights, strict=True):
         assert torch.equal(everywhere[~agreed] > 0, disputes[~agreed] > 0)
+
+
+def test_an_image_without_a_label_of_its_own_disputes_nothing(spy: Spy) -> None:
+    batch = make_batch(3, 3)
+    batch.initial_label = batch.initial_label.clone()
+    batch.initial_label[1] = torch.where(batch.initial_label[1] == IGNORE, IGNORE, UNLABELLED)
+    method = make_mlb(3, 3, weighting="sign", decides="disputes", views=(), mix=0.0, per_source=False)
+    next(iter(method.losses(batch, 5)))
+    initial, pseudo = spy.weights[0]
+    inside = batch.initial_label[1] == UNLABELLED
+    assert 0 < int(inside.sum()) < inside.numel()
+    assert not initial[1].any()
+    assert (pseudo[1][inside] == pseudo.max()).all()  # believed as where two labels agree
+    assert not pseudo[1][~inside].any()
+    assert initial[0].any()
 
 
 @pytest.mark.parametrize("weighting", ["softmax", "sigmoid"])

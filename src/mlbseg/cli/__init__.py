@@ -313,7 +313,9 @@ def predict(
         return
     print_line(f"wrote {len(result.masks)} {'mask' if len(result.masks) == 1 else 'masks'} to {out}")
     if result.faults:
-        raise FaultsError(result.faults, "the scans", "the other scans were segmented" if result.masks else "")
+        raise FaultsError(
+            result.faults, "the scans", "the other scans were segmented" if result.masks else ""
+        )
 
 
 @app.command()

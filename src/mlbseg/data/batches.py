@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
-from mlbseg.types import IGNORE, Batch, Case, Role
+from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Role
 
 _CLEAN, _UNLABELLED, _BATCH, _META = range(4)  # streams of random numbers
 
@@ -31,8 +31,8 @@ class StepDataset(Dataset[Batch]):
         clean: Cases with a careful label.
         others: Unlabelled and noisy cases; may be empty.
         meta: Cases with a careful label that are in no other part of the batch; may be empty.
-        initial_labels: A `.npy` file of class indices on the prepared grid for each unlabelled case of `others`.
-            A noisy case brings its own label. None: batches carry no initial labels.
+        initial_labels: A `.npy` file of class indices on the prepared grid for unlabelled cases of `others`; one that
+            has none is `UNLABELLED`. A noisy case brings its own label. None: batches carry no initial labels.
         patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
         batch_size: Clean patches per step, of all ranks together.
         unlabelled_batch_size: Patches of `others` per step, of all ranks together.
@@ -148,7 +148,11 @@ class StepDataset(Dataset[Batch]):
         if case.role is Role.UNLABELLED:
             if self.initial_labels is None:
                 return np.full(size, IGNORE)  # nothing is known of it
-            source = np.load(self.initial_labels[case.id], mmap_mode="r", allow_pickle=False)
+            path = self.initial_labels.get(case.id)
+            if path is None:
+                source = np.broadcast_to(np.int64(UNLABELLED), self.cache.image(case).array.shape[1:])
+            else:
+                source = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             source = self.cache.label(case)
         return _cut(source, start, size, leading=0)

@@ -54,7 +54,8 @@ class MLB(Taught):
         flip_axes: Axes that a flip view may turn; None for all. With none of them a flip view is refused.
         zoom: The range of the zoom views (see `draw_views`).
         sources: The labels that are weighed, ``initial`` and ``pseudo``. None: pseudo labels alone, to which training
-            adds the initial ones where cases came with a noisy label.
+            adds the labels that noisy cases came with; only if ``initial`` is named have unlabelled cases frozen
+            ones of stage 1.
         weighting: How an alignment becomes a weight, before the weights are made to sum to 1. ``share``
             is the paper's: in proportion. Borders and wrong labels, whose residual 1 - p(label) is largest, then
             take most of the weight, and the gradient is many times the clean one. ``residual`` divides each
@@ -358,13 +359,13 @@ class MLB(Taught):
             tangent: Their derivative along the direction; None for weights that ask none.
             taught: The teacher's logits.
             views: The views.
-            initial: (B, *S) initial labels.
+            initial: (B, *S) initial labels; `UNLABELLED` where there is none.
             pasted: (V * B, *S) labels of clean pixels that cover the views; see `_mix`.
         """
         logits = widened(logits)
         pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
         # What is padding in the scan has no pseudo label either.
-        pseudo = torch.where(initial < 0, initial, pseudo)
+        pseudo = torch.where(initial == IGNORE, IGNORE, pseudo)
         both = {"initial": initial, "pseudo": pseudo}
         labels = {name: views.expand_label(both[name]) for name in self.weighing.sources}
         if pasted is not None:

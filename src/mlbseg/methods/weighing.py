@@ -59,7 +59,7 @@ class Weighing:
         """Return the weight of each pixel of each source, (B, *S) by name; over all ranks they sum to 1.
 
         Args:
-            labels: (B, *S) by source; negative where there is none.
+            labels: (B, *S) by source; negative where it has none.
             logits: (B, K, *S).
             tangent: Their derivative along the direction; None where none is asked.
             taught: The teacher's logits, (B, K, *S).
@@ -68,7 +68,8 @@ class Weighing:
         found = [self._counts(label, logits, tangent, taught) for label in labels.values()]
         if self.may_differ and self.decides == "disputes":
             first, *others = labels.values()
-            agreed = torch.stack([label == first for label in others]).all(0)
+            # Where a source has no label there is nothing to dispute.
+            agreed = torch.stack([(label == first) | (label < 0) | (first < 0) for label in others]).all(0)
             most = torch.stack([torch.where(agreed, 0, each).amax() for each in found]).amax()
             most = ranks.max(most).clamp(min=torch.finfo(logits.dtype).tiny)
             found = [torch.where(agreed, most, each) for each in found]

@@ -136,7 +136,11 @@ class Training:
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
             initialiser = self._first_stage()
-            labels = self._initial_labels(initialiser) if kind.needs_initial_labels else None
+            labels: dict[str, Path] | None = None
+            if kind.needs_initial_labels:
+                frozen = self._initial_labels(initialiser)
+                # Elsewhere they are there to be looked at: what the few labels alone had taught.
+                labels = frozen if self.run.config.mlb.freezes_labels else {}
             method = make_method(initialiser.student, self.run)
             title = f"stage 2, {self.run.config.method}"
             best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
