@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -241,6 +242,35 @@ def test_an_audit_repeats_and_can_be_replaced(audited: tuple[Path, Path], tmp_pa
     again = audit(audited[1], out=tmp_path / "a", overwrite=True)
     assert (tmp_path / "a" / "cases.csv").read_text() == text
     assert again.cases == first.cases
+
+
+def test_what_no_audit_has_written_is_never_removed(audited: tuple[Path, Path], tmp_path: Path) -> None:
+    audit(audited[1], out=tmp_path / "a")
+    (tmp_path / "a" / "trust" / "mine.nii.gz").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"trust: holds 'mine\.nii\.gz', which is no map of this audit"):
+        audit(audited[1], out=tmp_path / "a", overwrite=True)
+    assert (tmp_path / "a" / "cases.csv").exists()
+    assert len(list((tmp_path / "a" / "trust").iterdir())) == 11
+
+
+def test_a_scan_that_is_gone_stops_no_other(audited: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = audited
+    moved = shutil.copytree(data, tmp_path / "scans")
+    own = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((own / "data.json").read_text())
+    (own / "data.json").write_text(json.dumps({**record, "root": str(moved)}))
+    (moved / "images" / "case_1.nii.gz").unlink()
+    (moved / "labels" / "case_1.nii.gz").unlink()
+    (moved / "labels_noisy" / "case_5.nii.gz").unlink()
+    result = audit(own, out=tmp_path / "a")
+    assert len(result.cases) == 8
+    assert [str(fault) for fault in result.faults] == [
+        f"case_1: no scan of this name in {moved} any more",
+        f"case_5: no label of this name in {moved} any more",
+    ]
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"put the scans back, or correct root in .*data\.json"):
+        audit(own, out=tmp_path / "b")
 
 
 def test_tables_of_an_earlier_audit_never_lie_beside_maps_of_a_later_one(

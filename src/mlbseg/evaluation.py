@@ -176,11 +176,11 @@ def evaluate(
 
     Raises:
         FaultsError: If not one case could be scored.
-        UserError: If a folder is missing or holds no masks, no class can be found, or `out` is there already or
-            cannot be written.
+        UserError: If a folder is missing or holds no masks, no class can be found, or `out` is there already, is
+            no name of a table, or cannot be written.
     """
-    if out is not None and Path(out).is_file() and not overwrite:
-        raise UserError(f"{out} exists already (pass --overwrite, or another --out)")
+    if out is not None:
+        _require_free(Path(out), overwrite=overwrite)
     predicted, faults = mask_files(Path(predictions), "predicted masks")
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")
@@ -231,6 +231,14 @@ def evaluate(
     if out is not None:
         result.write_csv(Path(out))
     return result
+
+
+def _require_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is scored, to write over what is no table, and over a table unless it may be replaced."""
+    if out.suffix.lower() != ".csv" or out.is_dir():
+        raise UserError(f"--out {out}: expected the name of a file that ends in .csv")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already (pass --overwrite, or another --out)")
 
 
 def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:

@@ -83,6 +83,11 @@ class Run:
         """
         return Path(str(read_record(self.root / "data.json", "the data of a run")["root"]))
 
+    @property
+    def moved_scans(self) -> str:
+        """What to do where the scans are no longer in their place."""
+        return f"put the scans back, or correct root in {self.root / 'data.json'}"
+
     def network(self, which: str | None = None) -> nn.Module:
         """Return a trained network in evaluation mode.
 

@@ -112,6 +112,10 @@ def test_one_candidate_and_too_many_asked(rule: Rule) -> None:
     (pick,) = choose(np.array([0.5]), np.array([[1.0, 1.0]]), ORIGIN, 10, rule)
     assert (pick.index, pick.picked, pick.closer) == (0, None, 0)
     assert pick.score == pytest.approx(1)
+    assert pick.distance == pytest.approx(1)  # the one distance there is
+    three = np.array([[0.0, 0], [0, 4], [3, 4]])
+    (pick,) = choose(np.array([0.5]), three[:1], three[1:], 1, rule)
+    assert pick.distance == pytest.approx(4 / 4)  # of 3, 4 and 5
 
 
 def test_an_unknown_rule() -> None:

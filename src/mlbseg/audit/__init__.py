@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -16,7 +17,6 @@ from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
-from mlbseg.data.splits import apply_split
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
 from mlbseg.files import make_folder
@@ -78,8 +78,10 @@ def audit(
     opened = Run.open(Path(run))
     folder = Path(out) if out is not None else opened.root / "audit"
     _require_free(folder, overwrite=overwrite, propose=propose)
-    target = pick_device(device)
     cases, faults = _cases(opened, labels, scans)
+    own = {case.id for case in cases} | _audited(folder)
+    _require_own(folder / "trust", own)
+    target = pick_device(device)
     auditor = Auditor(
         opened,
         target,
@@ -173,9 +175,7 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
     if labels is None:
         if scans is not None:
             raise UserError("--scans names the scans of --labels (give both, or neither)")
-        cases = apply_split(find_cases(root).cases, run.split)
-        chosen = [case for case in cases if case.role in (Role.CLEAN, Role.NOISY)]
-        return chosen, []
+        return _own_cases(run, root)
     given, faults = mask_files(Path(labels), "labels")
     found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
     chosen = [replace(case, label=given[case.id]) for case in found.cases if case.id in given]
@@ -195,6 +195,52 @@ def _drop_tables(folder: Path) -> None:
     """Remove the tables and the page of an earlier audit, so that none is ever beside the maps of a later one."""
     for name in (CASES, REGIONS, PAGE):
         (folder / name).unlink(missing_ok=True)
+
+
+def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
+    """Return the run's clean, validation and noisy cases, and a fault for each that is not there any more."""
+    try:
+        dataset = find_cases(root)
+    except UserError as error:
+        raise UserError(f"{error} ({run.moved_scans})") from None
+    by_id, split = {case.id: case for case in dataset.cases}, run.split
+    wanted = {
+        **dict.fromkeys([*split.clean, *split.validation], Role.CLEAN),
+        **dict.fromkeys(split.noisy, Role.NOISY),
+    }
+    chosen = []
+    faults = [fault for fault in dataset.faults if fault.case_id in wanted]
+    for name in sorted(wanted):
+        case = by_id.get(name)
+        if case is not None and case.label is not None:
+            chosen.append(case.with_role(wanted[name]))
+        elif name not in {fault.case_id for fault in faults}:
+            what = "scan" if case is None else "label"
+            faults.append(
+                Fault(name, f"no {what} of this name in {root} any more", case_id=name, kind="audit")
+            )
+    if not chosen:
+        raise FaultsError(faults, str(root), "no label of the run is there")
+    return chosen, faults
+
+
+def _audited(folder: Path) -> set[str]:
+    """Return the cases that the table of an earlier audit names."""
+    try:
+        with (folder / CASES).open(newline="", encoding="utf-8") as file:
+            return {row["case"].removeprefix("'") for row in csv.DictReader(file)}
+    except (OSError, KeyError, ValueError, csv.Error):
+        return set()
+
+
+def _require_own(folder: Path, cases: Collection[str]) -> None:
+    """Refuse a folder of trust maps that holds what no audit has written there: those maps may go, it must not."""
+    others = [p.name for p in sorted(folder.iterdir()) if stem(p) not in cases] if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"{folder}: holds {others[0]!r}, which is no map of this audit or of the one before it (move it away, or "
+            "choose another --out)"
+        )
 
 
 def _drop_others(folder: Path, cases: Collection[str]) -> None:

@@ -109,11 +109,12 @@ class Results:
         """Supervised training with all labels."""
         return self.groups.get((SUPERVISED, None))
 
-    def slugs(self) -> list[str]:
-        """Return the rows by Dice at the smallest budget, the best first; those without one last."""
+    def slugs(self, budget: int | None = None) -> list[str]:
+        """Return the rows by Dice at a budget, the smallest when None, the best first; those without one last."""
+        budget = next(iter(self.budgets), None) if budget is None else budget
 
         def rank(slug: str) -> float:
-            group = self.groups.get((slug, self.budgets[0])) if self.budgets else None
+            group = self.groups.get((slug, budget))
             dice = statistics.of_seeds(group.dice) if group else None
             return -1.0 if dice is None else dice.mean
 
@@ -123,7 +124,7 @@ class Results:
         """Return the lines of one budget, the upper bound last."""
         supervised = self.groups.get((SUPERVISED, budget))
         teacher = self.groups.get((TEACHER, budget))
-        groups = [g for slug in self.slugs() if (g := self.groups.get((slug, budget))) is not None]
+        groups = [g for slug in self.slugs(budget) if (g := self.groups.get((slug, budget))) is not None]
         groups += [self.upper] if self.upper is not None else []
         return [
             Line(
@@ -280,4 +281,6 @@ def _distance(group: Group) -> str:
 def _interval(value: statistics.Difference | None) -> str:
     if value is None:
         return "–"
+    if value.low is None or value.high is None:
+        return f"{value.mean:+.3f} [–]"
     return f"{value.mean:+.3f} [{value.low:.3f}, {value.high:.3f}]"

@@ -15,6 +15,8 @@ Scores = Mapping[int, Mapping[str, float]]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+FEWEST = 6
+"""Cases below which there is no interval: of five that all agree not even a sign test is sure at this level."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,15 @@ class Difference:
 
     Attributes:
         mean: Of the differences; positive where the first row is better.
-        low: Lower end of the interval.
+        low: Lower end of the interval; None with fewer than `FEWEST` cases.
         high: Upper end of the interval.
         cases: Number of cases.
         seeds: Number of seeds that both rows have.
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     cases: int
     seeds: int
 
@@ -85,6 +87,8 @@ def difference(
     paired = np.array(
         [np.mean([first[s][case] - second[s][case] for s in seeds]) for case in cases], dtype=float
     )
+    if len(paired) < FEWEST:
+        return Difference(float(paired.mean()), None, None, len(cases), len(seeds))
     drawn = np.random.default_rng(seed).integers(0, len(paired), (resamples, len(paired)))
     means = paired[drawn].mean(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -91,10 +91,14 @@ def decide_label_values(facts: Fingerprint, class_names: Mapping[int, str]) -> R
 
 
 def decide_class_names(values: tuple[int, ...], class_names: Mapping[int, str]) -> Reasoned[tuple[str, ...]]:
-    """As the data has it, else by value."""
+    """As the data has it, else by value; of two with one name the later is told by its value."""
     names = {0: "background", **class_names}
     reason = "As the data names them." if class_names else "The data names no classes: called by their value."
-    return tuple(names.get(value, f"label {value}") for value in values), reason
+    chosen: list[str] = []
+    for value in values:
+        name = names.get(value, f"label {value}")
+        chosen.append(f"{name} ({value})" if name in chosen else name)
+    return tuple(chosen), reason
 
 
 def decide_spacing(spacings: npt.NDArray[np.float64], ndim: int) -> Reasoned[tuple[float, ...]]:

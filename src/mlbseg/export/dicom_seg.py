@@ -149,13 +149,15 @@ def read_codes(path: Path | None, plan: Plan) -> Codes:
     known: Codes = dict.fromkeys(plan.class_names[1:], ORGAN)
     if path is None:
         return known
-    given = validate(
-        TypeAdapter(Codes), read_record(path, "class name -> [value, scheme, meaning]"), str(path)
-    )
-    for name in given:
+    record = read_record(path, "class name -> [value, scheme, meaning]")
+    for name, code in record.items():
         if name not in known:
             raise UserError(f"{path}: no class is called {name!r}: {nearest(name, known)}")
-    return {**known, **given}
+        if not (isinstance(code, list) and len(code) == 3 and all(isinstance(part, str) for part in code)):
+            raise UserError(
+                f"{path}: {name!r} has {code!r}, expected three texts [value, scheme, meaning], such as {list(ORGAN)}"
+            )
+    return {**known, **validate(TypeAdapter(Codes), record, str(path))}
 
 
 def segmentation(case: Case, segments: npt.NDArray[Any], run: Run, codes: Mapping[str, Any]) -> bytes:

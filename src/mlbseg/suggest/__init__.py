@@ -122,8 +122,7 @@ def _find(
         raise
     except UserError as error:
         raise UserError(
-            f"{error} (the run's labelled scans are needed to tell what is like them: put the folder back, or "
-            f"correct root in {run.root / 'data.json'})"
+            f"{error} (the run's labelled scans are needed to tell what is like them: {run.moved_scans})"
         ) from None
     by_id = {case.id: case for case in own.cases}
     faults = list(own.faults)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 
 from mlbseg.errors import UserError, nearest
 
@@ -69,7 +69,7 @@ class Pick:
         score: What it gains by the rule, as a share of the doubt about all candidates before the first pick.
         closer: Number of other candidates that it is nearer to than any scan with a label or picked before.
         labelled: Index of the nearest labelled scan.
-        distance: To it; 1 is the median distance between two candidates.
+        distance: To it; 1 is the median distance between two candidates (of a single one: between any two scans).
         picked: Index of the nearest candidate that was picked before; None for the first.
     """
 
@@ -92,7 +92,7 @@ def choose(uncertainty: Floats, candidates: Floats, labelled: Floats, n: int, ru
         rule: What a pick gains.
     """
     between, to_labelled = cdist(candidates, candidates), cdist(candidates, labelled)
-    unit = _unit(between)
+    unit = _unit(candidates if len(candidates) > 1 else np.concatenate([candidates, labelled]))
     between, to_labelled = between / unit, to_labelled / unit
     distance = to_labelled.min(1)
     doubt = float(uncertainty @ distance) or 1.0  # nothing is unlike: no pick gains anything
@@ -119,7 +119,6 @@ def choose(uncertainty: Floats, candidates: Floats, labelled: Floats, n: int, ru
     return picks
 
 
-def _unit(between: Floats) -> float:
-    """Return the median distance between two candidates; 1 where there is none."""
-    pairs = between[np.triu_indices(len(between), 1)]
-    return float(np.median(pairs)) or 1.0 if len(pairs) else 1.0
+def _unit(scans: Floats) -> float:
+    """Return the median distance between two of the scans (N, F), N at least 2; 1 where they are all the same."""
+    return float(np.median(pdist(scans))) or 1.0
