@@ -150,6 +150,23 @@ def test_other_parts_and_other_trust(trained: tuple[Path, Path], tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_nothing_of_an_earlier_export_stays_of_a_case_that_fails_now(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, scans = trained
+    (root,) = export(run, tmp_path / "raw", "nnunet", device="cpu").files
+    moved = shutil.copytree(scans, tmp_path / "scans")
+    broken = moved / "images" / "case_7.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-500])
+    done = export(run, tmp_path / "raw", "nnunet", data=moved, device="cpu", overwrite=True)
+    assert [fault.case_id for fault in done.faults] == ["case_7"]
+    expected = {"case_0", "case_1", "case_2", "case_4"}
+    assert {p.name.removesuffix(".nii.gz") for p in (root / "labelsTr").iterdir()} == expected
+    assert {p.name.removesuffix("_0000.nii.gz") for p in (root / "imagesTr").iterdir()} == expected
+    assert json.loads((root / "dataset.json").read_text())["numTraining"] == 4
+
+
+@pytest.mark.slow
 def test_requests_that_cannot_be_met(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run, scans = trained
     for options, words in (

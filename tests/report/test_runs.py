@@ -36,6 +36,25 @@ def resplit(run: Path, **parts: tuple[str, ...]) -> None:
     Split.from_dict({**split, **parts}).write(run / "split.json")
 
 
+def test_cases_that_are_gone_are_named(run: Path, scans: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(scans, tmp_path / "scans")
+    record = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**record, "root": str(moved)}))
+    resplit(run, test=("case_3", "case_2", "case_1"), clean=("case_0",))
+    (moved / "labels" / "case_2.nii.gz").unlink()
+    (moved / "labels" / "case_1.nii.gz").unlink()
+    (moved / "images" / "case_1.nii.gz").unlink()
+    result = report(run)
+    assert (result.scored, result.group) == (1, "test")
+    html = result.path.read_text(encoding="utf-8")
+    assert f"case_2: no label of this name in {moved}; case_1: no scan of this name in {moved}" in html
+    (moved / "labels" / "case_3.nii.gz").unlink()
+    (moved / "images" / "case_3.nii.gz").unlink()
+    result = report(run, overwrite=True)
+    assert result.group == "clean"
+    assert f"case_3: no scan of this name in {moved}" in result.path.read_text(encoding="utf-8")
+
+
 def test_a_run_is_shown(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     result = report(run)

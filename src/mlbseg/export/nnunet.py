@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -131,6 +131,9 @@ def export_nnunet(
         idle = {part: list(run.split.as_dict()[part]) for part in ALSO if part not in also}
         parts = {case.id: part for case, part in cases}
         _write_notes(folder, run, result, parts, idle, trust, trust_maps, careful)
+        stale = _stale(root, parts.keys() - result.labels.keys(), folder)
+    for path in stale:  # what an earlier export has left of cases that failed now
+        path.unlink(missing_ok=True)
     if progress is not None:
         progress(len(cases), len(cases), "")
     return result
@@ -246,6 +249,19 @@ def _plain_nifti(path: Path, ndim: int) -> bool:
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return bool(reader.GetDimension() == ndim and reader.GetNumberOfComponents() == 1)
+
+
+def _stale(root: Path, gone: Collection[str], fresh: Path) -> list[Path]:
+    """Return files of an earlier export in `root` that `fresh` does not replace and that would contradict it.
+
+    Args:
+        root: The dataset's folder.
+        gone: Cases that this export was to have and has no label of.
+        fresh: The folder that is about to be moved there.
+    """
+    found = [root / "labelsTr" / f"{name}{ENDING}" for name in gone]
+    found += [p for p in (root / "imagesTr").glob(f"*{ENDING}") if p.name[: -len(f"_0000{ENDING}")] in gone]
+    return [*found, *([] if (fresh / SPLITS).exists() else [root / SPLITS])]
 
 
 def _forget(case: Case, folder: Path) -> None:

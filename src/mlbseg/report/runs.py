@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -98,8 +98,12 @@ def report(
     log = read_log(opened.root / "log.csv")
     with tempfile.TemporaryDirectory(prefix="mlbseg-report-") as folder:
         work = Path(folder)
-        groups, missing = _groups(opened)
+        groups, gone, missing = _groups(opened)
         scored = _score(opened, network, groups, predictions, cases, work, target, progress)
+        if scored is not None:
+            # A group that is gone as a whole is why a later one was scored.
+            tried = list(GROUPS)[: list(GROUPS).index(scored.group) + 1]
+            scored = replace(scored, faults=(*(f for group in tried for f in gone[group]), *scored.faults))
         trained = None
         clean = groups.get("clean", [])[:compared]
         if scored is not None and scored.group in ("test", "validation") and clean and predictions is None:
@@ -138,12 +142,12 @@ def slices_of(looked: Iterable[Subject], class_names: Mapping[int, str]) -> Mark
     return Markup('<div class="browsers">{}</div>').format(widgets) + hint
 
 
-def _groups(run: Run) -> tuple[dict[str, list[Case]], str]:
-    """Return the labelled cases of each group; or none, and why."""
+def _groups(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Fault]], str]:
+    """Return the labelled cases of each group and the faults of those that are gone; or neither, and why."""
     try:
-        return labelled_cases(run), ""
+        return *labelled_cases(run), ""
     except UserError as error:
-        return {}, f"{error} So no case could be scored or shown; all else is from the run folder."
+        return {}, {}, f"{error} So no case could be scored or shown; all else is from the run folder."
 
 
 def _score(

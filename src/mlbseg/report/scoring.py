@@ -62,18 +62,28 @@ class Scored:
     voxels: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
 
-def labelled_cases(run: Run) -> dict[str, list[Case]]:
-    """Return the cases of each group that have a label, in the order of the split.
+def labelled_cases(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Fault]]]:
+    """Return the cases of each group that have a label, in the order of the split, and a fault for each that is gone.
+
+    Test cases without a label are faults only where others have one: these may never have had any.
 
     Raises:
         UserError: if the scans are no longer where they were.
     """
     cases = {case.id: case for case in find_cases(run.scans).cases}
     parts: Mapping[str, Sequence[str]] = run.split.as_dict()
-    return {
-        group: [cases[name] for name in parts[group] if name in cases and cases[name].label is not None]
-        for group in GROUPS
-    }
+    groups: dict[str, list[Case]] = {}
+    gone: dict[str, list[Fault]] = {}
+    for group in GROUPS:
+        groups[group] = [cases[i] for i in parts[group] if i in cases and cases[i].label is not None]
+        had_labels = bool(groups[group]) or group != "test"
+        gone[group] = [
+            Fault(name, f"no {'label' if name in cases else 'scan'} of this name in {run.scans}", case_id=name,
+                  kind="report")
+            for name in parts[group]
+            if name not in cases or (cases[name].label is None and had_labels)
+        ]  # fmt: skip
+    return groups, gone
 
 
 def choose(
