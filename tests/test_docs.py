@@ -71,7 +71,7 @@ def require_valid(words: list[str]) -> None:
             require_parsed([*before, *rest[rest.index(script) + 1 :], *after])
         case ["python", "-m", module, *_]:  # another package's command: that it is there is all that is known
             assert find_spec(module), module
-        case ["cd", _]:
+        case ["cd", _] | ["awk", *_]:
             pass
         case ["python", script, *arguments]:
             source = (REPOSITORY / script).read_text(encoding="utf-8")

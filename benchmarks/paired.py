@@ -1,0 +1,49 @@
+"""By how much one training's masks are better than another's, case by case, with an interval over cases.
+
+    mlbseg evaluate masks-a/ labels/ --out a.csv
+    mlbseg evaluate masks-b/ labels/ --out b.csv
+    python benchmarks/paired.py --first a.csv --second b.csv     # several of each, in the same order: seeds
+
+A case's Dice is the mean over its classes, and over the seeds; see `mlbseg.bench.statistics.difference`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+from mlbseg.bench.statistics import difference, of_seeds
+
+
+def main() -> None:
+    """Compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--first", type=Path, nargs="+", required=True, help="CSV files of `mlbseg evaluate`")
+    parser.add_argument("--second", type=Path, nargs="+", required=True)
+    arguments = parser.parse_args()
+    if len(arguments.first) != len(arguments.second):
+        parser.error("expected as many files after --first as after --second, one for each seed")
+    rows = [dict(enumerate(map(_dice, paths))) for paths in (arguments.first, arguments.second)]
+    for paths, row in zip((arguments.first, arguments.second), rows, strict=True):
+        dice = of_seeds(row)
+        assert dice is not None
+        print(f"{' '.join(map(str, paths))}: mean Dice {dice.mean:.4f}")
+    found = difference(*rows)
+    if found is None:
+        parser.error("no case is in all of the tables")
+    interval = "" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]"
+    print(f"first - second: {found.mean:+.4f}{interval}, {found.cases} cases, {found.seeds} seed(s)")
+
+
+def _dice(path: Path) -> dict[str, float]:
+    """Return the Dice of each case of a table, the mean over its classes."""
+    by_case: dict[str, list[float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            by_case.setdefault(line["case"], []).append(float(line["dice"]))
+    return {case: sum(values) / len(values) for case, values in by_case.items()}
+
+
+if __name__ == "__main__":
+    main()
