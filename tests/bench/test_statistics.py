@@ -55,6 +55,15 @@ def test_an_equal_gain_on_each_case_is_certain() -> None:
     assert (found.low, found.mean, found.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
+def test_few_cases_have_no_interval() -> None:
+    for count in (1, 5, 6):
+        first, second = ({0: {str(i): value for i in range(count)}} for value in (0.75, 0.5))
+        found = difference(first, second)
+        assert found is not None
+        assert (found.mean, found.cases) == (0.25, count)
+        assert (found.low, found.high) == ((None, None) if count < 6 else (0.25, 0.25))
+
+
 def test_only_cases_that_both_rows_have_are_compared() -> None:
     first, second = scores(1), scores(2)
     del second[1]["c"]

@@ -284,6 +284,11 @@ def test_nothing_labelled_is_explained() -> None:
     assert plan_for(empty, overrides={"label_values": [0, 4]}).class_names == ("background", "label 4")
 
 
+def test_two_classes_of_one_name_are_told_apart() -> None:
+    plan = plan_for(facts(), class_names={0: "background", 1: "organ", 2: "organ"})
+    assert plan.class_names == ("background", "organ", "organ (2)")
+
+
 def test_without_a_pool_there_is_no_unlabelled_batch() -> None:
     assert plan_for(facts(unlabelled=0)).unlabelled_batch_size == 0
 
