@@ -45,7 +45,7 @@ def test_both_networks_of_mlb_load_and_differ(mlb_run: Path) -> None:
     pairs = list(zip(teacher.state_dict().values(), student.state_dict().values(), strict=True))
     assert any(not torch.equal(a, b) for a, b in pairs)
     preferred = opened.network()
-    assert all(torch.equal(a, b) for a, b in zip(preferred.parameters(), teacher.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(preferred.parameters(), student.parameters(), strict=True))
 
 
 def test_weights_come_back_as_they_were_saved(run: Path) -> None:

@@ -111,7 +111,7 @@ class Run:
         for name, tensor in weights.items():
             network, _, key = name.partition(".")
             groups.setdefault(network, {})[key] = tensor
-        chosen = which or ("teacher" if "teacher" in groups else "student")
+        chosen = which or find_method(self.config.method).predicts
         if chosen not in groups:
             raise UserError(f"{path} has no {chosen!r} network: {nearest(chosen, groups)}")
         network = make_student(self.plan, self.config)

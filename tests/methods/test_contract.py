@@ -257,7 +257,7 @@ def test_a_saved_method_predicts_the_same(name: str, settings: dict[str, Any], n
     loaded = make_method(name, settings, blank)
     loaded.load_state_dict(method.state_dict())
     assert loaded.networks().keys() == method.networks().keys()
-    assert method.predictor() is next(iter(method.networks().values()))
+    assert method.predictor() is method.networks()[method.predicts]
     for key, network in method.networks().items():
         with torch.no_grad():
             assert torch.equal(network(batch.clean_image), loaded.networks()[key](batch.clean_image))

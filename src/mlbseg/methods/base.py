@@ -31,6 +31,7 @@ class Method(nn.Module, ABC):
         needs_initial_labels: Stage 1's network predicts the unlabelled cases once; batches carry `initial_label`.
         passes: Copies of each unlabelled patch that a step sends through a network with gradient, which the plan
             needs memory for.
+        predicts: The network that predicts unless told otherwise.
         mixes_pairs: Neighbours in the batch (the first and the second, the third and the fourth ...) are mixed: a
             rank's share of a batch must be even.
 
@@ -46,6 +47,7 @@ class Method(nn.Module, ABC):
     uses_unlabelled = False
     needs_initial_labels = False
     passes = 1
+    predicts = "student"
     mixes_pairs = False
 
     def __init__(self, student: nn.Module) -> None:
@@ -68,12 +70,12 @@ class Method(nn.Module, ABC):
         return self.student.parameters()
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the networks that can predict, the preferred one first."""
+        """Return the networks that can predict, by name."""
         return {"student": self.student}
 
     def predictor(self) -> nn.Module:
         """Return the network that prediction uses unless told otherwise."""
-        return next(iter(self.networks().values()))
+        return self.networks()[self.predicts]
 
     def ramped(self, weight: float, ramp: float, step: int) -> float:
         """Return the factor of a term that comes in over the first part of the stage.
@@ -117,12 +119,14 @@ class Method(nn.Module, ABC):
 
 
 class Taught(Method):
-    """A method whose student has a mean teacher beside it, which predicts unless told otherwise.
+    """A method whose student has a mean teacher beside it, which predicts unless the method says otherwise.
 
     Args:
         student: The network.
         teacher_decay: a_max of the teacher (see `update_teacher`).
     """
+
+    predicts = "teacher"
 
     def __init__(self, student: nn.Module, teacher_decay: float = 0.99) -> None:
         super().__init__(student)

@@ -93,6 +93,7 @@ class MLB(Taught):
 
     uses_unlabelled = True
     needs_initial_labels = True
+    predicts = "student"  # as in the paper's code; docs/benchmarks.md has how the two compare
 
     def __init__(
         self,
