@@ -137,7 +137,7 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
         )
         predict(run, scans, masks, only="test")
         scores[arm.folder] = evaluate(
-            masks, scans / "labels", classes=CLASS_NAMES, out=out / f"{arm.folder}.csv"
+            masks, scans / "labels", classes=CLASS_NAMES, out=out / f"{arm.folder}.csv", overwrite=True
         )
     result = DemoResult(scores, out / "demo.png")
     _draw(out, result)

@@ -32,6 +32,7 @@ class BCP(Taught):
     """
 
     uses_unlabelled = True
+    predicts = "student"  # docs/benchmarks.md has how it compares with its teacher
 
     def __init__(
         self,
