@@ -286,6 +286,10 @@ def test_tables_of_an_earlier_audit_never_lie_beside_maps_of_a_later_one(
     with pytest.raises(KeyboardInterrupt):
         audit(audited[1], out=tmp_path / "a", way="disagreement", overwrite=True, progress=stop)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["trust"]
+    (tmp_path / "a" / "trust" / ".case_1.nii.gz.half").write_bytes(
+        b""
+    )  # as a kill in the middle of a map leaves it
+    assert len(audit(audited[1], out=tmp_path / "a", overwrite=True).cases) == 10
 
 
 def test_networks_that_doubt_most_labels_are_doubted_themselves(

@@ -235,7 +235,9 @@ def _audited(folder: Path) -> set[str]:
 
 def _require_own(folder: Path, cases: Collection[str]) -> None:
     """Refuse a folder of trust maps that holds what no audit has written there: those maps may go, it must not."""
-    others = [p.name for p in sorted(folder.iterdir()) if stem(p) not in cases] if folder.is_dir() else []
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    # Hidden is what a killed audit left of a map that it was writing.
+    others = [path.name for path in found if not path.name.startswith(".") and stem(path) not in cases]
     if others:
         raise UserError(
             f"{folder}: holds {others[0]!r}, which is no map of this audit or of the one before it (move it away, or "
@@ -246,7 +248,7 @@ def _require_own(folder: Path, cases: Collection[str]) -> None:
 def _drop_others(folder: Path, cases: Collection[str]) -> None:
     """Remove the trust maps of an earlier audit of other cases: nobody could tell them from this one's."""
     for path in folder.iterdir():
-        if path.is_file() and stem(path) not in cases:
+        if path.is_file() and stem(path) not in cases and not path.name.startswith("."):
             path.unlink()
 
 
