@@ -125,15 +125,6 @@ class MLBSettings(_Section):
         """Whether what stage 1 predicts of unlabelled cases is learnt from."""
         return self.sources is not None and "initial" in self.sources
 
-    def decides_weights(self, *, noisy: bool) -> bool:
-        """Return whether any pixel may count more than another."""
-        several = len(self.weighed(noisy=noisy)) > 1
-        return self.weighting != "uniform" and (self.decides == "everywhere" or several)
-
-    def asks_direction(self, *, noisy: bool) -> bool:
-        """Return whether anything is left to the direction of the clean gradient."""
-        return self.decides_weights(noisy=noisy) and self.weighting != "confidence"
-
 
 class EntropySettings(_Section):
     """See `mlbseg.methods.entropy.Entropy`."""

@@ -25,6 +25,7 @@ from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest
 from mlbseg.files import write_atomic
 from mlbseg.methods import Method, find_method
+from mlbseg.methods.weighing import Weighing
 from mlbseg.nets import make_network
 
 WEIGHTS = "model.safetensors"
@@ -149,6 +150,22 @@ def make_method(student: nn.Module, run: Run) -> Method:
         sources = section.weighed(noisy=bool(run.split.noisy))
         settings |= {"flip_axes": run.plan.flip_axes, "sources": sources}
     return find_method(run.config.method)(student, **settings)
+
+
+def weighing(settings: MLBSettings, *, noisy: bool) -> Weighing:
+    """Return how MLB will weigh pixels.
+
+    Args:
+        settings: Of MLB.
+        noisy: Whether labels that nobody trusts come with cases.
+    """
+    return Weighing(
+        settings.weighed(noisy=noisy),
+        settings.weighting,
+        settings.decides,
+        settings.per_source,
+        settings.per_image,
+    )
 
 
 def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:

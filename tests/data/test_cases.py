@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.broken import dicom_series, healthy, left_atrium, mask, noise, pictures, save, series
-from mlbseg.data.cases import Dataset, find_cases, find_scans
+from mlbseg.data.cases import Dataset, find_cases, find_scans, still_there
 from mlbseg.data.check import check
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import FaultsError, UserError
@@ -358,6 +358,23 @@ def test_two_scans_of_one_name_would_overwrite_each_other(tmp_path: Path) -> Non
     touch(tmp_path, "a.nii.gz", "a.nrrd")
     with pytest.raises(FaultsError, match=r"a: two cases of this name \(a.nii.gz, a.nrrd\)"):
         find_scans(tmp_path)
+
+
+def test_cases_that_are_looked_for_again(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/{name}.nii.gz" for name in "abcd"), "labels/a.nii.gz", "labels/d.nii.gz")
+    touch(tmp_path, "images/d.nrrd")
+    dataset = find_cases(tmp_path)
+
+    def look(*, labelled: bool) -> tuple[list[str], list[str]]:
+        found, faults = still_there(
+            dataset.cases, list("dxba"), tmp_path, kind="audit", labelled=labelled, faults=dataset.faults
+        )
+        assert all(fault.case_id and fault.case_id in "dxb" for fault in faults)
+        return [case.id for case in found], sorted(fault.found for fault in faults)
+
+    twice, gone = "two cases of this name (d.nii.gz, d.nrrd)", f"of this name in {tmp_path} any more"
+    assert look(labelled=False) == (["b", "a"], [f"no scan {gone}", twice])
+    assert look(labelled=True) == (["a"], [f"no label {gone}", f"no scan {gone}", twice])
 
 
 @pytest.mark.realdata

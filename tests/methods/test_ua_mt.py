@@ -10,7 +10,8 @@ import torch
 
 from methods.small import conv_net, make_batch
 from mlbseg.core.perturb import noisy
-from mlbseg.methods.ua_mt import _NOISE, _PASSES, _TEACHER_NOISE, UAMT
+from mlbseg.methods.mean_teacher import _NOISE, _TEACHER_NOISE, STREAMS
+from mlbseg.methods.ua_mt import UAMT
 
 dimensions = pytest.mark.parametrize("ndim", [2, 3])
 
@@ -39,7 +40,7 @@ def test_mask_and_distance_equal_loops(ndim: int, step: int) -> None:
     def pixels(logits: torch.Tensor) -> list[list[float]]:
         return torch.softmax(logits, 1).movedim(1, -1).reshape(-1, 3).tolist()
 
-    passes = [pixels(method.teacher(shown(_PASSES + i))) for i in range(4)]
+    passes = [pixels(method.teacher(shown(STREAMS + i))) for i in range(4)]
     taught, learnt = pixels(method.teacher(shown(_TEACHER_NOISE))), pixels(method.student(shown(_NOISE)))
     ramp = math.exp(-5 * (1 - step / 10) ** 2)
     most = (0.5 + 0.5 * ramp) * math.log(3)

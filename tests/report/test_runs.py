@@ -47,7 +47,8 @@ def test_cases_that_are_gone_are_named(run: Path, scans: Path, tmp_path: Path) -
     result = report(run)
     assert (result.scored, result.group) == (1, "test")
     html = result.path.read_text(encoding="utf-8")
-    assert f"case_2: no label of this name in {moved}; case_1: no scan of this name in {moved}" in html
+    where = f"of this name in {moved} any more"
+    assert f"case_2: no label {where}; case_1: no scan {where}" in html
     (moved / "labels" / "case_3.nii.gz").unlink()
     (moved / "images" / "case_3.nii.gz").unlink()
     result = report(run, overwrite=True)

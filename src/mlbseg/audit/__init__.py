@@ -15,7 +15,7 @@ from mlbseg.audit.findings import REGION_COLUMNS, Audit, Audited, case_row, regi
 from mlbseg.audit.page import Sight, write_page
 from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
-from mlbseg.data.cases import find_cases, find_scans
+from mlbseg.data.cases import find_cases, find_scans, still_there
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
@@ -203,25 +203,17 @@ def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
         dataset = find_cases(root)
     except UserError as error:
         raise UserError(f"{error} ({run.moved_scans})") from None
-    by_id, split = {case.id: case for case in dataset.cases}, run.split
-    wanted = {
+    split = run.split
+    roles = {
         **dict.fromkeys([*split.clean, *split.validation], Role.CLEAN),
         **dict.fromkeys(split.noisy, Role.NOISY),
     }
-    chosen = []
-    faults = [fault for fault in dataset.faults if fault.case_id in wanted]
-    for name in sorted(wanted):
-        case = by_id.get(name)
-        if case is not None and case.label is not None:
-            chosen.append(case.with_role(wanted[name]))
-        elif name not in {fault.case_id for fault in faults}:
-            what = "scan" if case is None else "label"
-            faults.append(
-                Fault(name, f"no {what} of this name in {root} any more", case_id=name, kind="audit")
-            )
-    if not chosen:
+    found, faults = still_there(
+        dataset.cases, sorted(roles), root, kind="audit", labelled=True, faults=dataset.faults
+    )
+    if not found:
         raise FaultsError(faults, str(root), "no label of the run is there")
-    return chosen, faults
+    return [case.with_role(roles[case.id]) for case in found], faults
 
 
 def _audited(folder: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,6 +125,44 @@ def find_scans(path: Path, channels: int | None = None) -> Scans:
     if is_series:
         return Scans((Case(path.resolve().name, (path,)),))
     return _images_only(layouts.recognise(path) or layouts.bare(path, channels), path)
+
+
+def still_there(
+    cases: Iterable[Case],
+    names: Sequence[str],
+    where: Path,
+    *,
+    kind: str,
+    labelled: bool = False,
+    faults: Iterable[Fault] = (),
+) -> tuple[list[Case], list[Fault]]:
+    """Look for cases that were there when their names were written down.
+
+    Args:
+        cases: What there is now.
+        names: The ids of those that are looked for.
+        where: What was searched, for the faults.
+        kind: Of the faults.
+        labelled: Whether one without its label counts as gone.
+        faults: What is wrong with names there; a case that one is about is not taken, as nobody knows which is meant.
+
+    Returns:
+        Those that were found, in the order of `names`, and the faults of these names: those that are known, and one
+        for each other that is gone.
+    """
+    by_id, found = {case.id: case for case in cases}, []
+    told = [fault for fault in faults if fault.case_id in set(names)]
+    explained = {fault.case_id for fault in told}
+    for name in names:
+        case = by_id.get(name)
+        if name in explained:
+            continue
+        if case is not None and (case.label is not None or not labelled):
+            found.append(case)
+        else:
+            what = "scan" if case is None else "label"
+            told.append(Fault(name, f"no {what} of this name in {where} any more", case_id=name, kind=kind))
+    return found, told
 
 
 def _images_only(found: Found, path: Path) -> Scans:

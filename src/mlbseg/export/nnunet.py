@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
 from torch import nn
 
-from mlbseg.data.cases import find_cases
+from mlbseg.data.cases import find_cases, still_there
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
@@ -169,21 +169,17 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
             raise UserError(
                 f"{data}: the run's scans are not there any more (say with --data where they are)"
             )
-    found = {case.id: case for case in find_cases(data).cases}
-    wanted, faults = [], []
+    dataset = find_cases(data)
+    wanted: list[tuple[Case, str]] = []
+    faults: list[Fault] = []
     parts = run.split.as_dict()
     for part in ("clean", "unlabelled", *also):
-        for name in parts[part]:
-            case = found.get(name)
-            if case is None or (part in ("clean", "validation") and case.label is None):
-                what = "no scan" if case is None else "no label"
-                faults.append(
-                    Fault(
-                        name, f"{what} of this name in {data}", f"one, as it is {part} in the run", "", name
-                    )
-                )
-            else:
-                wanted.append((case, part))
+        labelled = part in ("clean", "validation")
+        found, gone = still_there(
+            dataset.cases, parts[part], data, kind="export", labelled=labelled, faults=dataset.faults
+        )
+        wanted += [(case, part) for case in found]
+        faults += gone
     return wanted, faults
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlbseg.core.losses import prediction_distance, supervised_loss, widened
 from mlbseg.core.perturb import noisy
@@ -13,7 +13,9 @@ from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Taught, unlabelled_image
 from mlbseg.types import Batch, Losses
 
-_NOISE, _TEACHER_NOISE = range(2)  # streams of random numbers
+_NOISE, _TEACHER_NOISE, STREAMS = range(
+    3
+)  # streams of random numbers; who builds on this has its own from the last on
 
 
 class MeanTeacher(Taught):
@@ -46,16 +48,21 @@ class MeanTeacher(Taught):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
-        seen, shown = (
-            noisy(self.seeds(len(image), batch.seed, stream), image, self.noise)
-            for stream in (_NOISE, _TEACHER_NOISE)
-        )
-        taught = prediction(self.teacher, shown)
-        count = len(batch.clean_image)
-        clean, logits = widened(self.student(torch.cat([batch.clean_image, seen]))).tensor_split([count])
-        valid = torch.ones_like(logits[:, :1])
+        with self.same_dropout(batch):
+            counted = self.counted(image, batch.seed, step)
+            taught = prediction(self.teacher, self.noisy(image, batch.seed, _TEACHER_NOISE))
+            seen = torch.cat([batch.clean_image, self.noisy(image, batch.seed, _NOISE)])
+            clean, logits = widened(self.student(seen)).tensor_split([len(batch.clean_image)])
         factor = self.ramped(self.consistency_weight, self.ramp, step)
         yield {
             "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
-            "teacher": factor * prediction_distance(logits, taught, valid, ranks=self.ranks),
+            "teacher": factor * prediction_distance(logits, taught, counted, ranks=self.ranks),
         }
+
+    def counted(self, image: Tensor, seed: int, step: int) -> Tensor:
+        """Return 1 where the distance counts, else 0: (U, 1, *S). Here it counts everywhere."""
+        return torch.ones_like(image[:, :1])
+
+    def noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
+        """Return images (U, C, *S) under the noise of a stream."""
+        return noisy(self.seeds(len(image), seed, stream), image, self.noise)

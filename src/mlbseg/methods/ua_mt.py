@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
-from mlbseg.core.losses import entropy_map, prediction_distance, supervised_loss, widened
-from mlbseg.core.perturb import noisy
+from mlbseg.core.losses import entropy_map
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Taught, unlabelled_image
-from mlbseg.types import Batch, Losses
-
-_NOISE, _TEACHER_NOISE, _PASSES = range(3)  # streams of random numbers; each pass has one, from the last on
+from mlbseg.methods.mean_teacher import STREAMS, MeanTeacher
 
 
-class UAMT(Taught):
+class UAMT(MeanTeacher):
     """The losses of a mean teacher, the distance to it only where its predictions under noise agree.
 
     The teacher predicts each unlabelled image several times, with noise and with the dropout that the network has
@@ -37,8 +31,6 @@ class UAMT(Taught):
         ramp: Share of the stage over which the factor rises (`sigmoid_ramp`).
     """
 
-    uses_unlabelled = True
-
     def __init__(
         self,
         student: nn.Module,
@@ -50,40 +42,27 @@ class UAMT(Taught):
         consistency_weight: float = 10.0,
         ramp: float = 0.4,
     ) -> None:
-        super().__init__(student, teacher_decay)
-        self.noise = noise
+        super().__init__(
+            student,
+            teacher_decay=teacher_decay,
+            noise=noise,
+            consistency_weight=consistency_weight,
+            ramp=ramp,
+        )
         self.passes = passes
         self.threshold = threshold
-        self.consistency_weight = consistency_weight
-        self.ramp = ramp
 
-    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
-        """Yield one loss."""
-        image = unlabelled_image(batch)
-        with self.same_dropout(batch):
-            certain = self._certain(image, batch.seed, step)
-            taught = prediction(self.teacher, self._noisy(image, batch.seed, _TEACHER_NOISE))
-            seen = torch.cat([batch.clean_image, self._noisy(image, batch.seed, _NOISE)])
-            clean, logits = widened(self.student(seen)).tensor_split([len(batch.clean_image)])
-        kept, pixels = self.ranks.sum_each(certain.sum(), torch.ones_like(certain).sum())
-        self.monitors["kept_teacher"] = kept / pixels
-        factor = self.ramped(self.consistency_weight, self.ramp, step)
-        yield {
-            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
-            "teacher": factor * prediction_distance(logits, taught, certain, ranks=self.ranks),
-        }
-
-    def _certain(self, image: Tensor, seed: int, step: int) -> Tensor:
+    def counted(self, image: Tensor, seed: int, step: int) -> Tensor:
         """Return 1 where the mean of the teacher's predictions has little entropy, else 0: (U, 1, *S)."""
         passes = (
-            torch.softmax(prediction(self.teacher, self._noisy(image, seed, _PASSES + i)), 1)
+            torch.softmax(prediction(self.teacher, self.noisy(image, seed, STREAMS + i)), 1)
             for i in range(self.passes)
         )
         mean = sum(passes, start=image.new_zeros(())) / self.passes
         entropy = entropy_map(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
         # The rest of the way to 1 is gone along the whole stage.
         most = self.threshold + self.ramped(1 - self.threshold, 1.0, step)
-        return (entropy < most).to(mean.dtype).unsqueeze(1)
-
-    def _noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
-        return noisy(self.seeds(len(image), seed, stream), image, self.noise)
+        certain = (entropy < most).to(mean.dtype).unsqueeze(1)
+        kept, pixels = self.ranks.sum_each(certain.sum(), torch.ones_like(certain).sum())
+        self.monitors["kept_teacher"] = kept / pixels
+        return certain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
 from torch import nn
 
-from mlbseg.data.cases import find_cases
+from mlbseg.data.cases import find_cases, still_there
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
@@ -70,19 +71,15 @@ def labelled_cases(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Faul
     Raises:
         UserError: if the scans are no longer where they were.
     """
-    cases = {case.id: case for case in find_cases(run.scans).cases}
+    dataset = find_cases(run.scans)
     parts: Mapping[str, Sequence[str]] = run.split.as_dict()
+    look = partial(still_there, dataset.cases, where=run.scans, kind="report", faults=dataset.faults)
     groups: dict[str, list[Case]] = {}
     gone: dict[str, list[Fault]] = {}
     for group in GROUPS:
-        groups[group] = [cases[i] for i in parts[group] if i in cases and cases[i].label is not None]
-        had_labels = bool(groups[group]) or group != "test"
-        gone[group] = [
-            Fault(name, f"no {'label' if name in cases else 'scan'} of this name in {run.scans}", case_id=name,
-                  kind="report")
-            for name in parts[group]
-            if name not in cases or (cases[name].label is None and had_labels)
-        ]  # fmt: skip
+        groups[group], gone[group] = look(parts[group], labelled=True)
+        if group == "test" and not groups[group]:
+            _, gone[group] = look(parts[group])
     return groups, gone
 
 

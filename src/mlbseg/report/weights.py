@@ -21,6 +21,7 @@ from mlbseg.errors import UserError
 from mlbseg.pictures import COLOURS
 from mlbseg.report.page import render
 from mlbseg.report.slices import MAP_COLOURS
+from mlbseg.run import weighing
 
 MOST_STEPS = 7
 """That are shown; of more, so many at even distances, the first and the last among them."""
@@ -130,7 +131,7 @@ def absence(config: Config, *, noisy: bool) -> str:
         config: Of the run.
         noisy: Whether labels that nobody trusts came with cases.
     """
-    if not config.mlb.decides_weights(noisy=noisy):
+    if not weighing(config.mlb, noisy=noisy).may_differ:
         return (
             "With these settings no weight is decided (mlb.decides, mlb.sources): every pixel counts alike."
         )

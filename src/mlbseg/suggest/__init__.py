@@ -6,12 +6,12 @@ means and what it was worth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mlbseg.data.cases import find_scans
+from mlbseg.data.cases import find_scans, still_there
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.files import make_folder
 from mlbseg.inference import Progress
@@ -124,38 +124,26 @@ def _find(
         raise UserError(
             f"{error} (the run's labelled scans are needed to tell what is like them: {run.moved_scans})"
         ) from None
-    by_id = {case.id: case for case in own.cases}
-    faults = list(own.faults)
 
-    def named(ids: Iterable[str]) -> list[Case]:
-        bad = {fault.case_id for fault in faults}
-        faults.extend(
-            Fault(name, f"no scan of this name in {root} any more", case_id=name, kind="suggest")
-            for name in ids
-            if name not in by_id and name not in bad
-        )
-        return [by_id[name] for name in ids if name in by_id]
+    def named(*ids: str) -> tuple[list[Case], list[Fault]]:
+        return still_there(own.cases, ids, root, kind="suggest", faults=own.faults)
 
     split = run.split
-    labelled = named([*split.clean, *split.validation])
+    labelled, faults = named(*split.clean, *split.validation)
     if not labelled:
         raise FaultsError(faults, str(root), "none of the run's labelled scans is there")
     if scans is None:
         if not split.unlabelled:
             raise UserError(f"{run.root}: all of the run's scans are labelled (name others with --scans)")
-        candidates = named(split.unlabelled)
-        # Of the run's folder, only what is wrong with the cases that were asked for matters.
-        wanted = {*split.clean, *split.validation, *split.unlabelled, None}
-        return labelled, candidates, (), [fault for fault in faults if fault.case_id in wanted]
+        candidates, gone = named(*split.unlabelled)
+        return labelled, candidates, (), [*faults, *gone, *(f for f in own.faults if f.case_id is None)]
     found = find_scans(scans, run.plan.channels)
-    known = {_key(case) for case in [*labelled, *(by_id[i] for i in split.test if i in by_id)]}
+    known = {_key(case) for case in [*labelled, *named(*split.test)[0]]}
     candidates = [case for case in found.cases if _key(case) not in known]
     if not candidates:
         raise UserError(
             f"{scans}: all of its scans are labelled or set apart for testing in the run (name others)"
         )
-    wanted = {*split.clean, *split.validation}
-    faults = [fault for fault in faults if fault.case_id in wanted]
     left_out = tuple(case.id for case in found.cases if _key(case) in known)
     return labelled, candidates, left_out, [*faults, *found.faults]
 

@@ -23,7 +23,7 @@ from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16
+from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
 from mlbseg.types import Role
 
 
@@ -112,7 +112,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
     if idle:
         why, remedy = (
             ("mlb.weighting=confidence follows no direction", "choose another weighting")
-            if config.mlb.decides_weights(noisy=bool(split.noisy))
+            if weighing(config.mlb, noisy=bool(split.noisy)).may_differ
             else (
                 "with these settings no weight is left to decide",
                 "add -o mlb.decides=everywhere or -o mlb.sources=initial,pseudo",
@@ -133,7 +133,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
 
 def _idle(config: Config, *, noisy: bool) -> str | None:
     """Return a setting of weights that was asked for although no weight is decided, if there is one."""
-    if config.method != "mlb" or config.mlb.asks_direction(noisy=noisy):
+    if config.method != "mlb" or weighing(config.mlb, noisy=noisy).asks_direction:
         return None
     if config.train.meta_cases:
         return "train.meta_cases"
@@ -141,7 +141,7 @@ def _idle(config: Config, *, noisy: bool) -> str | None:
         return None
     asked = config.mlb.model_dump(exclude_defaults=True)
     idle = ["direction", "scope"]
-    if not config.mlb.decides_weights(noisy=noisy):
+    if not weighing(config.mlb, noisy=noisy).may_differ:
         idle += ["weighting", "per_source"]
     return next((f"mlb.{name}" for name in idle if name in asked), None)
 
