@@ -94,7 +94,7 @@ def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     names = {path.name for path in mlb_run.iterdir()}
     assert names == {
         "config.yaml", "split.json", "env.json", "data.json", "plan.json", "log.csv", "tensorboard",
-        "checkpoints", "initial_labels", "model.safetensors", "result.json", ".lock",
+        "checkpoints", "model.safetensors", "result.json", ".lock",
     }  # fmt: skip
     assert yaml.safe_load((mlb_run / "config.yaml").read_text())["plan"]["steps"] == STEPS
     result = json.loads((mlb_run / "result.json").read_text())
@@ -109,7 +109,6 @@ def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
         "teacher",
         "student",
     }
-    assert {p.stem for p in (mlb_run / "initial_labels").iterdir()} == {f"case_{i}" for i in range(4, 8)}
     assert [(c.stage, c.step) for c in checkpoints.find(mlb_run / "checkpoints")] == [(1, 12), (2, 12)]
     assert [path.name for path in mlb_run.rglob(".*")] == [".lock"]  # nothing half-written
 
@@ -129,7 +128,6 @@ def test_the_log_has_the_losses_of_both_stages(mlb_run: Path) -> None:
 def test_supervised_training_learns_the_blocks(supervised_run: Path) -> None:
     table = rows(supervised_run)
     assert float(table[-1]["clean"]) < 0.5 * float(table[0]["clean"])
-    assert not (supervised_run / "initial_labels").exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
@@ -206,6 +204,8 @@ def test_labels_that_came_with_cases_are_weighed_beside_pseudo_labels(
         drawn.clear()
         small(noisy, tmp_path / name, *settings, steps=8)
         assert any((label == UNLABELLED).any() for label in drawn if label is not None) == (name == "own")
+        written = [path.name for path in (tmp_path / name).glob("initial_labels/*")]
+        assert written == ([] if name == "own" else ["case_3.npy"])
     small(noisy, tmp_path / "asked", "mlb.sources=initial", steps=4)
     last = rows(tmp_path / "asked")[-1]
     assert (bool(last["initial"]), bool(last["pseudo"])) == (True, False)
@@ -217,7 +217,6 @@ def test_noisy_labels_are_learned_from_as_given(tmp_path: Path) -> None:
     (root / "labels" / "case_3.nii.gz").rename(root / "labels_noisy" / "case_3.nii.gz")
     small(root, tmp_path / "run", steps=4)
     assert Split.read(tmp_path / "run" / "split.json").noisy == ("case_3",)
-    assert [p.name for p in (tmp_path / "run" / "initial_labels").iterdir()] == ["case_4.npy"]
 
 
 def test_weights_of_one_patch_are_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,17 +619,31 @@ def test_tensorboard_that_cannot_write_is_named(
     assert "events.out: No space left on device; the last checkpoint is step" in result.err
 
 
+@pytest.fixture(scope="session")
+def frozen(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that learns from what stage 1 predicted, stopped after step 6 of stage 2; and one that went on."""
+    half, whole = (tmp_path_factory.mktemp("frozen") / "run" for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, 5, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            small(scans, half, "mlb.sources=initial,pseudo")
+    shutil.copytree(half, whole)
+    train(resume=whole)
+    return half, whole
+
+
 def test_initial_labels_that_cannot_be_written_are_named(
-    stopped: dict[int, Path], tmp_path: Path, mlb_run: Path, command: Command
+    frozen: tuple[Path, Path], tmp_path: Path, command: Command
 ) -> None:
-    run = shutil.copytree(stopped[1], tmp_path / "run")
+    run = shutil.copytree(frozen[0], tmp_path / "run")
+    shutil.rmtree(run / "initial_labels")
     (run / "initial_labels").write_text("")
     result = command("train", "--resume", run, "-q")
     assert result.code == 2
-    assert "initial_labels: File exists; the last checkpoint is step 12 of stage 1" in result.err
+    assert "initial_labels: File exists; the last checkpoint is step 6 of stage 2" in result.err
     (run / "initial_labels").unlink()
     assert command("train", "--resume", run, "-q").code == 0
-    assert weights(run) == weights(mlb_run)
+    assert weights(run) == weights(frozen[1])
 
 
 def _truncated(path: Path) -> str:
@@ -675,9 +688,9 @@ def _of_another_class(path: Path) -> str:
     [_truncated, _emptied, _zipped, _a_folder, _of_another_shape, _of_another_type, _of_another_class],
 )
 def test_a_damaged_initial_label_is_named(
-    damage: Callable[[Path], str], stopped: dict[int, Path], tmp_path: Path, command: Command
+    damage: Callable[[Path], str], frozen: tuple[Path, Path], tmp_path: Path, command: Command
 ) -> None:
-    run = shutil.copytree(stopped[2], tmp_path / "run")
+    run = shutil.copytree(frozen[0], tmp_path / "run")
     path = run / "initial_labels" / "case_4.npy"
     shape = np.load(path).shape
     found = damage(path)
@@ -688,16 +701,14 @@ def test_a_damaged_initial_label_is_named(
     assert f"expected class indices below 3 of shape {shape} (delete it to have it predicted anew)" in line
 
 
-def test_a_deleted_initial_label_is_predicted_anew(
-    stopped: dict[int, Path], mlb_run: Path, tmp_path: Path
-) -> None:
-    run = shutil.copytree(stopped[2], tmp_path / "run")
+def test_a_deleted_initial_label_is_predicted_anew(frozen: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(frozen[0], tmp_path / "run")
     path = run / "initial_labels" / "case_4.npy"
     before = path.read_bytes()
     path.unlink()
     train(resume=run)
     assert path.read_bytes() == before
-    assert weights(run) == weights(mlb_run)
+    assert weights(run) == weights(frozen[1])
 
 
 def test_a_damaged_checkpoint_can_be_deleted_and_the_run_continued(

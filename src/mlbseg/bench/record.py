@@ -18,8 +18,8 @@ from mlbseg.training import stage1_settings
 
 RECORD = "bench.json"
 SETTINGS = "settings.yaml"
-INITIALISER = next(name for name, kind in METHODS.items() if kind.needs_initial_labels)
-"""Of the runs that hold the shared stage 1: any method that begins with one and has initial labels."""
+INITIALISER = next(name for name, kind in METHODS.items() if kind.uses_unlabelled)
+"""Of the runs that hold the shared stage 1: any method that begins with one."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Method(nn.Module, ABC):
 
     Class attributes:
         uses_unlabelled: Batches carry `image`.
-        needs_initial_labels: Stage 1's network predicts the unlabelled cases once; batches carry `initial_label`.
+        needs_initial_labels: Batches carry `initial_label`: what noisy cases came with and, where the settings ask for
+            it, what stage 1's network predicted of the unlabelled ones.
         passes: Copies of each unlabelled patch that a step sends through a network with gradient, which the plan
             needs memory for.
         predicts: The network that predicts unless told otherwise.

@@ -15,7 +15,7 @@ from mlbseg import checkpoints
 from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.files import write_atomic
-from mlbseg.methods import METHODS, find_method
+from mlbseg.methods import METHODS
 from mlbseg.run import Run
 from mlbseg.training.lock import sole_trainer
 from mlbseg.training.stages import Training
@@ -31,7 +31,7 @@ def stage1_settings(config: Config) -> dict[str, Any]:
 
 
 def train_stage1(root: Path, device: torch.device, console: Console | None = None) -> float | None:
-    """Train stage 1 of a prepared run to its end, and predict its initial labels; stage 2 is not begun.
+    """Train stage 1 of a prepared run to its end; stage 2 is not begun.
 
     Args:
         root: The run folder, of a method that uses unlabelled cases.
@@ -76,10 +76,6 @@ def begin_from_stage1(root: Path, source: Path) -> None:
     if any((root / "checkpoints" / checkpoint.path.name).is_file() for checkpoint in finished):
         return
     try:
-        if find_method(run.config.method).needs_initial_labels:
-            (root / "initial_labels").mkdir(exist_ok=True)
-            for path in sorted((source / "initial_labels").glob("*.npy")):
-                _link(path, root / "initial_labels" / path.name)
         shutil.copytree(source / "tensorboard", root / "tensorboard", dirs_exist_ok=True)
         write_atomic(root / "log.csv", (source / "log.csv").read_bytes())
         # Last: with the checkpoint there, the stage counts as done.

@@ -90,7 +90,7 @@ class Training:
         return self._explained(self._stages)
 
     def run_first(self) -> None:
-        """Do what is left to do of stage 1, and predict the initial labels, whether the method needs them or not.
+        """Do what is left to do of stage 1, and prepare the scans of stage 2 too, for all runs that will share it.
 
         Raises:
             UserError: as `run_stages`.
@@ -99,7 +99,7 @@ class Training:
 
         def first() -> None:
             self._fill_cache(with_others=True)
-            self._initial_labels(self._first_stage())
+            self._first_stage()
 
         self._explained(first)
 
@@ -138,9 +138,7 @@ class Training:
             initialiser = self._first_stage()
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
-                frozen = self._initial_labels(initialiser)
-                # Elsewhere they are there to be looked at: what the few labels alone had taught.
-                labels = frozen if self.run.config.mlb.freezes_labels else {}
+                labels = self._initial_labels(initialiser) if self.run.config.mlb.freezes_labels else {}
             method = make_method(initialiser.student, self.run)
             title = f"stage 2, {self.run.config.method}"
             best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
