@@ -32,9 +32,10 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods.supervised import Supervised
-from mlbseg.training import Interrupted, TrainResult, prepare, train
+from mlbseg.training import Interrupted, TrainResult, prepare, stages, train
 from mlbseg.training.lock import sole_trainer
 from mlbseg.training.loop import Loop
+from mlbseg.training.scan_labels import write_label
 from mlbseg.training.stages import Training
 from mlbseg.types import UNLABELLED, Batch, Losses
 
@@ -348,7 +349,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     if method == ("mlb",):
         killed(2, 7, "checkpoint", "train", "--resume", run, "--threads", 1, "-q")
         newest = checkpoints.find(run / "checkpoints")[-1]
-        assert (newest.stage, newest.step) == (2, 4)
+        assert (newest.stage, newest.step) == (2, 6)  # after which whole scans were labelled anew
     train(resume=run)
     assert weights(run) == weights(references[method])
     assert (run / "log.csv").read_text() == (references[method] / "log.csv").read_text()
@@ -644,6 +645,46 @@ def test_initial_labels_that_cannot_be_written_are_named(
     (run / "initial_labels").unlink()
     assert command("train", "--resume", run, "-q").code == 0
     assert weights(run) == weights(frozen[1])
+
+
+def test_whole_scans_are_labelled_anew_by_the_network_as_it_then_stands(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, str, str]] = []
+    drawn: list[Batch] = []
+    before: dict[str, list[bytes]] = {}
+
+    def note(path: Path, label: np.ndarray) -> None:
+        written.append((len(drawn), path.parent.name, path.stem))
+        before.setdefault(path.stem, []).append(label.tobytes())
+        write_label(path, label)
+
+    monkeypatch.setattr(stages, "write_label", note)
+    with monkeypatch.context() as patch:
+        at_every_step(patch, drawn.append)
+        small(scans, tmp_path / "run", "mlb.relabel=3")
+    others = [f"case_{i}" for i in range(4, 8)]
+    assert sorted(written) == [(12 + 4 * turn, str(turn), name) for turn in range(3) for name in others]
+    assert all(len(set(labels)) > 1 for labels in before.values())
+    for batch in drawn:
+        assert (batch.pseudo_label is None) == (batch.image is None)
+    assert not (tmp_path / "run" / "pseudo_labels").exists()
+
+    # Killed in the middle of it, the run takes up the labels that are there.
+    count = len(written)
+
+    def stop(path: Path, label: np.ndarray) -> None:
+        if len(written) == count + 6:
+            signal.raise_signal(signal.SIGTERM)
+        note(path, label)
+
+    monkeypatch.setattr(stages, "write_label", stop)
+    with pytest.raises(Interrupted):
+        small(scans, tmp_path / "again", "mlb.relabel=3")
+    monkeypatch.setattr(stages, "write_label", note)
+    train(resume=tmp_path / "again")
+    assert [row[1:] for row in written[count:]] == [row[1:] for row in written[:count]]
+    assert weights(tmp_path / "again") == weights(tmp_path / "run")
 
 
 def _truncated(path: Path) -> str:

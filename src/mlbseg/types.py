@@ -108,6 +108,7 @@ class Batch:
         clean_label: (B, *S) int64 class indices.
         image: (U, C, *S) float, patches of unlabelled and noisy cases; None for methods that use none.
         initial_label: (U, *S) int64, the frozen stage-1 prediction (or the noisy label); None before stage 2.
+        pseudo_label: (U, *S) int64, of the last prediction of the whole scans; None where a method makes its own.
         meta_image: (B, C, *S) float, patches of clean cases that nothing is trained on: what the weights are to
             serve. None where no cases are set apart for it.
         meta_label: (B, *S) int64.
@@ -119,6 +120,7 @@ class Batch:
     clean_label: torch.Tensor
     image: torch.Tensor | None = None
     initial_label: torch.Tensor | None = None
+    pseudo_label: torch.Tensor | None = None
     meta_image: torch.Tensor | None = None
     meta_label: torch.Tensor | None = None
     case_ids: tuple[str, ...] = field(default=())

@@ -283,6 +283,24 @@ def test_a_case_without_an_initial_label_is_unlabelled_inside_and_ignored_outsid
             assert int((batch.initial_label == UNLABELLED).sum()) == 5 * 8 * 8
 
 
+@pytest.mark.parametrize("augment", [STILL, LIVELY], ids=["still", "lively"])
+def test_pseudo_labels_move_with_their_patch_and_may_be_replaced(world: World, augment: Augment) -> None:
+    plain, dataset = world.dataset(augment=augment), world.dataset(augment=augment)
+    paths = {case.id: world.initial.get(case.id, world.root / "pseudo.npy") for case in world.others}
+    np.save(paths["noisy"], np.asarray(world.cache.label(world.others[-1])[...]).astype(np.uint8))
+    other = {case.id: world.root / "other.npy" for case in world.others}
+    np.save(world.root / "other.npy", np.full(SHAPE, 1, np.uint8))
+    for t in range(4):
+        dataset.pseudo_labels = paths
+        assert plain[t].pseudo_label is None
+        assert same(plain[t], dataset[t])
+        assert torch.equal(dataset[t].pseudo_label, dataset[t].initial_label)
+        dataset.pseudo_labels = other
+        assert same(plain[t], dataset[t])
+        assert set(dataset[t].pseudo_label.unique().tolist()) <= {1, IGNORE}
+        assert torch.equal(dataset[t].pseudo_label == IGNORE, dataset[t].initial_label == IGNORE)
+
+
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8, 16)])
 def test_small_scans_are_continued_by_their_edge_and_labelled_unknown(
     tmp_path: Path, patch: tuple[int, ...]

@@ -116,8 +116,11 @@ class Reference:
         self.batch = batch
         self.views = self.draw(batch.image, 0)
         self.x = self.views.expand(batch.image)
-        with torch.no_grad():
-            pseudo = self.views.pseudo_label(torch.softmax(self.student(self.x), 1))
+        if batch.pseudo_label is not None:
+            pseudo = batch.pseudo_label.clone()
+        else:
+            with torch.no_grad():
+                pseudo = self.views.pseudo_label(torch.softmax(self.student(self.x), 1))
         pseudo[batch.initial_label < 0] = IGNORE
         self.labels = [self.views.expand_label(y) for y in (batch.initial_label, pseudo)]
 
@@ -421,6 +424,38 @@ def test_uniform_weights_ask_no_direction(mode: str, monkeypatch: pytest.MonkeyP
         assert len(weight[weight > 0].unique()) == 1
     known = sum(int((y >= 0).sum()) for y in Reference(make_mlb(2, 3), batch).labels)
     assert sum(int((w > 0).sum()) for w in spy.weights[0]) == known
+
+
+@pytest.mark.parametrize("mode", ["joint", "paper"])
+@pytest.mark.parametrize("pseudo_from", ["student", "teacher"])
+def test_pseudo_labels_of_whole_scans_take_the_place_of_those_of_views(
+    mode: str, pseudo_from: str, spy: Spy
+) -> None:
+    batch = make_batch(2, 3)
+    batch.pseudo_label = torch.randint(-1, 3, batch.initial_label.shape)
+    settings = {"pseudo_from": pseudo_from, "weighting": "uniform", "teacher_weight": 0.0}
+    method = make_mlb(2, 3, mode=mode, relabel=2, **settings)
+    asked: list[int] = []
+    method.teacher.register_forward_hook(lambda *_: asked.append(1))
+    losses = next(iter(method.losses(batch, 5)))
+    assert asked == []  # a pass that nothing would be learnt from
+    reference = Reference(method, batch)
+    logits = reference.student(reference.x)
+    known = [label >= 0 for label in reference.labels]
+    for name, cost, mask, weight in zip(
+        ("initial", "pseudo"), reference.costs(logits), known, spy.weights[0], strict=True
+    ):
+        assert torch.equal(weight > 0, mask)
+        torch.testing.assert_close(losses[name], cost[mask].sum() / sum(m.sum() for m in known))
+
+
+@pytest.mark.parametrize(("pseudo_from", "labeller"), [("student", "student"), ("teacher", "teacher")])
+def test_whole_scans_are_labelled_by_the_network_that_labels_views(pseudo_from: str, labeller: str) -> None:
+    method = make_mlb(2, 3, pseudo_from=pseudo_from, relabel=3)
+    assert method.relabel == 3
+    assert method.scan_labeller() is method.networks()[labeller]
+    # Of no use where nothing is learnt from them.
+    assert make_mlb(2, 3, sources=("initial",), relabel=3).relabel == 0
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -90,18 +90,17 @@ class Augment:
 
         Args:
             image: (C, *S), normalised intensities.
-            label: (*S) class indices; negative ones (unknown) move along.
+            label: (*S) class indices, or several maps of them (L, *S); negative ones (unknown) move along.
             seed: Decides everything random.
 
         Returns:
             image: (C, *S) float32.
-            label: (*S) int64.
+            label: int64, of the shape that came.
         """
         self._compose.set_random_state(seed=seed)
-        changed = self._compose(
-            {"image": torch.from_numpy(image), "label": torch.from_numpy(label).unsqueeze(0).float()}
-        )
+        maps = torch.from_numpy(label).reshape(-1, *image.shape[1:])
+        changed = self._compose({"image": torch.from_numpy(image), "label": maps.float()})
         image_out = torch.as_tensor(changed["image"]).float()
-        label_out = torch.as_tensor(changed["label"])[0].round().long()
+        label_out = torch.as_tensor(changed["label"]).round().long().reshape(label.shape)
         # Plain tensors: MONAI's subclass would slow every operation that follows.
         return image_out.as_subclass(torch.Tensor), label_out.as_subclass(torch.Tensor)

@@ -33,6 +33,7 @@ class StepDataset(Dataset[Batch]):
         meta: Cases with a careful label that are in no other part of the batch; may be empty.
         initial_labels: A `.npy` file of class indices on the prepared grid for unlabelled cases of `others`; one that
             has none is `UNLABELLED`. A noisy case brings its own label. None: batches carry no initial labels.
+        pseudo_labels: Such a file for every case of `others`; may be replaced between steps. None: batches carry none.
         patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
         batch_size: Clean patches per step, of all ranks together.
         unlabelled_batch_size: Patches of `others` per step, of all ranks together.
@@ -55,6 +56,7 @@ class StepDataset(Dataset[Batch]):
         *,
         meta: Sequence[Case] = (),
         initial_labels: Mapping[str, Path] | None = None,
+        pseudo_labels: Mapping[str, Path] | None = None,
         patch_size: Sequence[int],
         batch_size: int,
         unlabelled_batch_size: int,
@@ -74,6 +76,7 @@ class StepDataset(Dataset[Batch]):
         self.others = list(others)
         self.meta = list(meta)
         self.initial_labels = initial_labels
+        self.pseudo_labels = pseudo_labels
         self.patch_size = tuple(patch_size)
         self.batch_size = batch_size
         self.unlabelled_batch_size = unlabelled_batch_size
@@ -92,7 +95,7 @@ class StepDataset(Dataset[Batch]):
         clean = [self._patch(self.clean, _CLEAN, step, i, count) for i in self._own(count)]
         images, labels, ids = zip(*clean, strict=True)
         batch = Batch(
-            torch.stack(images), torch.stack(labels), case_ids=ids, seed=self._seed(_BATCH, step, 0)
+            torch.stack(images), torch.stack(labels)[:, 0], case_ids=ids, seed=self._seed(_BATCH, step, 0)
         )
         if self.others:
             count = self.unlabelled_batch_size
@@ -100,14 +103,16 @@ class StepDataset(Dataset[Batch]):
             images, labels, more = zip(*others, strict=True)
             batch.image = torch.stack(images)
             if self.initial_labels is not None:
-                batch.initial_label = torch.stack(labels)
+                batch.initial_label = torch.stack(labels)[:, 0]
+            if self.pseudo_labels is not None:
+                batch.pseudo_label = torch.stack(labels)[:, 1]
             batch.case_ids += more
         if self.meta:
             meta = [
                 self._patch(self.meta, _META, step, i, self.batch_size) for i in self._own(self.batch_size)
             ]
             images, labels, more = zip(*meta, strict=True)
-            batch.meta_image, batch.meta_label = torch.stack(images), torch.stack(labels)
+            batch.meta_image, batch.meta_label = torch.stack(images), torch.stack(labels)[:, 0]
             batch.case_ids += more
         return batch
 
@@ -122,6 +127,7 @@ class StepDataset(Dataset[Batch]):
     def _patch(
         self, cases: Sequence[Case], stream: int, step: int, index: int, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """Draw a patch of a case: its image, its label and, of `others`, its pseudo label beside that, and its id."""
         position = step * count + index
         turn, place = divmod(position, len(cases))
         order = np.random.default_rng([*self.key, stream, turn]).permutation(len(cases))
@@ -138,9 +144,11 @@ class StepDataset(Dataset[Batch]):
             for a, (n, p) in enumerate(zip(shape, size, strict=True))
         ]
         image = _cut(scan, start, size, leading=1)
-        label = self._label(case, start, size)
+        labels = [self._label(case, start, size)]
+        if stream == _UNLABELLED and self.pseudo_labels is not None:
+            labels.append(_cut(_stored(self.pseudo_labels[case.id]), start, size, leading=0))
         image = image.reshape(image.shape[0], *self.patch_size).astype(np.float32)
-        label = label.reshape(self.patch_size).astype(np.int64)
+        label = np.stack(labels).reshape(-1, *self.patch_size).astype(np.int64)
         changed = self.augment(image, label, self._seed(stream, step, index))
         return *changed, case.id
 
@@ -150,12 +158,10 @@ class StepDataset(Dataset[Batch]):
                 return np.full(size, IGNORE)  # nothing is known of it
             path = self.initial_labels.get(case.id)
             if path is None:
-                source = np.broadcast_to(np.int64(UNLABELLED), self.cache.image(case).array.shape[1:])
-            else:
-                source = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            source = self.cache.label(case)
-        return _cut(source, start, size, leading=0)
+                unknown = np.broadcast_to(np.int64(UNLABELLED), self.cache.image(case).array.shape[1:])
+                return _cut(unknown, start, size, leading=0)
+            return _cut(_stored(path), start, size, leading=0)
+        return _cut(self.cache.label(case), start, size, leading=0)
 
     def _foreground_voxel(self, case: Case, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
         if rng.random() >= self.foreground:
@@ -166,6 +172,10 @@ class StepDataset(Dataset[Batch]):
         chosen = rng.choice(np.unique(voxels[:, -1]))  # every class alike, however small
         candidates = voxels[voxels[:, -1] == chosen]
         return candidates[rng.integers(len(candidates)), :-1]
+
+
+def _stored(path: Path) -> npt.NDArray[np.uint8]:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _start(length: int, patch: int, rng: np.random.Generator, centre: int | None) -> int:

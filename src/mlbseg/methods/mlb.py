@@ -76,7 +76,12 @@ class MLB(Taught):
             label there (BCP, Bai et al., CVPR 2023). 0 pastes nothing. In joint mode; paper mode pastes nothing.
         jitter: Largest relative change of contrast, and shift of brightness in units of the normalised intensity,
             of each view that the student sees; the teacher sees the view as it is.
-        pseudo_from: Whose predictions over the views make the pseudo label, ``student`` (the paper) or ``teacher``.
+        pseudo_from: Whose predictions make the pseudo label, ``student`` (the paper) or ``teacher``.
+        relabel: How many times in stage 2 it predicts all unlabelled and noisy scans, whole, for pseudo labels that
+            hold until the next time; the first are thus stage 1's. A patch's border is where a network that sees
+            the patch alone errs most. 0: each patch has a pseudo label of its own at each step, by the mean of the
+            predictions over its views (the paper, whose patches are whole slices). None: as often as is worth its
+            time, at most four times, and never where a patch holds most of the scans.
         teacher_decay: a_max of the mean teacher.
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
@@ -117,6 +122,7 @@ class MLB(Taught):
         mix: float = 2 / 3,
         jitter: float = 0.3,
         pseudo_from: Literal["student", "teacher"] = "teacher",
+        relabel: int | None = None,
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
         pseudo_weight: float = 1.0,
@@ -149,6 +155,7 @@ class MLB(Taught):
         self.mix = mix
         self.jitter = jitter
         self.pseudo_from = pseudo_from
+        self.relabel = relabel if "pseudo" in sources else 0
         self.teacher_noise = teacher_noise
         self.pseudo_weight = pseudo_weight
         self.pseudo_dice = pseudo_dice
@@ -162,9 +169,7 @@ class MLB(Taught):
         if batch.image is None or batch.initial_label is None:
             raise ValueError("MLB needs unlabelled images and their initial labels in every batch")
         weigh = step % self.every == 0
-        yield from (self._joint if self.mode == "joint" else self._paper)(
-            batch, batch.image, batch.initial_label, weigh
-        )
+        yield from (self._joint if self.mode == "joint" else self._paper)(batch, batch.image, weigh)
 
     def weight_maps(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Return labels and weights of the first view, with v where the model stands and nothing pasted."""
@@ -185,14 +190,14 @@ class MLB(Taught):
                     torch.cat([prediction(self.student, p) for p in x.split(self.chunk or len(x))]),
                     None,
                 )
-        labels, weights = self._weigh(logits, tangent, taught, views, batch.initial_label)
+        labels, weights = self._weigh(logits, tangent, taught, views, batch)
         self.monitors = monitors
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
         count = len(batch.image)
         return {name: (labels[name][:count], weights[name][:count]) for name in labels}
 
-    def _joint(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
+    def _joint(self, batch: Batch, image: Tensor, weigh: bool) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, _CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve
         asks = weigh and self.weighing.asks_direction
@@ -217,7 +222,7 @@ class MLB(Taught):
             elif weigh:  # the labels of the student, should they be asked for
                 logits = torch.cat([prediction(self.student, part) for part in x.split(self.chunk)])
             if weigh and logits is not None:
-                labels, weights = self._weigh(logits.detach(), tangent, taught, views, initial, pasted)
+                labels, weights = self._weigh(logits.detach(), tangent, taught, views, batch, pasted)
 
         def terms(logits: Tensor) -> Losses:
             logits = widened(logits)
@@ -237,7 +242,7 @@ class MLB(Taught):
             v = {name: v[name] + rest[name] for name in v}
         yield {"clean": with_gradient(clean, v, self.student), **others}
 
-    def _paper(self, batch: Batch, image: Tensor, initial: Tensor, weigh: bool) -> Iterator[Losses]:
+    def _paper(self, batch: Batch, image: Tensor, weigh: bool) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         asks = weigh and self.weighing.asks_direction
@@ -272,7 +277,7 @@ class MLB(Taught):
                     self.student, self._towards(v, x, batch.seed), x, chunk=self.chunk
                 )
         if weigh:
-            labels, weights = self._weigh(seen, tangent, taught, views, initial)
+            labels, weights = self._weigh(seen, tangent, taught, views, batch)
         if terms := {**self._weighted(logits, labels, weights), **consistency}:
             yield terms
 
@@ -295,19 +300,21 @@ class MLB(Taught):
 
     def _see(
         self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return what the networks see of an image's views.
 
         Returns:
             x: (V * B, C, *S) for the student.
-            taught: (V * B, K, *S) the teacher's logits of the views as they are.
+            taught: (V * B, K, *S) the teacher's logits of the views as they are; None if nothing needs them.
             pasted: (V * B, *S) the labels of the clean pixels that are in `x`, else `IGNORE`; None without any.
         """
         x = views.expand(image)
-        seeds, shape = self.seeds(len(image), batch.seed, stream), (len(views), *image.shape[1:])
-        noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
-        with torch.no_grad():
-            taught = widened(self.teacher(x + self.teacher_noise * noise))
+        taught: Tensor | None = None
+        if self._asks_teacher(batch):
+            seeds, shape = self.seeds(len(image), batch.seed, stream), (len(views), *image.shape[1:])
+            noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
+            with torch.no_grad():
+                taught = widened(self.teacher(x + self.teacher_noise * noise))
         pasted: Tensor | None = None
         if mix:
             x, pasted = self._mix(x, image, batch)
@@ -315,6 +322,15 @@ class MLB(Taught):
             streams = [_JITTER * (1 + stream) + v for v in range(len(views))]
             x = jittered([s for v in streams for s in self.seeds(len(image), batch.seed, v)], x, self.jitter)
         return x, taught, pasted
+
+    def _asks_teacher(self, batch: Batch) -> bool:
+        """Return whether anything depends on what the teacher predicts of the views."""
+        labels = batch.pseudo_label is None and self.pseudo_from == "teacher"
+        return labels or bool(self.teacher_weight) or self.weighing.weighting == "confidence"
+
+    def scan_labeller(self) -> nn.Module:
+        """Return the network that makes pseudo labels."""
+        return self.teacher if self.pseudo_from == "teacher" else self.student
 
     def _mix(self, x: Tensor, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return views (V * B, C, *S) of B images with clean ones pasted in a box or around it, and `pasted` as above.
@@ -348,9 +364,9 @@ class MLB(Taught):
         self,
         logits: Tensor,
         tangent: Tensor | None,
-        taught: Tensor,
+        taught: Tensor | None,
         views: Views,
-        initial: Tensor,
+        batch: Batch,
         pasted: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return labels and weights of the sources, each (V * B, *S), by name.
@@ -358,13 +374,18 @@ class MLB(Taught):
         Args:
             logits: (V * B, K, *S).
             tangent: Their derivative along the direction; None for weights that ask none.
-            taught: The teacher's logits.
+            taught: The teacher's logits, where they are needed.
             views: The views.
-            initial: (B, *S) initial labels; `UNLABELLED` where there is none.
+            batch: With initial labels, `UNLABELLED` where there is none, and perhaps pseudo labels of whole scans.
             pasted: (V * B, *S) labels of clean pixels that cover the views; see `_mix`.
         """
         logits = widened(logits)
-        pseudo = views.pseudo_label(torch.softmax(taught if self.pseudo_from == "teacher" else logits, 1))
+        initial, pseudo = batch.initial_label, batch.pseudo_label
+        assert initial is not None  # noqa: S101 - `losses` has looked
+        if pseudo is None:
+            seen = taught if self.pseudo_from == "teacher" else logits
+            assert seen is not None  # noqa: S101 - `_asks_teacher`
+            pseudo = views.pseudo_label(torch.softmax(seen, 1))
         # What is padding in the scan has no pseudo label either.
         pseudo = torch.where(initial == IGNORE, IGNORE, pseudo)
         both = {"initial": initial, "pseudo": pseudo}
@@ -399,12 +420,12 @@ class MLB(Taught):
         return terms
 
     def _consistency(
-        self, logits: Tensor, taught: Tensor, views: Views, pasted: Tensor | None = None
+        self, logits: Tensor, taught: Tensor | None, views: Views, pasted: Tensor | None = None
     ) -> Losses:
         """Return L_ple and L_mt, where they have a weight, of pixels that `pasted` clean ones do not cover."""
         uncovered = None if pasted is None else (pasted < 0).unsqueeze(1).to(logits.dtype)
         terms = {}
-        if self.teacher_weight:
+        if self.teacher_weight and taught is not None:
             valid = views.valid(logits.shape[2:])
             valid = valid if uncovered is None else valid * uncovered
             distance = prediction_distance(logits, taught, valid, ranks=self.ranks)

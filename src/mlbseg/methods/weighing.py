@@ -53,7 +53,7 @@ class Weighing:
         labels: Mapping[str, Tensor],
         logits: Tensor,
         tangent: Tensor | None,
-        taught: Tensor,
+        taught: Tensor | None,
         ranks: Ranks,
     ) -> dict[str, Tensor]:
         """Return the weight of each pixel of each source, (B, *S) by name; over all ranks they sum to 1.
@@ -62,7 +62,7 @@ class Weighing:
             labels: (B, *S) by source; negative where it has none.
             logits: (B, K, *S).
             tangent: Their derivative along the direction; None where none is asked.
-            taught: The teacher's logits, (B, K, *S).
+            taught: The teacher's logits, (B, K, *S); needed for its confidence alone.
             ranks: Those that share the batch.
         """
         found = [self._counts(label, logits, tangent, taught) for label in labels.values()]
@@ -83,11 +83,12 @@ class Weighing:
         )
         return dict(zip(labels, weights, strict=True))
 
-    def _counts(self, label: Tensor, logits: Tensor, tangent: Tensor | None, taught: Tensor) -> Tensor:
+    def _counts(self, label: Tensor, logits: Tensor, tangent: Tensor | None, taught: Tensor | None) -> Tensor:
         """Return what speaks for each pixel of a source (B, *S), before the pixels are compared."""
         if not self.may_differ:
             return torch.ones_like(logits[:, 0])
         if tangent is None:
+            assert taught is not None  # noqa: S101 - nothing else is left to decide
             return 1 - residual_map(taught, label)
         along = alignment(lambda z: cross_entropy_map(z, label), logits, widened(tangent))
         if self.weighting == "residual":

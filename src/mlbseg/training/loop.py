@@ -79,6 +79,7 @@ class Loop(pl.LightningModule):
         self.ranks = ranks
         self.settings = run.config.train
         self.step = 0
+        self.until = len(dataset)
         self.saved = 0
         self.best = -1.0
         self.best_weights: dict[str, Tensor] = {}
@@ -148,8 +149,8 @@ class Loop(pl.LightningModule):
 
     # --- the loop ----------------------------------------------------------------------------------------
 
-    def fit(self, title: str) -> None:
-        """Train to the last step."""
+    def fit(self, title: str, until: int) -> None:
+        """Train until so many steps are done, and save."""
         root, device = self.run.root, self.target
         # Weights before the first step, so that an early end can be resumed too.
         if self.step == 0:
@@ -171,7 +172,8 @@ class Loop(pl.LightningModule):
             num_sanity_val_steps=0,
             default_root_dir=str(root),
         )
-        loader = DataLoader(self.dataset, batch_size=None, sampler=range(self.step, len(self.dataset)))
+        self.until = until
+        loader = DataLoader(self.dataset, batch_size=None, sampler=range(self.step, until))
         with (
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
             warnings.catch_warnings(),
@@ -247,7 +249,7 @@ class Loop(pl.LightningModule):
             self.keeper.keep(self.method, self.step)
         stopped_by = int(self.ranks.max(torch.tensor(self.signals.stopped_by)))
         stopping = bool(stopped_by)
-        if self.step % self.settings.checkpoint_every == 0 or last or stopping:
+        if self.step % self.settings.checkpoint_every == 0 or self.step == self.until or stopping:
             self.save()
         if stopping:
             self.signals.stopped_by = stopped_by

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,15 @@ from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, peak_memory, save_weights
-from mlbseg.training.initial_labels import check_initial_label, write_initial_label
 from mlbseg.training.loop import Loop
+from mlbseg.training.prepare import views_of
+from mlbseg.training.scan_labels import check_label, turns_of, write_label
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
 from mlbseg.windows import predict_grid
 
 T = TypeVar("T")
+PSEUDO_LABELS = "pseudo_labels"  # in the run folder, while stage 2 goes on
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ class Training:
             initialiser = self._first_stage()
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
-                labels = self._initial_labels(initialiser) if self.run.config.mlb.freezes_labels else {}
+                frozen = self.run.config.mlb.freezes_labels
+                labels = self._initial_labels(initialiser.predictor()) if frozen else {}
             method = make_method(initialiser.student, self.run)
             title = f"stage 2, {self.run.config.method}"
             best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
@@ -209,23 +213,50 @@ class Training:
             ranks=self.ranks,
         )
 
-    def _initial_labels(self, stage1: Method) -> dict[str, Path]:
+    def _initial_labels(self, network: torch.nn.Module) -> dict[str, Path]:
         """Predict every unlabelled case once; these labels stay frozen through stage 2."""
-        folder = self.run.root / "initial_labels"
-        folder.mkdir(exist_ok=True)
-        network = stage1.predictor().to(self.device).eval()
         unlabelled = [case for case in self.others if case.role is Role.UNLABELLED]
-        paths = {case.id: folder / f"{case.id}.npy" for case in unlabelled}
-        todo = self._share(unlabelled)
-        with StepProgress(self.console, "initial labels", len(todo)) as progress:
+        return self._label(unlabelled, network, self.run.root / "initial_labels", "initial labels")
+
+    def _turns(self, method: Method, steps: int) -> int:
+        """Return how many times in a stage whole scans are labelled."""
+        if method.relabel is not None:
+            return min(method.relabel, steps)
+        plan = self.run.plan
+        shapes = [self.cache.image(case).array.shape[1:] for case in self.others]
+        patches = plan.batch_size + plan.unlabelled_batch_size * views_of(self.run.config)
+        return min(turns_of(shapes, plan.patch_size, steps * patches), steps)
+
+    def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
+        """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
+
+        Those of the turn before stay, for a run that has to go back to a checkpoint before this turn.
+        """
+        folder = self.run.root / PSEUDO_LABELS
+        if self.ranks.index == 0:
+            shutil.rmtree(folder / str(turn - 2), ignore_errors=True)
+        return self._label(
+            self.others,
+            method.scan_labeller(),
+            folder / str(turn),
+            f"pseudo labels {turn + 1}/{of}",
+        )
+
+    def _label(
+        self, cases: Sequence[Case], network: torch.nn.Module, folder: Path, title: str
+    ) -> dict[str, Path]:
+        """Write what a network predicts of cases, but for those whose file is there; return the files by case id."""
+        folder.mkdir(parents=True, exist_ok=True)
+        network.to(self.device).eval()
+        paths = {case.id: folder / f"{case.id}.npy" for case in cases}
+        todo = self._share(cases)
+        with StepProgress(self.console, title, len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
                 path = paths[case.id]
                 if path.exists():
-                    check_initial_label(
-                        path, self.cache.image(case).array.shape[1:], self.run.plan.num_classes
-                    )
+                    check_label(path, self.cache.image(case).array.shape[1:], self.run.plan.num_classes)
                 else:
-                    write_initial_label(path, self._predict(network, case).argmax(0).astype(np.uint8))
+                    write_label(path, self._predict(network, case).argmax(0).astype(np.uint8))
                 progress.update(number)
         processes.wait_for_all(self.ranks)
         return paths
@@ -273,14 +304,22 @@ class Training:
         if found:
             loop.restore(found[-1])
         self.seconds_per_step = None
-        if loop.step < steps:
-            began, before = time.perf_counter(), loop.step
+        began, before = time.perf_counter(), loop.step
+        turns = self._turns(method, steps)
+        ends = [round(steps * turn / turns) for turn in range(1, turns + 1)] or [steps]
+        for turn, until in enumerate(ends):
+            if loop.step >= until:
+                continue
+            if turns:
+                dataset.pseudo_labels = self._pseudo_labels(method, turn, turns)
             with self.signals.stepping():
-                loop.fit(title)
+                loop.fit(title, until)
             self.seconds_per_step = (time.perf_counter() - began) / max(1, loop.step - before)
             if stopped_by := self.signals.stopped_by:
                 stopped = Interrupted(self.run.root, stopped_by, f" at step {loop.step} of stage {number}")
                 raise processes.same_on_all(self.ranks, stopped)
+        if turns and self.ranks.index == 0:
+            shutil.rmtree(self.run.root / PSEUDO_LABELS, ignore_errors=True)
         if self.validation and loop.best_weights:
             method.load_state_dict(loop.best_weights)
         return loop.best if self.validation else None

@@ -1,0 +1,77 @@
+"""What a network predicted of whole scans, to be learnt from in stage 2: an `.npy` file each."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlbseg.errors import Fault, ReadError
+from mlbseg.files import write_atomic
+
+MOST_TURNS = 4
+LARGEST_SHARE = 0.6  # of the forward passes that the steps themselves take
+
+
+def turns_of(shapes: Collection[Sequence[int]], patch_size: Sequence[int], patches: int) -> int:
+    """Return how many times in a stage to label scans anew: as often as costs little beside training, at most 4 times.
+
+    Args:
+        shapes: Of the prepared scans, voxels.
+        patch_size: Of a window; of as many of the last axes as the network sees.
+        patches: That the stage sends through the network, forward and backward.
+
+    Returns:
+        The number; 0 also where a patch holds most scans, so that nothing of them lies beyond a patch's border.
+    """
+    axes = len(patch_size)
+    windows = held = 0
+    for shape in shapes:
+        along = [max(1, math.ceil(2 * n / p) - 1) for n, p in zip(shape[-axes:], patch_size, strict=True)]
+        windows += math.prod((*shape[:-axes], *along))
+        held += max(along) == 1
+    if 2 * held >= len(shapes):
+        return 0
+    # A backward pass takes about as long as two forward passes.
+    return min(MOST_TURNS, int(LARGEST_SHARE * 3 * patches / windows))
+
+
+def write_label(path: Path, label: npt.NDArray[np.uint8]) -> None:
+    """Write the class indices of a case on the prepared grid, (*S).
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    content = io.BytesIO()
+    np.save(content, label, allow_pickle=False)
+    write_atomic(path, content.getvalue())
+
+
+def check_label(path: Path, shape: Sequence[int], num_classes: int) -> None:
+    """Make sure that a file is still what `write_label` wrote.
+
+    Args:
+        path: The file.
+        shape: The prepared grid, voxels.
+        num_classes: Class indices are below it.
+
+    Raises:
+        ReadError: if it is damaged, or of another grid or other classes.
+    """
+    expected = f"class indices below {num_classes} of shape {tuple(shape)}"
+    remedy = "delete it to have it predicted anew"
+    try:
+        label = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+        raise ReadError(Fault(str(path), f"cannot be read: {reason}", expected, remedy)) from None
+    found = f"{label.dtype} of shape {label.shape}"
+    if label.dtype == np.uint8 and label.shape == tuple(shape):
+        if label.max() < num_classes:
+            return
+        found = f"class index {label.max()}"
+    raise ReadError(Fault(str(path), f"found {found}", expected, remedy))
