@@ -106,7 +106,7 @@ class MLBSettings(_Section):
     mix: float = Field(2 / 3, ge=0, lt=1)
     jitter: float = Field(0.3, ge=0, lt=1)
     pseudo_from: Literal["student", "teacher"] = "teacher"
-    relabel: int | None = Field(None, ge=0)
+    relabel: int | None = Field(0, ge=0)
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     teacher_noise: float = Field(0.1, ge=0)
     pseudo_weight: float = Field(1.0, ge=0)

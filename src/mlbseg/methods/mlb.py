@@ -122,7 +122,7 @@ class MLB(Taught):
         mix: float = 2 / 3,
         jitter: float = 0.3,
         pseudo_from: Literal["student", "teacher"] = "teacher",
-        relabel: int | None = None,
+        relabel: int | None = 0,
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
         pseudo_weight: float = 1.0,
