@@ -106,7 +106,7 @@ class MLBSettings(_Section):
     mix: float = Field(2 / 3, ge=0, lt=1)
     jitter: float = Field(0.3, ge=0, lt=1)
     pseudo_from: Literal["student", "teacher"] = "teacher"
-    relabel: int | None = Field(0, ge=0)
+    relabel: int = Field(0, ge=0)
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     teacher_noise: float = Field(0.1, ge=0)
     pseudo_weight: float = Field(1.0, ge=0)
@@ -252,7 +252,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augment": {"rotate": 10.0, "scale": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0},
         "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"],
                 "sources": ["initial", "pseudo"], "weighting": "share", "decides": "everywhere", "mix": 0.0,
-                "jitter": 0.0, "pseudo_from": "student", "relabel": 0, "teacher_noise": 0.02, "pseudo_weight": 1.0,
+                "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
                 "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0},
     },
 }  # fmt: skip

@@ -39,8 +39,7 @@ class Method(nn.Module, ABC):
     Attributes:
         student: The network that predicts, trained by the optimiser.
         relabel: How many times in a stage training is to predict all unlabelled and noisy scans, whole, by
-            `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`. None: as often
-            as is worth its time (`mlbseg.training.scan_labels.turns_of`).
+            `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`.
         length: Training steps of the whole stage, set by training; what ramps count by.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
         ranks: Set by training; those that share the batch. A loss is that of the whole batch, with the gradient
@@ -57,7 +56,7 @@ class Method(nn.Module, ABC):
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student = student
-        self.relabel: int | None = 0
+        self.relabel = 0
         self.length = 1
         self.optimiser: torch.optim.Optimizer | None = None
         self.ranks: Ranks = ALONE

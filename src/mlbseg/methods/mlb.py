@@ -78,10 +78,9 @@ class MLB(Taught):
             of each view that the student sees; the teacher sees the view as it is.
         pseudo_from: Whose predictions make the pseudo label, ``student`` (the paper) or ``teacher``.
         relabel: How many times in stage 2 it predicts all unlabelled and noisy scans, whole, for pseudo labels that
-            hold until the next time; the first are thus stage 1's. A patch's border is where a network that sees
-            the patch alone errs most. 0: each patch has a pseudo label of its own at each step, by the mean of the
-            predictions over its views (the paper, whose patches are whole slices). None: as often as is worth its
-            time, at most four times, and never where a patch holds most of the scans.
+            hold until the next time; the first are thus stage 1's. They know what lies beyond a patch, at whose
+            border a network that sees the patch alone errs most. 0: each patch has a pseudo label of its own at each
+            step, by the mean of the predictions over its views.
         teacher_decay: a_max of the mean teacher.
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
@@ -122,7 +121,7 @@ class MLB(Taught):
         mix: float = 2 / 3,
         jitter: float = 0.3,
         pseudo_from: Literal["student", "teacher"] = "teacher",
-        relabel: int | None = 0,
+        relabel: int = 0,
         teacher_decay: float = 0.99,
         teacher_noise: float = 0.1,
         pseudo_weight: float = 1.0,

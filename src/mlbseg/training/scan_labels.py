@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +11,6 @@ import numpy.typing as npt
 
 from mlbseg.errors import Fault, ReadError
 from mlbseg.files import write_atomic
-
-MOST_TURNS = 4
-LARGEST_SHARE = 0.6  # of the forward passes that the steps themselves take
-
-
-def turns_of(shapes: Collection[Sequence[int]], patch_size: Sequence[int], patches: int) -> int:
-    """Return how many times in a stage to label scans anew: as often as costs little beside training, at most 4 times.
-
-    Args:
-        shapes: Of the prepared scans, voxels.
-        patch_size: Of a window; of as many of the last axes as the network sees.
-        patches: That the stage sends through the network, forward and backward.
-
-    Returns:
-        The number; 0 also where a patch holds most scans, so that nothing of them lies beyond a patch's border.
-    """
-    axes = len(patch_size)
-    windows = held = 0
-    for shape in shapes:
-        along = [max(1, math.ceil(2 * n / p) - 1) for n, p in zip(shape[-axes:], patch_size, strict=True)]
-        windows += math.prod((*shape[:-axes], *along))
-        held += max(along) == 1
-    if 2 * held >= len(shapes):
-        return 0
-    # A backward pass takes about as long as two forward passes.
-    return min(MOST_TURNS, int(LARGEST_SHARE * 3 * patches / windows))
 
 
 def write_label(path: Path, label: npt.NDArray[np.uint8]) -> None:

@@ -29,8 +29,7 @@ from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, peak_memory, save_weights
 from mlbseg.training.loop import Loop
-from mlbseg.training.prepare import views_of
-from mlbseg.training.scan_labels import check_label, turns_of, write_label
+from mlbseg.training.scan_labels import check_label, write_label
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
 from mlbseg.windows import predict_grid
@@ -218,15 +217,6 @@ class Training:
         unlabelled = [case for case in self.others if case.role is Role.UNLABELLED]
         return self._label(unlabelled, network, self.run.root / "initial_labels", "initial labels")
 
-    def _turns(self, method: Method, steps: int) -> int:
-        """Return how many times in a stage whole scans are labelled."""
-        if method.relabel is not None:
-            return min(method.relabel, steps)
-        plan = self.run.plan
-        shapes = [self.cache.image(case).array.shape[1:] for case in self.others]
-        patches = plan.batch_size + plan.unlabelled_batch_size * views_of(self.run.config)
-        return min(turns_of(shapes, plan.patch_size, steps * patches), steps)
-
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
         """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
 
@@ -305,7 +295,7 @@ class Training:
             loop.restore(found[-1])
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step
-        turns = self._turns(method, steps)
+        turns = min(method.relabel, steps)
         ends = [round(steps * turn / turns) for turn in range(1, turns + 1)] or [steps]
         for turn, until in enumerate(ends):
             if loop.step >= until:
