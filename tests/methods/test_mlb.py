@@ -454,8 +454,8 @@ def test_whole_scans_are_labelled_by_the_network_that_labels_views(pseudo_from: 
     method = make_mlb(2, 3, pseudo_from=pseudo_from, relabel=3)
     assert method.relabel == 3
     assert method.scan_labeller() is method.networks()[labeller]
-    # Of no use where nothing is learnt from them.
-    assert make_mlb(2, 3, sources=("initial",), relabel=3).relabel == 0
+    with pytest.raises(UserError, match=r"mlb\.relabel: found 3, but pseudo labels are not learnt"):
+        make_mlb(2, 3, sources=("initial",), relabel=3)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

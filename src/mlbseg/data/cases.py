@@ -150,13 +150,14 @@ def still_there(
         Those that were found, in the order of `names`, and the faults of these names: those that are known, and one
         for each other that is gone.
     """
-    by_id, found = {case.id: case for case in cases}, []
-    told = [fault for fault in faults if fault.case_id in set(names)]
-    explained = {fault.case_id for fault in told}
+    by_id, wanted = {case.id: case for case in cases}, set(names)
+    told = [fault for fault in faults if fault.case_id in wanted]
+    faulty = {fault.case_id for fault in told}
+    found = []
     for name in names:
-        case = by_id.get(name)
-        if name in explained:
+        if name in faulty:
             continue
+        case = by_id.get(name)
         if case is not None and (case.label is not None or not labelled):
             found.append(case)
         else:

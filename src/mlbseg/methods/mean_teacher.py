@@ -13,9 +13,8 @@ from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Taught, unlabelled_image
 from mlbseg.types import Batch, Losses
 
-_NOISE, _TEACHER_NOISE, STREAMS = range(
-    3
-)  # streams of random numbers; who builds on this has its own from the last on
+# Streams of random numbers; a method that builds on this one has its own from the last on.
+_NOISE, _TEACHER_NOISE, STREAMS = range(3)
 
 
 class MeanTeacher(Taught):

@@ -92,7 +92,8 @@ class MLB(Taught):
             forward-mode pass only.
 
     Raises:
-        UserError: for a flip view where no axis may be flipped, and for a weighting that disputes are too few for.
+        UserError: for a flip view where no axis may be flipped, for a weighting that disputes are too few for, and for
+            pseudo labels that are asked for and not learnt.
     """
 
     uses_unlabelled = True
@@ -141,6 +142,11 @@ class MLB(Taught):
                 "mlb.views: found flip, but the plan says that no flip keeps the anatomy valid "
                 "(name the axes that may be flipped, such as plan.flip_axes=[2], or leave the flip view out)"
             )
+        if relabel and "pseudo" not in sources:
+            raise UserError(
+                f"mlb.relabel: found {relabel}, but pseudo labels are not learnt "
+                "(leave it out, or add pseudo to mlb.sources)"
+            )
         super().__init__(student, teacher_decay)
         self.mode = mode
         self.views = tuple(views)
@@ -154,7 +160,7 @@ class MLB(Taught):
         self.mix = mix
         self.jitter = jitter
         self.pseudo_from = pseudo_from
-        self.relabel = relabel if "pseudo" in sources else 0
+        self.relabel = relabel
         self.teacher_noise = teacher_noise
         self.pseudo_weight = pseudo_weight
         self.pseudo_dice = pseudo_dice
