@@ -95,6 +95,7 @@ VARIANTS = {
         ["steps=22", "stage1_share=0.1", "mlb.mode=paper", "mlb.weighting=share", "mlb.decides=everywhere"],
     ),
     "two networks": ("cps", ["steps=22", "stage1_share=0.1"]),
+    "whole scans": ("mlb", ["steps=22", "stage1_share=0.1", "mlb.relabel=2"]),
 }
 
 

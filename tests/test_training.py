@@ -687,6 +687,13 @@ def test_whole_scans_are_labelled_anew_by_the_network_as_it_then_stands(
     assert weights(tmp_path / "again") == weights(tmp_path / "run")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_labels_whole_scans_too(scans: Path, tmp_path: Path) -> None:
+    # Between the stages Lightning brings the networks back to the CPU.
+    train(str(scans), str(tmp_path / "run"), overrides=[*TINY, "steps=8", "mlb.relabel=2"], device="cuda")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def _truncated(path: Path) -> str:
     path.write_bytes(path.read_bytes()[:-1])
     return "cannot be read: "

@@ -78,9 +78,8 @@ class MLB(Taught):
             of each view that the student sees; the teacher sees the view as it is.
         pseudo_from: Whose predictions make the pseudo label, ``student`` (the paper) or ``teacher``.
         relabel: How many times in stage 2 it predicts all unlabelled and noisy scans, whole, for pseudo labels that
-            hold until the next time; the first are thus stage 1's. They know what lies beyond a patch, at whose
-            border a network that sees the patch alone errs most. 0: each patch has a pseudo label of its own at each
-            step, by the mean of the predictions over its views.
+            hold until the next time; the first are thus stage 1's. They know what lies beyond a patch's border. 0: each
+            patch has a pseudo label of its own at each step, by the mean of the predictions over its views.
         teacher_decay: a_max of the mean teacher.
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.

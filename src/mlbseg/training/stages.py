@@ -47,8 +47,8 @@ class TrainResult:
         steps: Optimiser steps of all stages.
         validation_dice: Of the kept weights; None without validation cases.
         selection: The rule by which the weights were chosen.
-        seconds_per_step: Of the last stage, checkpoints and validation included, in the process that finished it;
-            None if that had no step left to do.
+        seconds_per_step: Of the last stage, checkpoints, validation and labelling of scans included, in the process
+            that finished it; None if that had no step left to do.
     """
 
     run: Path
@@ -220,7 +220,8 @@ class Training:
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
         """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
 
-        Those of the turn before stay, for a run that has to go back to a checkpoint before this turn.
+        Those of the turn before stay, for a run that has to go back to a checkpoint before this turn. One that somebody
+        deleted in the middle of a turn is predicted by the network as it has become.
         """
         folder = self.run.root / PSEUDO_LABELS
         if self.ranks.index == 0:
@@ -293,6 +294,7 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
+        method.to(self.device)  # all of it: Lightning brought it back to the CPU when the stage before ended
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step
         turns = min(method.relabel, steps)
