@@ -167,7 +167,7 @@ def test_the_command_fills_the_table(phantoms: Path, tmp_path: Path, command: Co
         "3 labels</h2>",
         "data:image/svg+xml;base64,",
         "95 % CI",
-        stated["dice"][:5],
+        f"{float(stated['dice']):.3f}",
     ):
         assert part in page
     again = command(*asked, "--json")
