@@ -372,7 +372,7 @@ def test_the_best_weights_outlive_an_interruption(
 
 
 def test_a_signal_between_the_stages_is_obeyed_at_once(
-    scans: Path, mlb_run: Path, tmp_path: Path, command: Command
+    scans: Path, frozen: tuple[Path, Path], tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -384,12 +384,13 @@ def test_a_signal_between_the_stages_is_obeyed_at_once(
             return original(self, network, case)
 
         patch.setattr(Training, "_predict", predict)
-        settings = [v for text in (*TINY, f"steps={STEPS}") for v in ("-o", text)]
+        asked = (*TINY, f"steps={STEPS}", "mlb.sources=initial,pseudo")
+        settings = [v for text in asked for v in ("-o", text)]
         stopped = command("train", scans, "--out", run, *settings, "-q")
     assert stopped.code == 130
     assert "continue with: mlbseg train --resume" in stopped.err
     train(resume=run)
-    assert weights(run) == weights(mlb_run)
+    assert weights(run) == weights(frozen[1])
 
 
 def test_continuing_a_finished_run_changes_nothing(mlb_run: Path, tmp_path: Path) -> None:
