@@ -3,7 +3,7 @@
 The full weights take the clean batch in all views, tangents for all parameters, float32, at every step. Each option
 saves something; `python benchmarks/meta_step.py --sweep cheaper` says how much time and memory.
 
-    python benchmarks/cheaper_weights.py RUN      # of the method mlb, stage 1 finished
+    python benchmarks/cheaper_weights.py RUN      # trained with mlb.sources=initial,pseudo, stage 1 finished
 
 It prints, for each option, at stage 1's end, over some steps' batches: the cosine of the alignments g to the full
 ones, and the share of pixels whose sign, kept or not, is the same. The last row is another draw of the clean batch:

@@ -300,7 +300,9 @@ def copy_run(root: Path, scratch: Path, steps: int, overrides: list[str]) -> Non
     """Copy a run at its stage 1's end, with `steps` steps of stage 2 before it."""
     before = [c for c in checkpoints.find(root / "checkpoints") if c.stage == 1]
     if not before or not (root / "initial_labels").is_dir():
-        raise SystemExit(f"{root}: stage 1 has not finished; train it first")
+        raise SystemExit(
+            f"{root}: stage 1 has not finished, or made no initial labels (train with -o mlb.sources=initial,pseudo)"
+        )
     shutil.copytree(
         root, scratch, ignore=shutil.ignore_patterns("stage2-*", "tensorboard", "*.safetensors", ".lock")
     )
