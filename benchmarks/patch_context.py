@@ -28,9 +28,9 @@ CPU = torch.device("cpu")
 
 def measure(run: Run, count: int, patches: int, which: str | None) -> None:
     """Print a line for each part of the patches."""
-    record = read_record(run.root / "data.json", "the data of a run")
-    cases = {case.id: case for case in find_cases(Path(str(record["root"]))).cases}
-    cache, network = Cache(Path(str(record["cache"])), run.plan), run.network(which)
+    cases = {case.id: case for case in find_cases(run.scans).cases}
+    prepared = Path(str(read_record(run.root / "data.json", "the data of a run")["cache"]))
+    cache, network = Cache(prepared, run.plan), run.network(which)
     size, rng = run.plan.patch_size, np.random.default_rng(0)
     inner = np.zeros(size, bool)
     inner[tuple(slice(n // 5, n - n // 5) for n in size)] = True
@@ -40,9 +40,9 @@ def measure(run: Run, count: int, patches: int, which: str | None) -> None:
         if case.label is None:
             raise SystemExit(f"{name} has no label to compare with")
         image, label = np.asarray(cache.image(case).array[...]), np.asarray(cache.label(case)[...])
-        whole = predict_grid(network, image, patch_size=size, device=CPU).argmax(0) > 0
         if any(n < p for n, p in zip(label.shape, size, strict=True)):
             continue
+        whole = predict_grid(network, image, patch_size=size, device=CPU).argmax(0) > 0
         for _ in range(patches):
             start = [int(rng.integers(n - p + 1)) for n, p in zip(label.shape, size, strict=True)]
             part = tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))
