@@ -312,10 +312,10 @@ def test_a_csv_that_cannot_be_written_leaves_the_old_file_alone(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "taken.csv").mkdir()
-    for name in ("taken.csv", "scores.txt", "scores"):
-        with pytest.raises(
-            UserError, match=rf"--out .*{name}: expected the name of a file that ends in \.csv"
-        ):
+    with pytest.raises(UserError, match=r"taken\.csv: is a folder"):
+        evaluate(*folders, out=tmp_path / "taken.csv", overwrite=True)
+    for name in ("scores.txt", "scores"):
+        with pytest.raises(UserError, match=rf"{name}: expected a name that ends in \.csv"):
             evaluate(*folders, out=tmp_path / name)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be written"):

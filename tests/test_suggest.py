@@ -128,7 +128,7 @@ def test_nothing_is_written_over(supervised_run: Path, scans: Path, tmp_path: Pa
     assert out.read_text() == "mine"
     suggest(supervised_run, out=out, overwrite=True, n=1)
     assert len(out.read_text().splitlines()) == 2
-    with pytest.raises(UserError, match=r"expected a name ending in \.csv"):
+    with pytest.raises(UserError, match=r"expected a name that ends in \.csv"):
         suggest(supervised_run, out=scans / "images" / "case_0.nii.gz", overwrite=True)
     listed = tmp_path / "list.csv"
     listed.write_text(f"id,image\na,{scans / 'images' / 'case_5.nii.gz'}\n")

@@ -21,7 +21,7 @@ from rich.table import Table
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import require_free, write_atomic
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
 
 LabelMap = npt.NDArray[np.int32]
@@ -180,7 +180,7 @@ def evaluate(
             no name of a table, or cannot be written.
     """
     if out is not None:
-        _require_free(Path(out), overwrite=overwrite)
+        require_free(Path(out), overwrite=overwrite, suffixes=(".csv",))
     predicted, faults = mask_files(Path(predictions), "predicted masks")
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")
@@ -231,14 +231,6 @@ def evaluate(
     if out is not None:
         result.write_csv(Path(out))
     return result
-
-
-def _require_free(out: Path, *, overwrite: bool) -> None:
-    """Refuse, before anything is scored, to write over what is no table, and over a table unless it may be replaced."""
-    if out.suffix.lower() != ".csv" or out.is_dir():
-        raise UserError(f"--out {out}: expected the name of a file that ends in .csv")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already (pass --overwrite, or another --out)")
 
 
 def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlbseg.errors import UserError
@@ -19,6 +20,25 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made a folder: {error.strerror}") from None
+
+
+def require_free(path: Path, *, overwrite: bool, suffixes: Sequence[str] = ()) -> None:
+    """Refuse to write over a file without being told to, and to a name that another kind of file has.
+
+    Args:
+        path: The file to write.
+        overwrite: It may be written over.
+        suffixes: What its name may end in, such as ``.csv``; anything when empty.
+
+    Raises:
+        UserError: if it is there, is a folder, or has another name.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already (pass --overwrite, or write elsewhere)")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
-from mlbseg.files import make_folder
+from mlbseg.files import make_folder, require_free
 from mlbseg.launch import launch, speaks
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, device_name, why_case_failed
@@ -197,7 +197,7 @@ def _predict_cases(
             progress(number, len(cases), case.id)
         mask = out / f"{case.id}{mask_suffix(case.images)}"
         try:
-            _require_free(case, mask, opened.plan, probabilities=probabilities, overwrite=overwrite)
+            _require_room(case, mask, opened.plan, probabilities=probabilities, overwrite=overwrite)
             with autocast(precision or opened.config.train.precision, target):
                 _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
             result.masks[case.id] = mask
@@ -209,15 +209,14 @@ def _predict_cases(
     return result
 
 
-def _require_free(case: Case, mask: Path, plan: Plan, *, probabilities: bool, overwrite: bool) -> None:
+def _require_room(case: Case, mask: Path, plan: Plan, *, probabilities: bool, overwrite: bool) -> None:
     """Refuse to write over a scan in any case, and over what is there without `overwrite`."""
     wanted = [mask, *(_probability_files(case, mask, plan) if probabilities else ())]
     scans = {path.resolve() for path in case.images}
     for path in wanted:
         if path.resolve() in scans:
             raise UserError(f"{path} is the scan itself (choose another --out)")
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists already (pass --overwrite, or another --out)")
+        require_free(path, overwrite=overwrite)
 
 
 def _predict_case(

@@ -19,7 +19,7 @@ from mlbseg.report.page import (
     number,
     paragraphs,
     render_page,
-    require_free,
+    require_free_page,
     table,
     terms,
     write_page,
@@ -95,9 +95,9 @@ def test_pages_are_written_whole_and_not_over_others(tmp_path: Path) -> None:
     write_page(path, "text \udcff")
     assert path.read_text() == "text \\udcff"
     with pytest.raises(UserError, match="exists already"):
-        require_free(path, overwrite=False)
-    require_free(path, overwrite=True)
+        require_free_page(path, overwrite=False)
+    require_free_page(path, overwrite=True)
     with pytest.raises(UserError, match=r"ends in \.html"):
-        require_free(tmp_path / "scan.nii.gz", overwrite=True)
+        require_free_page(tmp_path / "scan.nii.gz", overwrite=True)
     with pytest.raises(UserError, match="cannot be made a folder"):
         write_page(path / "b.html", "")

@@ -339,9 +339,9 @@ def evaluate(
     from mlbseg.progress import StepProgress
 
     if page is not None:
-        from mlbseg.report.page import require_free
+        from mlbseg.report.page import require_free_page
 
-        require_free(page, overwrite=overwrite)
+        require_free_page(page, overwrite=overwrite)
         if scans is not None and not scans.exists():
             raise UserError(f"--scans: {scans} does not exist, expected the scans of the masks")
     elif scans is not None:

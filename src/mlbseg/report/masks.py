@@ -12,7 +12,7 @@ from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, mask_files
-from mlbseg.report.page import Section, paragraphs, render_page, require_free, write_page
+from mlbseg.report.page import Section, paragraphs, render_page, require_free_page, write_page
 from mlbseg.report.runs import slices_of
 from mlbseg.report.scores import caption, case_table, summary_table, telling
 from mlbseg.report.scoring import turned
@@ -45,7 +45,7 @@ def masks_report(
     Raises:
         UserError: if the file is there or cannot be written, or there are no scans in their folder.
     """
-    require_free(out, overwrite=overwrite)
+    require_free_page(out, overwrite=overwrite)
     known = {} if scans is None else {case.id: case for case in find_scans(scans).cases}
     predicted, expected = mask_files(predictions, "predicted masks")[0], mask_files(references, "labels")[0]
     looked = (

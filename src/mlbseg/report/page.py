@@ -14,8 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlbseg.errors import UserError
-from mlbseg.files import make_folder, write_atomic
+from mlbseg.files import make_folder, require_free, write_atomic
 
 PALETTE = {
     "page": ("#f4f6f8", "#10161d"),
@@ -141,16 +140,13 @@ def terms(pairs: Mapping[str, object]) -> Markup:
     return Markup(render("terms.html", pairs=pairs))  # noqa: S704 - rendered with everything escaped
 
 
-def require_free(path: Path, *, overwrite: bool) -> None:
+def require_free_page(path: Path, *, overwrite: bool) -> None:
     """Refuse to write over a file without being told to, and over what is no page in any case.
 
     Raises:
-        UserError: if it is there.
+        UserError: if it is there, or its name does not end in .html.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{path}: expected a name that ends in .html")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already (pass --overwrite, or another name)")
+    require_free(path, overwrite=overwrite, suffixes=(".html", ".htm"))
 
 
 def write_page(path: Path, content: str) -> None:

@@ -16,7 +16,7 @@ from mlbseg.errors import Fault, UserError
 from mlbseg.inference import Progress
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
-from mlbseg.report.page import Section, paragraphs, render_page, require_free, write_page
+from mlbseg.report.page import Section, paragraphs, render_page, require_free_page, write_page
 from mlbseg.report.scores import case_table, summary_table
 from mlbseg.report.scoring import (
     GROUPS,
@@ -90,7 +90,7 @@ def report(
     """
     opened = Run.open(Path(run))
     path = opened.root / REPORT if out is None else Path(out)
-    require_free(path, overwrite=overwrite)
+    require_free_page(path, overwrite=overwrite)
     if cases < 1:
         raise UserError(f"--cases: found {cases}, expected a whole number from 1")
     target = pick_device(device)

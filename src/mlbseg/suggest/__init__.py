@@ -13,7 +13,7 @@ import numpy as np
 
 from mlbseg.data.cases import find_scans, still_there
 from mlbseg.errors import Fault, FaultsError, UserError
-from mlbseg.files import make_folder
+from mlbseg.files import make_folder, require_free
 from mlbseg.inference import Progress
 from mlbseg.run import Run, autocast, pick_device, why_case_failed
 from mlbseg.suggest.choose import Pick, Rule, choose, find_rule
@@ -70,7 +70,7 @@ def suggest(
     root = opened.scans
     target = None if out is None else Path(out)
     if target is not None:
-        _require_free(target, {root, *([] if scans is None else [Path(scans)])}, overwrite=overwrite)
+        _require_room(target, {root, *([] if scans is None else [Path(scans)])}, overwrite=overwrite)
     place = pick_device(device)
     network = opened.network().to(place)
     labelled, candidates, left_out, faults = _find(opened, root, None if scans is None else Path(scans))
@@ -148,14 +148,11 @@ def _find(
     return labelled, candidates, left_out, [*faults, *found.faults]
 
 
-def _require_free(out: Path, scans: set[Path], *, overwrite: bool) -> None:
+def _require_room(out: Path, scans: set[Path], *, overwrite: bool) -> None:
     """Refuse, before minutes of work, to write over what is there, and over a list of scans in any case."""
     if out.resolve() in {path.resolve() for path in scans}:
         raise UserError(f"{out} is the list of the scans itself (choose another --out)")
-    if out.suffix.lower() != ".csv":
-        raise UserError(f"--out {out}: expected a name ending in .csv")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already (pass --overwrite, or another --out)")
+    require_free(out, overwrite=overwrite, suffixes=(".csv",))
     make_folder(out.parent)
 
 
