@@ -349,7 +349,6 @@ def test_factors_scale_their_terms_and_no_others() -> None:
 @dimensions
 def test_clean_images_cover_the_views_in_a_box_or_around_it_in_turn(ndim: int) -> None:
     batch = make_batch(ndim, 3)
-    batch.clean_label.clamp_(min=0)
     assert batch.image is not None
     method = make_mlb(ndim, 3, mix=0.5)
     views = method._draw(batch.image, batch.seed, 0)
@@ -362,12 +361,13 @@ def test_clean_images_cover_the_views_in_a_box_or_around_it_in_turn(ndim: int) -
     for view, image in np.ndindex(1 + len(VIEWS), len(batch.image)):
         entry = view * len(batch.image) + image
         partner = image * 2 // 3  # three images share two clean ones
-        covered = pasted[entry] >= 0
+        covered = pasted.covered[entry]
         torch.testing.assert_close(
             mixed[entry][:, covered], batch.clean_image[partner][:, covered], rtol=0, atol=0
         )
         torch.testing.assert_close(mixed[entry][:, ~covered], plain[entry][:, ~covered], rtol=0, atol=0)
-        assert torch.equal(pasted[entry][covered], batch.clean_label[partner][covered])
+        assert torch.equal(pasted.label[entry][covered], batch.clean_label[partner][covered])
+        assert (pasted.label[entry][~covered] == IGNORE).all()
         box = covered if (view + image) % 2 == 0 else ~covered
         sides = [int(box.any(dim=[d for d in range(ndim) if d != axis]).sum()) for axis in range(ndim)]
         assert sides == [round(0.5 * n) for n in SHAPES[ndim]]
@@ -384,11 +384,13 @@ def test_covered_pixels_are_left_to_their_own_label(spy: Spy) -> None:
     views = method._draw(batch.image, batch.seed, 0)
     x, taught, pasted = method._see(views, batch.image, batch, 1, mix=0.6)
     assert pasted is not None
-    covered = pasted >= 0
+    covered = pasted.covered
+    # Where a clean image has no label, it has not the other's either.
+    assert (pasted.label[covered] == IGNORE).any()
     assert all((w[covered] == 0).all() for w in spy.weights[0])
     assert any((w[~covered] > 0).any() for w in spy.weights[0])
     logits = method.student(x)
-    torch.testing.assert_close(losses["mixed"], supervised_loss(logits, pasted))
+    torch.testing.assert_close(losses["mixed"], supervised_loss(logits, pasted.label))
     distance = (torch.softmax(logits, 1) - torch.softmax(taught, 1)).square().mean(1)
     seen = (views.valid(x.shape[2:])[:, 0] > 0) & ~covered
     torch.testing.assert_close(losses["teacher"], distance[seen].mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -37,6 +38,19 @@ from mlbseg.types import IGNORE, Batch, Losses
 
 _VIEWS, _SIGHT, _CLEAN_VIEWS, _CLEAN_SIGHT, _META_VIEWS, _BOX = range(6)  # streams of random numbers
 _JITTER = 100  # times these: those of the views' jitter
+
+
+@dataclass(frozen=True)
+class _Pasted:
+    """Clean pixels that are in the views of unlabelled images.
+
+    Attributes:
+        covered: (V * B, *S) bool, True where they are.
+        label: (V * B, *S) their own labels, `IGNORE` where they have none, and elsewhere.
+    """
+
+    covered: Tensor
+    label: Tensor
 
 
 class MLB(Taught):
@@ -235,7 +249,7 @@ class MLB(Taught):
                 **self._consistency(logits, taught, views, pasted),
             }
             if pasted is not None:
-                found["mixed"] = supervised_loss(logits, pasted, ranks=self.ranks)
+                found["mixed"] = supervised_loss(logits, pasted.label, ranks=self.ranks)
             return found
 
         if self.chunk is None and logits is not None:
@@ -304,13 +318,13 @@ class MLB(Taught):
 
     def _see(
         self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, _Pasted | None]:
         """Return what the networks see of an image's views.
 
         Returns:
             x: (V * B, C, *S) for the student.
             taught: (V * B, K, *S) the teacher's logits of the views as they are; None if nothing needs them.
-            pasted: (V * B, *S) the labels of the clean pixels that are in `x`, else `IGNORE`; None without any.
+            pasted: The clean pixels in `x`; None without any.
         """
         x = views.expand(image)
         taught: Tensor | None = None
@@ -319,7 +333,7 @@ class MLB(Taught):
             noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
             with torch.no_grad():
                 taught = widened(self.teacher(x + self.teacher_noise * noise))
-        pasted: Tensor | None = None
+        pasted: _Pasted | None = None
         if mix:
             x, pasted = self._mix(x, image, batch)
         if self.jitter:
@@ -336,8 +350,8 @@ class MLB(Taught):
         """Return the network that makes pseudo labels."""
         return self.teacher if self.pseudo_from == "teacher" else self.student
 
-    def _mix(self, x: Tensor, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return views (V * B, C, *S) of B images with clean ones pasted in a box or around it, and `pasted` as above.
+    def _mix(self, x: Tensor, image: Tensor, batch: Batch) -> tuple[Tensor, _Pasted]:
+        """Return views (V * B, C, *S) of B images with clean ones pasted in a box or around it, and what was pasted.
 
         Source: Bai et al., BCP (CVPR 2023, arXiv 2305.00673). The views of an image take the two ways in turn, and
         so do images: a box is covered in one view and bare in the next.
@@ -349,8 +363,9 @@ class MLB(Taught):
         inside = turn.reshape(-1, *(1,) * (x.ndim - 1)) % 2 == 0
         covered = box.repeat(len(turn), *(1,) * (x.ndim - 1)) == inside
         partner = (place * len(batch.clean_image) // count).repeat(len(turn))
-        label = torch.where(covered.squeeze(1), batch.clean_label[partner], IGNORE)
-        return torch.where(covered, batch.clean_image[partner], x), label
+        mixed = torch.where(covered, batch.clean_image[partner], x)
+        covered = covered.squeeze(1)
+        return mixed, _Pasted(covered, torch.where(covered, batch.clean_label[partner], IGNORE))
 
     def _towards(self, v: Direction, x: Tensor, seed: int) -> Direction:
         """Return the direction of the weights: the part of v, or of noise in its place, that the scope moves."""
@@ -371,7 +386,7 @@ class MLB(Taught):
         taught: Tensor | None,
         views: Views,
         batch: Batch,
-        pasted: Tensor | None = None,
+        pasted: _Pasted | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return labels and weights of the sources, each (V * B, *S), by name.
 
@@ -381,7 +396,7 @@ class MLB(Taught):
             taught: The teacher's logits, where they are needed.
             views: The views.
             batch: With initial labels, `UNLABELLED` where there is none, and perhaps pseudo labels of whole scans.
-            pasted: (V * B, *S) labels of clean pixels that cover the views; see `_mix`.
+            pasted: Clean pixels in the views, which these labels are not about.
         """
         logits = widened(logits)
         initial, pseudo = batch.initial_label, batch.pseudo_label
@@ -395,7 +410,7 @@ class MLB(Taught):
         both = {"initial": initial, "pseudo": pseudo}
         labels = {name: views.expand_label(both[name]) for name in self.weighing.sources}
         if pasted is not None:
-            labels = {name: torch.where(pasted < 0, label, IGNORE) for name, label in labels.items()}
+            labels = {name: torch.where(pasted.covered, IGNORE, label) for name, label in labels.items()}
         weights = self.weighing.weigh(labels, logits, tangent, taught, self.ranks)
         for name, label in labels.items():
             mask = label >= 0
@@ -424,10 +439,10 @@ class MLB(Taught):
         return terms
 
     def _consistency(
-        self, logits: Tensor, taught: Tensor | None, views: Views, pasted: Tensor | None = None
+        self, logits: Tensor, taught: Tensor | None, views: Views, pasted: _Pasted | None = None
     ) -> Losses:
         """Return L_ple and L_mt, where they have a weight, of pixels that `pasted` clean ones do not cover."""
-        uncovered = None if pasted is None else (pasted < 0).unsqueeze(1).to(logits.dtype)
+        uncovered = None if pasted is None else (~pasted.covered).unsqueeze(1).to(logits.dtype)
         terms = {}
         if self.teacher_weight and taught is not None:
             valid = views.valid(logits.shape[2:])
