@@ -114,6 +114,8 @@ class Batch:
         meta_label: (B, *S) int64.
         case_ids: The cases drawn: clean first, then unlabelled, then those set apart.
         seed: Seeds every random draw that the method itself makes in this step (views, noise, dropout).
+        inside: (U, *S) bool, True where `image` shows its scan, False where a patch that reaches beyond it repeats the
+            scan's edge: nothing is to be learnt there. None: everywhere True.
     """
 
     clean_image: torch.Tensor
@@ -125,6 +127,7 @@ class Batch:
     meta_label: torch.Tensor | None = None
     case_ids: tuple[str, ...] = field(default=())
     seed: int = 0
+    inside: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""

@@ -284,6 +284,21 @@ def test_every_source_and_every_image_may_get_the_same(values: list[tuple[float,
                 assert float(w.sum()) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_source_or_an_image_without_labels_takes_no_share(rule: Rule) -> None:
+    torch.manual_seed(15)
+    gs = list(torch.rand(2, 3, 8, dtype=torch.float64) + 0.1)
+    known = [torch.ones(3, 8, dtype=torch.bool), torch.zeros(3, 8, dtype=torch.bool)]
+    known[0][2] = False
+    alone, none = normalise(gs, rule=rule, known=known, per_source=True)
+    assert float(alone.sum()) == pytest.approx(1)
+    assert (none == 0).all()
+    known[1][0] = True
+    for per_source, expected in ((False, [1 / 2, 1 / 2, 0]), (True, [2 / 3, 1 / 3, 0])):
+        w = torch.stack(normalise(gs, rule=rule, known=known, per_source=per_source, per_image=True))
+        assert w.sum((0, 2)).tolist() == pytest.approx(expected)
+
+
 def test_softmax_and_sigmoid_are_what_they_say() -> None:
     g = torch.tensor([[[3.0, -1.0, 0.0, 2.0]]], dtype=torch.float64)[0]
     rms = math.sqrt((9 + 1 + 0 + 4) / 4)

@@ -276,6 +276,7 @@ def test_a_case_without_an_initial_label_is_unlabelled_inside_and_ignored_outsid
             Cache(tmp_path / "cache", PLAN), [clean], [free], initial_labels=labels, patch_size=(8, 8, 8),
             batch_size=1, unlabelled_batch_size=1, steps=1, seed=0, stage=2, foreground=0.5, augment=STILL,
         )[0]  # fmt: skip
+        assert int(batch.inside.sum()) == 5 * 8 * 8
         if values is None:
             assert batch.initial_label is None
         else:
@@ -335,6 +336,7 @@ def test_small_scans_are_continued_by_their_edge_and_labelled_unknown(
             around = [(int(a), int(n - b)) for a, b, n in zip(low, high, patch, strict=True)]
             assert np.array_equal(image.numpy(), np.pad(inner, around, mode="edge"))
             margins.add(around[0][0])
+        assert torch.equal(batch.inside, batch.initial_label != IGNORE)
     assert len(margins) > 1  # the scan does not always lie in the same corner
 
 

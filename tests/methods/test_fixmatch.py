@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlbseg.core.losses import IGNORE, confident_label, mean_cross_entropy
+from mlbseg.core.losses import confident_label, mean_cross_entropy
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.methods.fixmatch import FixMatch
-from mlbseg.types import Batch
+from mlbseg.types import IGNORE, UNLABELLED, Batch
 
 SHAPES = {2: (7, 9), 3: (5, 4, 6)}
 
@@ -74,7 +74,12 @@ def test_nobody_confident_costs_nothing() -> None:
 def test_confident_labels_and_their_mean_cost() -> None:
     logits = torch.log(torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]])).T.reshape(1, 2, 3)
     label = confident_label(logits, 0.7)
-    assert label.tolist() == [[0, 1, IGNORE]]
+    assert label.tolist() == [[0, 1, UNLABELLED]]
     assert float(mean_cross_entropy(logits, label)) == pytest.approx(
         -float(torch.tensor(0.9 * 0.7).log()) / 3, rel=1e-6
+    )
+    # What is beyond the scan is no part of the mean.
+    label[0, 0] = IGNORE
+    assert float(mean_cross_entropy(logits, label)) == pytest.approx(
+        -float(torch.tensor(0.7).log()) / 2, rel=1e-6
     )

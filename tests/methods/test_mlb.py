@@ -79,7 +79,7 @@ def make_batch(ndim: int, classes: int, dtype: torch.dtype = torch.float64) -> B
     torch.manual_seed(10 * ndim + classes)
     images = [torch.randn(b, 2, *shape, dtype=dtype) for b in (2, 3)]
     labels = [torch.randint(-1, classes, (b, *shape)) for b in (2, 3)]
-    return Batch(images[0], labels[0], images[1], labels[1], seed=42)
+    return Batch(images[0], labels[0], images[1], labels[1], seed=42, inside=labels[1] != IGNORE)
 
 
 def make_mlb(ndim: int, classes: int, dtype: torch.dtype = torch.float64, **settings: Any) -> MLB:
@@ -143,9 +143,12 @@ class Reference:
     def costs(self, logits: Tensor) -> list[Tensor]:
         return [cross_entropy_map(logits, y) for y in self.labels]
 
-    def consistency(self, logits: Tensor, views: Views, taught: Tensor) -> Tensor:
-        distance = prediction_distance(logits, taught, views.valid(logits.shape[2:]))
-        return distance + pairwise_consistency(*views.align(torch.softmax(logits, 1)))
+    def consistency(self, logits: Tensor, views: Views, taught: Tensor, label: Tensor) -> Tensor:
+        """Return L_mt and L_ple of images whose label is `IGNORE` beyond the scan."""
+        valid = (views.expand_label(label) != IGNORE).unsqueeze(1).double()
+        aligned, seen = views.align(torch.softmax(logits, 1))
+        seen = torch.stack([each * (label != IGNORE).unsqueeze(1) for each in seen])
+        return prediction_distance(logits, taught, valid) + pairwise_consistency(aligned, seen)
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
         return by_name(self.student, torch.autograd.grad(loss, list(self.student.parameters())))
@@ -164,7 +167,8 @@ def joint_reference(method: MLB, batch: Batch) -> tuple[list[Tensor], dict[str, 
     )
     v = reference.gradient(supervised_loss(reference.student(batch.clean_image), batch.clean_label))
     logits = reference.student(reference.x)
-    others = reference.consistency(logits, reference.views, reference.taught(reference.x, 1))
+    taught = reference.taught(reference.x, 1)
+    others = reference.consistency(logits, reference.views, taught, batch.initial_label)
     others = others + sum((w * c).sum() for w, c in zip(weights, reference.costs(logits), strict=True))
     rest = reference.gradient(others)
     return weights, {n: v[n] + rest[n] for n in v}
@@ -206,7 +210,7 @@ def test_paper_mode_weighs_as_the_unrolled_virtual_step(ndim: int, classes: int,
     buffers = [method.optimiser.state[p]["momentum_buffer"] for p in method.student.parameters()]
     slow = unrolled_alignments(
         reference.student, reference.x, reference.costs, clean_loss,
-        regulariser=lambda z: reference.consistency(z, reference.views, taught),
+        regulariser=lambda z: reference.consistency(z, reference.views, taught, batch.initial_label),
         lr=LR, momentum=MOMENTUM, weight_decay=DECAY, velocity=by_name(method.student, buffers),
     )  # fmt: skip
     weights = normalised(slow)
@@ -219,7 +223,7 @@ def test_paper_mode_weighs_as_the_unrolled_virtual_step(ndim: int, classes: int,
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
     total(first).backward()
     logits = reference.student(reference.x)
-    loss = reference.consistency(logits, reference.views, taught)
+    loss = reference.consistency(logits, reference.views, taught, batch.initial_label)
     loss = loss + sum((w * c).sum() for w, c in zip(weights, reference.costs(logits), strict=True))
     for name, g in reference.gradient(loss).items():
         p = dict(method.student.named_parameters())[name]
@@ -232,7 +236,8 @@ def test_paper_mode_weighs_as_the_unrolled_virtual_step(ndim: int, classes: int,
     clean = supervised_loss(stepped(clean_x), clean_label)
     torch.testing.assert_close(second["clean"], clean, rtol=1e-10, atol=0)
     assert second["clean"] != clean_loss(reference.student, dict(reference.student.named_parameters()))
-    consistency = reference.consistency(stepped(clean_x), clean_views, reference.taught(clean_x, 3))
+    clean_taught = reference.taught(clean_x, 3)
+    consistency = reference.consistency(stepped(clean_x), clean_views, clean_taught, batch.clean_label)
     torch.testing.assert_close(total(second), clean + consistency, rtol=1e-10, atol=0)
     with pytest.raises(StopIteration):
         next(steps)
@@ -392,8 +397,25 @@ def test_covered_pixels_are_left_to_their_own_label(spy: Spy) -> None:
     logits = method.student(x)
     torch.testing.assert_close(losses["mixed"], supervised_loss(logits, pasted.label))
     distance = (torch.softmax(logits, 1) - torch.softmax(taught, 1)).square().mean(1)
-    seen = (views.valid(x.shape[2:])[:, 0] > 0) & ~covered
+    seen = (views.expand_label(batch.initial_label) != IGNORE) & ~covered
     torch.testing.assert_close(losses["teacher"], distance[seen].mean())
+
+
+def test_the_students_own_pseudo_labels_are_of_the_images_that_nothing_covers() -> None:
+    batch = make_batch(2, 3)
+    assert batch.image is not None
+    method = make_mlb(2, 3, mix=0.6, jitter=0.0, pseudo_from="student")
+    views = method._draw(batch.image, batch.seed, 0)
+    x, taught, pasted = method._see(views, batch.image, batch, 1, mix=0.6)
+    labels, _ = method._weigh(
+        method.student(x), torch.randn(len(x), 3, *x.shape[2:]), taught, views, batch, pasted
+    )
+    assert pasted is not None
+    whole = views.pseudo_label(torch.softmax(method.student(views.expand(batch.image)), 1))
+    expected = views.expand_label(torch.where(batch.initial_label == IGNORE, IGNORE, whole))
+    assert torch.equal(labels["pseudo"], torch.where(pasted.covered, IGNORE, expected))
+    of_mixtures = views.pseudo_label(torch.softmax(method.student(x), 1))
+    assert not torch.equal(of_mixtures, whole)
 
 
 def test_the_dice_of_weighted_labels_counts_pixels_by_their_weight(spy: Spy) -> None:

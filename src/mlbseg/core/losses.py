@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.types import IGNORE as IGNORE  # for users of the losses
+from mlbseg.types import UNLABELLED
 
 
 def cross_entropy_map(logits: Tensor, label: Tensor) -> Tensor:
@@ -39,29 +40,29 @@ def widened(t: Tensor) -> Tensor:
 
 
 def confident_label(logits: Tensor, threshold: float) -> Tensor:
-    """Return the likeliest class of every pixel (B, *S), `IGNORE` where its probability is below the threshold.
+    """Return the likeliest class of every pixel (B, *S), `UNLABELLED` where its probability is below the threshold.
 
     Args:
         logits: (B, K, *S); no gradient flows back to them.
         threshold: In [0, 1].
     """
     probability, label = torch.softmax(logits.detach(), 1).max(1)
-    return torch.where(probability < threshold, IGNORE, label)
+    return torch.where(probability < threshold, UNLABELLED, label)
 
 
 def mean_cross_entropy(logits: Tensor, label: Tensor, *, ranks: Ranks = ALONE) -> Tensor:
-    """Return the cross-entropy of the known pixels as a mean over all pixels, known or not: a scalar.
+    """Return the cross-entropy of the known pixels as a mean over all pixels, known or not, but `IGNORE`: a scalar.
 
     Few known pixels thus make a small loss, where `supervised_loss` would let them count as much as many.
 
     Args:
         logits: (B, K, *S).
-        label: (B, *S) class indices; negative ones are left out.
+        label: (B, *S) class indices, `UNLABELLED` where a pixel has none, and `IGNORE` where it is not to be counted.
         ranks: Those that share the batch.
     """
     cost = cross_entropy_map(logits, label).sum()
-    total, count = ranks.sum_each(cost, cost.new_tensor(label.numel()))
-    return total / count
+    total, count = ranks.sum_each(cost, (label != IGNORE).sum())
+    return total / count.clamp(min=1)
 
 
 def residual_map(logits: Tensor, label: Tensor) -> Tensor:

@@ -139,8 +139,8 @@ def normalise(
             a pixel that disagrees then counts for little instead of nothing.
         known: For each source, (B, *S), where a pixel has a label; the others get weight 0. With ``share`` and
             ``sign`` a cost that is constantly 0 there does the same.
-        per_source: Let each source's weights sum to 1 / number of sources.
-        per_image: Let each image's weights sum to 1 / number of images.
+        per_source: Let each source's weights sum to 1 / number of sources; one without any label is not counted.
+        per_image: Let each image's weights sum to 1 / number of images; one without any label is not counted.
         ranks: Those that hold the other images; sums run over all of them.
     """
     g = torch.stack(list(alignments))  # (sources, B, *S)
@@ -148,16 +148,16 @@ def normalise(
     raw = _raw(g, rule, mask, ranks)
     # In double precision: a float32 sum over millions of pixels loses the small ones.
     sums = raw.reshape(*g.shape[:2], -1).sum(-1, dtype=torch.float64)  # (sources, B)
-    images = g.shape[1] * ranks.count
+    has_labels = (mask > 0).flatten(2).any(2)  # (sources, B)
     if per_image:
         total = sums if per_source else sums.sum(0, keepdim=True)
-        parts = images * (len(g) if per_source else 1)
+        parts = ranks.sum((has_labels if per_source else has_labels.any(0)).sum())
     else:
         total = ranks.sum(sums.sum(1, keepdim=True) if per_source else sums.sum().reshape(1, 1))
-        parts = len(g) if per_source else 1
+        parts = (ranks.sum(has_labels.sum(1)) > 0).sum() if per_source else torch.ones_like(total)
     total = total.expand_as(sums).reshape(*sums.shape, *(1,) * (g.ndim - 2))
     # Raw numbers are not negative, so where the total is 0 all of them are.
-    return list((raw / (parts * total.clamp(min=torch.finfo(torch.float64).tiny))).to(g.dtype))
+    return list((raw / (parts.clamp(min=1) * total.clamp(min=torch.finfo(torch.float64).tiny))).to(g.dtype))
 
 
 def _raw(g: Tensor, rule: Rule, mask: Tensor, ranks: Ranks) -> Tensor:

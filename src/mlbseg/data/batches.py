@@ -102,8 +102,10 @@ class StepDataset(Dataset[Batch]):
             others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in self._own(count)]
             images, labels, more = zip(*others, strict=True)
             batch.image = torch.stack(images)
+            label = torch.stack(labels)[:, 0]
+            batch.inside = label != IGNORE
             if self.initial_labels is not None:
-                batch.initial_label = torch.stack(labels)[:, 0]
+                batch.initial_label = label
             if self.pseudo_labels is not None:
                 batch.pseudo_label = torch.stack(labels)[:, 1]
             batch.case_ids += more
@@ -154,9 +156,7 @@ class StepDataset(Dataset[Batch]):
 
     def _label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
         if case.role is Role.UNLABELLED:
-            if self.initial_labels is None:
-                return np.full(size, IGNORE)  # nothing is known of it
-            path = self.initial_labels.get(case.id)
+            path = None if self.initial_labels is None else self.initial_labels.get(case.id)
             if path is None:
                 unknown = np.broadcast_to(np.int64(UNLABELLED), self.cache.image(case).array.shape[1:])
                 return _cut(unknown, start, size, leading=0)

@@ -161,6 +161,13 @@ def unlabelled_image(batch: Batch) -> Tensor:
     return batch.image
 
 
+def inside_scan(batch: Batch) -> Tensor:
+    """Return where the unlabelled images of a batch show their scans, (U, *S) bool."""
+    if batch.inside is not None:
+        return batch.inside
+    return torch.ones_like(unlabelled_image(batch)[:, 0], dtype=torch.bool)
+
+
 def neighbours(count: int) -> list[int]:
     """Return whom each of so many images is paired with: 0 with 1, 2 with 3; the last of an odd number with itself."""
     return [min(i ^ 1, count - 1) for i in range(count)]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mlbseg.components import largest_components
 from mlbseg.core.losses import supervised_loss, widened
 from mlbseg.core.perturb import boxes
-from mlbseg.methods.base import Taught, unlabelled_image
-from mlbseg.types import Batch, Losses
+from mlbseg.methods.base import Taught, inside_scan, unlabelled_image
+from mlbseg.types import IGNORE, Batch, Losses
 
 _BOX = 0  # stream of random numbers
 
@@ -51,7 +51,7 @@ class BCP(Taught):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
-        pseudo = self._pseudo_label(image)
+        pseudo = self._pseudo_label(batch)
         count = max(len(image), len(batch.clean_image))
         # Pairs in blocks, not in turn: so a rank's pairs are those that one rank with the whole batch would make.
         place = torch.arange(count, device=image.device)
@@ -70,10 +70,12 @@ class BCP(Taught):
         }
 
     @torch.no_grad()
-    def _pseudo_label(self, image: Tensor) -> Tensor:
-        """Return the teacher's classes (B, *S)."""
-        label = self.teacher(image).argmax(1)
-        if not self.largest:
-            return label
-        kept = [torch.from_numpy(largest_components(each)) for each in label.cpu().numpy()]
-        return torch.stack(kept).to(label.device)
+    def _pseudo_label(self, batch: Batch) -> Tensor:
+        """Return the teacher's classes of the unlabelled images (U, *S), `IGNORE` beyond the scan."""
+        inside = inside_scan(batch)
+        label = self.teacher(unlabelled_image(batch)).argmax(1)
+        if self.largest:
+            # A component is as large as what the scan shows of it.
+            kept = [torch.from_numpy(largest_components(each)) for each in (label * inside).cpu().numpy()]
+            label = torch.stack(kept).to(label.device)
+        return torch.where(inside, label, IGNORE)

@@ -16,7 +16,7 @@ from mlbseg.core.features import (
 )
 from mlbseg.core.losses import prediction_distance, supervised_loss, widened
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Method, unlabelled_image
+from mlbseg.methods.base import Method, inside_scan, unlabelled_image
 from mlbseg.types import Batch, Losses
 
 # Each has a stream of random numbers.
@@ -67,7 +67,7 @@ class CCT(Method):
             clean, logits = widened(self.student(seen)).tensor_split([count])
         target = torch.cat([target] * len(_CHANGES))
         factor = self.ramped(self.consistency_weight, self.ramp, step)
-        valid = torch.ones_like(logits[:, :1])
+        valid = torch.cat([inside_scan(batch).unsqueeze(1)] * len(_CHANGES))
         yield {
             "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
             "features": factor * prediction_distance(logits, target, valid, ranks=self.ranks),

@@ -11,8 +11,8 @@ from torch import nn
 
 from mlbseg.core.losses import mean_cross_entropy, supervised_loss, widened
 from mlbseg.core.scope import parameters_in_scope, redraw
-from mlbseg.methods.base import Method, unlabelled_image
-from mlbseg.types import Batch, Losses
+from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.types import IGNORE, Batch, Losses
 
 
 class CPS(Method):
@@ -55,14 +55,16 @@ class CPS(Method):
         seen = torch.cat([batch.clean_image, image])
         one_clean, one = widened(self.student(seen)).tensor_split([count])
         two_clean, two = widened(self.second(seen)).tensor_split([count])
+        inside = inside_scan(batch)
+        ones, twos = (torch.where(inside, logits.argmax(1), IGNORE) for logits in (one, two))
         factor = self.ramped(self.pseudo_weight, self.ramp, step)
         yield {
             "clean": supervised_loss(one_clean, batch.clean_label, ranks=self.ranks)
             + supervised_loss(two_clean, batch.clean_label, ranks=self.ranks),
             "pseudo": factor
             * (
-                mean_cross_entropy(one, two.argmax(1), ranks=self.ranks)
-                + mean_cross_entropy(two, one.argmax(1), ranks=self.ranks)
+                mean_cross_entropy(one, twos, ranks=self.ranks)
+                + mean_cross_entropy(two, ones, ranks=self.ranks)
             ),
         }
 

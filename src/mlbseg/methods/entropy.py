@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mlbseg.core.losses import entropy_map, supervised_loss, widened
-from mlbseg.methods.base import Method, unlabelled_image
+from mlbseg.methods.base import Method, inside_scan, unlabelled_image
 from mlbseg.types import Batch, Losses
 
 
@@ -38,9 +38,10 @@ class Entropy(Method):
         count = len(batch.clean_image)
         clean, logits = widened(self.student(torch.cat([batch.clean_image, image]))).tensor_split([count])
         entropy = entropy_map(logits)
-        total, pixels = self.ranks.sum_each(entropy.sum(), torch.ones_like(entropy).sum())
+        inside = inside_scan(batch)
+        total, pixels = self.ranks.sum_each((entropy * inside).sum(), inside.sum())
         factor = self.ramped(self.entropy_weight, self.ramp, step)
         yield {
             "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
-            "entropy": factor * total / pixels,
+            "entropy": factor * total / pixels.clamp(min=1),
         }

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mlbseg.core.losses import confident_label, mean_cross_entropy, supervised_loss, widened
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Method, unlabelled_image
-from mlbseg.types import Batch, Losses
+from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.types import IGNORE, Batch, Losses
 
 _STRONG = 0  # stream of random numbers
 
@@ -46,7 +46,7 @@ class FixMatch(Method):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
-        label = self.label(image)
+        label = self.label(batch)
         count = len(batch.clean_image)
         seen = torch.cat([batch.clean_image, self.changed(image, batch.seed, _STRONG)])
         clean, logits = widened(self.student(seen)).tensor_split([count])
@@ -55,11 +55,16 @@ class FixMatch(Method):
             "pseudo": self.pseudo_weight * mean_cross_entropy(logits, label, ranks=self.ranks),
         }
 
-    def label(self, image: Tensor) -> Tensor:
-        """Return the student's classes (B, *S) of the images as they are, negative where it is not confident."""
-        label = confident_label(prediction(self.student, image), self.threshold)
-        kept, count = self.ranks.sum_each((label >= 0).sum(), label.new_tensor(label.numel()))
-        self.monitors["kept_pseudo"] = kept / count
+    def label(self, batch: Batch) -> Tensor:
+        """Return the student's classes (U, *S) of the unlabelled images as they are.
+
+        They are `UNLABELLED` where it is not confident, and `IGNORE` beyond the scan.
+        """
+        inside = inside_scan(batch)
+        label = confident_label(prediction(self.student, unlabelled_image(batch)), self.threshold)
+        label = torch.where(inside, label, IGNORE)
+        kept, count = self.ranks.sum_each((label >= 0).sum(), inside.sum())
+        self.monitors["kept_pseudo"] = kept / count.clamp(min=1)
         return label
 
     def changed(self, image: Tensor, seed: int, stream: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlbseg.core.losses import probability_distance, supervised_loss, widened
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Taught, neighbours, unlabelled_image
+from mlbseg.methods.base import Taught, inside_scan, neighbours, unlabelled_image
 from mlbseg.types import Batch, Losses
 
 _SHARES = 0  # stream of random numbers
@@ -58,7 +58,8 @@ class ICT(Taught):
         count = len(batch.clean_image)
         seen = torch.cat([batch.clean_image, _mixed(image, share)])
         clean, logits = widened(self.student(seen)).tensor_split([count])
-        valid = torch.ones_like(logits[:, :1])
+        inside = inside_scan(batch)
+        valid = (inside & inside[neighbours(len(image))]).unsqueeze(1)
         distance = probability_distance(torch.softmax(logits, 1), taught, valid, ranks=self.ranks)
         yield {
             "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlbseg.core.losses import prediction_distance, supervised_loss, widened
 from mlbseg.core.perturb import noisy
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Taught, unlabelled_image
+from mlbseg.methods.base import Taught, inside_scan, unlabelled_image
 from mlbseg.types import Batch, Losses
 
 # Streams of random numbers; a method that builds on this one has its own from the last on.
@@ -48,7 +48,7 @@ class MeanTeacher(Taught):
         """Yield one loss."""
         image = unlabelled_image(batch)
         with self.same_dropout(batch):
-            counted = self.counted(image, batch.seed, step)
+            counted = self.counted(batch, step)
             taught = prediction(self.teacher, self.noisy(image, batch.seed, _TEACHER_NOISE))
             seen = torch.cat([batch.clean_image, self.noisy(image, batch.seed, _NOISE)])
             clean, logits = widened(self.student(seen)).tensor_split([len(batch.clean_image)])
@@ -58,9 +58,9 @@ class MeanTeacher(Taught):
             "teacher": factor * prediction_distance(logits, taught, counted, ranks=self.ranks),
         }
 
-    def counted(self, image: Tensor, seed: int, step: int) -> Tensor:
-        """Return 1 where the distance counts, else 0: (U, 1, *S). Here it counts everywhere."""
-        return torch.ones_like(image[:, :1])
+    def counted(self, batch: Batch, step: int) -> Tensor:
+        """Return where the distance counts, (U, 1, *S) bool. Here it counts wherever the scan is."""
+        return inside_scan(batch).unsqueeze(1)
 
     def noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
         """Return images (U, C, *S) under the noise of a stream."""

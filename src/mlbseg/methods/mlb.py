@@ -32,7 +32,7 @@ from mlbseg.core.shared_pass import output_and_tangent
 from mlbseg.core.teacher import prediction
 from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
-from mlbseg.methods.base import Taught
+from mlbseg.methods.base import Taught, inside_scan
 from mlbseg.methods.weighing import Weighing
 from mlbseg.types import IGNORE, Batch, Losses
 
@@ -47,10 +47,12 @@ class _Pasted:
     Attributes:
         covered: (V * B, *S) bool, True where they are.
         label: (V * B, *S) their own labels, `IGNORE` where they have none, and elsewhere.
+        bare: (V * B, K, *S) the student's logits of the views without them; None where these make no pseudo label.
     """
 
     covered: Tensor
     label: Tensor
+    bare: Tensor | None
 
 
 class MLB(Taught):
@@ -98,7 +100,7 @@ class MLB(Taught):
         teacher_noise: SD of the Gaussian noise on the teacher's input, in units of the normalised intensity.
         pseudo_weight: Factor of the weighted costs Σ w^n c^n + Σ w^p c^p.
         pseudo_dice: Add the weighted labels' soft Dice loss to their cross-entropy.
-        ple_weight: Factor of L_ple.
+        ple_weight: Factor of L_ple, of pixels that no clean one covers in any two views: few, unless `mix` is 0.
         teacher_weight: Factor of L_mt.
         chunk: Images per pass of the network, for the least memory; None for all at once. Joint mode then holds one
             chunk's graph at a time, for one more forward pass of the clean batch; paper mode chunks the
@@ -242,11 +244,13 @@ class MLB(Taught):
             if weigh and logits is not None:
                 labels, weights = self._weigh(logits.detach(), tangent, taught, views, batch, pasted)
 
+        inside = inside_scan(batch)
+
         def terms(logits: Tensor) -> Losses:
             logits = widened(logits)
             found = {
                 **self._weighted(logits, labels, weights),
-                **self._consistency(logits, taught, views, pasted),
+                **self._consistency(logits, taught, views, inside, pasted),
             }
             if pasted is not None:
                 found["mixed"] = supervised_loss(logits, pasted.label, ranks=self.ranks)
@@ -267,8 +271,9 @@ class MLB(Taught):
         views = self._draw(image, batch.seed, _VIEWS)
         x, taught, _ = self._see(views, image, batch, _SIGHT)
         with self.same_dropout(batch):
-            logits = widened(self.student(x))
-        consistency = self._consistency(logits, taught, views)
+            # In the chunks of the pass that the weights come from: so dropout draws the same masks in both.
+            logits = widened(torch.cat([self.student(part) for part in x.split(self.chunk or len(x))]))
+        consistency = self._consistency(logits, taught, views, inside_scan(batch))
         clean_views = self._draw(batch.clean_image, batch.seed, _CLEAN_VIEWS)
         clean_x, clean_taught, _ = self._see(clean_views, batch.clean_image, batch, _CLEAN_SIGHT)
         clean_label = clean_views.expand_label(batch.clean_label)
@@ -300,7 +305,7 @@ class MLB(Taught):
             yield terms
 
         logits = widened(self.student(clean_x))
-        terms = self._consistency(logits, clean_taught, clean_views)
+        terms = self._consistency(logits, clean_taught, clean_views, batch.clean_label != IGNORE)
         yield {
             "clean": supervised_loss(logits, clean_label, ranks=self.ranks),
             **{f"clean_{name}": term for name, term in terms.items()},
@@ -365,7 +370,11 @@ class MLB(Taught):
         partner = (place * len(batch.clean_image) // count).repeat(len(turn))
         mixed = torch.where(covered, batch.clean_image[partner], x)
         covered = covered.squeeze(1)
-        return mixed, _Pasted(covered, torch.where(covered, batch.clean_label[partner], IGNORE))
+        own = batch.pseudo_label is None and self.pseudo_from == "student"
+        bare = (
+            torch.cat([prediction(self.student, p) for p in x.split(self.chunk or len(x))]) if own else None
+        )
+        return mixed, _Pasted(covered, torch.where(covered, batch.clean_label[partner], IGNORE), bare)
 
     def _towards(self, v: Direction, x: Tensor, seed: int) -> Direction:
         """Return the direction of the weights: the part of v, or of noise in its place, that the scope moves."""
@@ -402,7 +411,8 @@ class MLB(Taught):
         initial, pseudo = batch.initial_label, batch.pseudo_label
         assert initial is not None  # noqa: S101 - `losses` has looked
         if pseudo is None:
-            seen = taught if self.pseudo_from == "teacher" else logits
+            own = logits if pasted is None else pasted.bare
+            seen = taught if self.pseudo_from == "teacher" else own
             assert seen is not None  # noqa: S101 - `_asks_teacher`
             pseudo = views.pseudo_label(torch.softmax(seen, 1))
         # What is padding in the scan has no pseudo label either.
@@ -439,18 +449,27 @@ class MLB(Taught):
         return terms
 
     def _consistency(
-        self, logits: Tensor, taught: Tensor | None, views: Views, pasted: _Pasted | None = None
+        self,
+        logits: Tensor,
+        taught: Tensor | None,
+        views: Views,
+        inside: Tensor,
+        pasted: _Pasted | None = None,
     ) -> Losses:
-        """Return L_ple and L_mt, where they have a weight, of pixels that `pasted` clean ones do not cover."""
+        """Return L_ple and L_mt, where they have a weight, of pixels that `pasted` clean ones do not cover.
+
+        `inside` (B, *S) is True where the images show their scans.
+        """
         uncovered = None if pasted is None else (~pasted.covered).unsqueeze(1).to(logits.dtype)
         terms = {}
         if self.teacher_weight and taught is not None:
-            valid = views.valid(logits.shape[2:])
+            valid = (views.expand_label(inside.long()) > 0).unsqueeze(1).to(logits.dtype)
             valid = valid if uncovered is None else valid * uncovered
             distance = prediction_distance(logits, taught, valid, ranks=self.ranks)
             terms["teacher"] = self.teacher_weight * distance
         if self.views and self.ple_weight:
             aligned, seen = views.align(torch.softmax(logits, 1))
+            seen = seen * inside.unsqueeze(1)
             if uncovered is not None:
                 seen = seen * (views.align(uncovered)[0] > 0.999)  # interpolated: no part of it covered
             terms["views"] = self.ple_weight * pairwise_consistency(aligned, seen, ranks=self.ranks)

@@ -10,8 +10,8 @@ from torch import nn
 from mlbseg.core.losses import confident_label, supervised_loss, widened
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.core.teacher import make_teacher, prediction
-from mlbseg.methods.base import Method, unlabelled_image
-from mlbseg.types import Batch, Losses
+from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.types import IGNORE, Batch, Losses
 
 _CHANGES = 0  # stream of random numbers
 
@@ -69,8 +69,10 @@ class PseudoLabel(Method):
         else:
             seen_as_is = prediction(self.student, image) if self.strength else logits
             label = confident_label(seen_as_is, self.threshold)
-        kept, pixels = self.ranks.sum_each((label >= 0).sum(), torch.ones_like(label).sum())
-        self.monitors["kept_pseudo"] = kept / pixels
+        inside = inside_scan(batch)
+        label = torch.where(inside, label, IGNORE)
+        kept, pixels = self.ranks.sum_each((label >= 0).sum(), inside.sum())
+        self.monitors["kept_pseudo"] = kept / pixels.clamp(min=1)
         factor = self.ramped(self.pseudo_weight, self.ramp, step)
         yield {
             "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),

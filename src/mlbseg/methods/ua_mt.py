@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from mlbseg.core.losses import entropy_map
 from mlbseg.core.teacher import prediction
+from mlbseg.methods.base import inside_scan, unlabelled_image
 from mlbseg.methods.mean_teacher import STREAMS, MeanTeacher
+from mlbseg.types import Batch
 
 
 class UAMT(MeanTeacher):
@@ -52,17 +54,19 @@ class UAMT(MeanTeacher):
         self.passes = passes
         self.threshold = threshold
 
-    def counted(self, image: Tensor, seed: int, step: int) -> Tensor:
-        """Return 1 where the mean of the teacher's predictions has little entropy, else 0: (U, 1, *S)."""
+    def counted(self, batch: Batch, step: int) -> Tensor:
+        """Return where in the scan the mean of the teacher's predictions has little entropy, (U, 1, *S) bool."""
+        image = unlabelled_image(batch)
         passes = (
-            torch.softmax(prediction(self.teacher, self.noisy(image, seed, STREAMS + i)), 1)
+            torch.softmax(prediction(self.teacher, self.noisy(image, batch.seed, STREAMS + i)), 1)
             for i in range(self.passes)
         )
         mean = sum(passes, start=image.new_zeros(())) / self.passes
         entropy = entropy_map(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
         # The rest of the way to 1 is gone along the whole stage.
         most = self.threshold + self.ramped(1 - self.threshold, 1.0, step)
-        certain = (entropy < most).to(mean.dtype).unsqueeze(1)
-        kept, pixels = self.ranks.sum_each(certain.sum(), torch.ones_like(certain).sum())
-        self.monitors["kept_teacher"] = kept / pixels
-        return certain
+        inside = inside_scan(batch)
+        certain = (entropy < most) & inside
+        kept, pixels = self.ranks.sum_each(certain.sum(), inside.sum())
+        self.monitors["kept_teacher"] = kept / pixels.clamp(min=1)
+        return certain.unsqueeze(1)

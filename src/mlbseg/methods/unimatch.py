@@ -24,6 +24,7 @@ class UniMatch(FixMatch):
 
     Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. The features are
     those of the deepest layer, whose channels are dropped (see `deepest_layer`); a U-Net's skip connections stay.
+    The last of an odd number of images has no neighbour, and no box.
 
     Args:
         student: The network, with the weights of stage 1.
@@ -55,7 +56,7 @@ class UniMatch(FixMatch):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
-        label = self.label(image)
+        label = self.label(batch)
         strong, labels = zip(
             *(self._mixed(image, label, batch.seed, stream) for stream in (_FIRST, _SECOND)), strict=True
         )
