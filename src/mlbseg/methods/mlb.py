@@ -206,10 +206,7 @@ class MLB(Taught):
                 direction = self._towards(self.ranks.sum_all(v), x, batch.seed)
                 logits, tangent = directional_derivative(self.student, direction, x, chunk=self.chunk)
             else:
-                logits, tangent = (
-                    torch.cat([prediction(self.student, p) for p in x.split(self.chunk or len(x))]),
-                    None,
-                )
+                logits, tangent = self._asked(x), None
         labels, weights = self._weigh(logits, tangent, taught, views, batch)
         self.monitors = monitors
         for name, buffer in self.named_buffers():
@@ -240,7 +237,7 @@ class MLB(Taught):
             elif self.chunk is None:
                 logits = self.student(x)
             elif weigh:  # the labels of the student, should they be asked for
-                logits = torch.cat([prediction(self.student, part) for part in x.split(self.chunk)])
+                logits = self._asked(x)
             if weigh and logits is not None:
                 labels, weights = self._weigh(logits.detach(), tangent, taught, views, batch, pasted)
 
@@ -351,6 +348,10 @@ class MLB(Taught):
         labels = batch.pseudo_label is None and self.pseudo_from == "teacher"
         return labels or bool(self.teacher_weight) or self.weighing.weighting == "confidence"
 
+    def _asked(self, x: Tensor) -> Tensor:
+        """Return the student's logits, a chunk at a time and without gradient."""
+        return torch.cat([prediction(self.student, part) for part in x.split(self.chunk or len(x))])
+
     def scan_labeller(self) -> nn.Module:
         """Return the network that makes pseudo labels."""
         return self.teacher if self.pseudo_from == "teacher" else self.student
@@ -371,9 +372,7 @@ class MLB(Taught):
         mixed = torch.where(covered, batch.clean_image[partner], x)
         covered = covered.squeeze(1)
         own = batch.pseudo_label is None and self.pseudo_from == "student"
-        bare = (
-            torch.cat([prediction(self.student, p) for p in x.split(self.chunk or len(x))]) if own else None
-        )
+        bare = self._asked(x) if own else None
         return mixed, _Pasted(covered, torch.where(covered, batch.clean_label[partner], IGNORE), bare)
 
     def _towards(self, v: Direction, x: Tensor, seed: int) -> Direction:
