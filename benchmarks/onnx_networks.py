@@ -22,6 +22,7 @@ CHANNELS = {
     "unet": (4, 8, 8),
     "unet++": (4, 4, 8, 8, 8),
     "vnet": (4,),
+    "vnet3": (4,),
     "dynunet": (4, 8, 8),
     "swin-unetr": (12,),
 }

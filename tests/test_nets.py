@@ -22,6 +22,7 @@ TINY = {
     "unet": (4, 6, 8),
     "unet++": (4, 4, 4, 4, 4),
     "vnet": (3,),
+    "vnet3": (3,),
     "dynunet": (4, 5, 6),
     "swin-unetr": (12,),
 }
@@ -147,6 +148,24 @@ def test_convolutions_of_thin_maps_have_right_gradients_in_bfloat16(ndim: int, s
         found.append(torch.autograd.grad(y, [convolution.weight, x], cotangent.to(y.dtype)))
     for exact, fast in zip(*found, strict=True):
         assert torch.cosine_similarity(exact.flatten(), fast.flatten(), dim=0) > 0.999
+
+
+@every_ndim
+def test_vnet3_is_a_v_net_with_kernels_of_3(ndim: int) -> None:
+    shapes = [
+        {name: tuple(p.shape) for name, p in build(network, ndim, channels=(6,)).named_parameters()}
+        for network in ("vnet", "vnet3")
+    ]
+    five, three = (5,) * ndim, (3,) * ndim
+    assert any(shape[2:] == five for shape in shapes[0].values())
+    assert shapes[1] == {
+        name: shape[:2] + three if shape[2:] == five else shape for name, shape in shapes[0].items()
+    }
+
+
+def test_vnet3_has_the_size_of_the_v_net_of_the_left_atrium_papers() -> None:
+    network = make_network("vnet3", ndim=3, in_channels=1, num_classes=2, channels=(16,))
+    assert sum(p.numel() for p in network.parameters()) == 10_466_858  # theirs: 9.44 million (UA-MT's code)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -6,6 +6,7 @@ import csv
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -305,6 +306,35 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
     assert command("train", "--resume", run, "-q").code == 0
     assert weights(run) == weights(references[method])
     assert (run / "log.csv").read_text() == (references[method] / "log.csv").read_text()
+
+
+def test_batches_that_processes_draw_ahead_are_the_same(scans: Path, mlb_run: Path, tmp_path: Path) -> None:
+    small(scans, tmp_path / "run", "train.workers=2")
+    assert weights(tmp_path / "run") == weights(mlb_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_that_draw_batches_end_with_a_stopped_run(
+    number: int, scans: Path, mlb_run: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    settings = [v for text in (*TINY, f"steps={STEPS}", "train.workers=2") for v in ("-o", text)]
+    drawing: list[multiprocessing.process.BaseProcess] = []
+
+    def stop() -> None:
+        drawing.extend(multiprocessing.active_children())
+        for process in drawing:  # a terminal sends the signal to all
+            os.kill(process.pid or 0, signal.SIGINT)
+        signal.raise_signal(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, 3, stop)
+        stopped = command("train", scans, "--out", run, *settings, "-q")
+    assert stopped.code == 128 + number
+    assert len(drawing) == 2
+    assert not any(process.is_alive() for process in drawing)
+    assert command("train", "--resume", run, "-q").code == 0
+    assert weights(run) == weights(mlb_run)
 
 
 KILLED = """
@@ -688,6 +718,7 @@ def test_whole_scans_are_labelled_anew_by_the_network_as_it_then_stands(
     assert weights(tmp_path / "again") == weights(tmp_path / "run")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_labels_whole_scans_too(scans: Path, tmp_path: Path) -> None:
     # Between the stages Lightning brings the networks back to the CPU.

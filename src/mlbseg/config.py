@@ -72,6 +72,9 @@ class TrainSettings(_Section):
         ge=0,
         description="clean cases, the last ones, that only decide the weights of stage 2: nothing learns them",
     )
+    workers: int | None = Field(
+        None, ge=0, description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU"
+    )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
 
 

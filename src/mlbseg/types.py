@@ -129,6 +129,13 @@ class Batch:
     seed: int = 0
     inside: torch.Tensor | None = None
 
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which a GPU copies while it computes; DataLoader calls it."""
+        pinned: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **pinned)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         moved: dict[str, Any] = {

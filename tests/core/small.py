@@ -11,6 +11,7 @@ WIDTHS = {
     "unet": (4, 6, 8),
     "unet++": (4, 4, 8, 8, 8),
     "vnet": (3,),
+    "vnet3": (3,),
     "dynunet": (4, 5, 6),
     "swin-unetr": (12,),
 }

@@ -331,10 +331,10 @@ def test_on_a_cpu_the_cap_on_voxels_decides_whatever_the_views(
     assert plans[0] == plans[1] == plans[2]
 
 
-@pytest.mark.parametrize("network", ["unet", "unet++", "vnet", "dynunet"])
+@pytest.mark.parametrize("network", ["unet", "unet++", "vnet", "vnet3", "dynunet"])
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_memory_estimate_follows_what_autograd_saves(network: str, ndim: int) -> None:
-    channels = (8, 16, 32, 64, 128) if network in ("unet++", "vnet") else (8, 16, 32, 64)
+    channels = (8, 16, 32, 64, 128) if network in ("unet++", "vnet", "vnet3") else (8, 16, 32, 64)
     patch = (32,) * ndim if ndim == 3 else (64,) * ndim
     net = make_network(network, ndim=ndim, in_channels=1, num_classes=2, channels=channels)
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}

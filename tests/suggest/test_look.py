@@ -23,6 +23,7 @@ CHANNELS = {
     "unet": (4, 8, 8),
     "unet++": (4, 4, 4, 4, 4),
     "vnet": (3,),
+    "vnet3": (3,),
     "dynunet": (4, 5, 6),
     "swin-unetr": (12,),
 }

@@ -133,7 +133,7 @@ def draw_views(
                         matrix[v, b, ndim - 1 - axis] *= -1
             else:
                 raise ValueError(f"unknown view {kind!r}: use zoom-in, zoom-out or flip")
-    return Views(matrix.to(device))
+    return Views(matrix.to(device, non_blocking=True))  # else it would wait for all that a GPU has to do
 
 
 def _sample(image: Tensor, matrix: Tensor, mode: str) -> Tensor:

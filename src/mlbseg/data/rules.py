@@ -28,11 +28,11 @@ VOXEL_CAP = {("cpu", 2): 256 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 
 BASE_FEATURES = {"cpu": 16, "gpu": 32}
 MAX_LEVELS = {"cpu": 4, "gpu": 5}
 BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
-FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "swin-unetr": 5}
+FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "vnet3": 5, "swin-unetr": 5}
 """Levels of the networks that have no choice."""
 VIEWS = 5
 """Views of each unlabelled patch in the paper: the patch itself, one zoomed in, two zoomed out and one flipped."""
-SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "dynunet": 14, "swin-unetr": 48}
+SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "vnet3": 19, "dynunet": 14, "swin-unetr": 48}
 """Feature maps that each network saves for its backward pass, per feature of each level. Measured with
 autograd's saved-tensor hooks; assumed for swin-unetr."""
 

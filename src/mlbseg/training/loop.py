@@ -24,11 +24,12 @@ from mlbseg.methods import Method
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, out_of_memory
 from mlbseg.training.log import append_row, cut_log
-from mlbseg.training.signals import StopSignals
+from mlbseg.training.signals import StopSignals, let_parent_obey
 from mlbseg.training.weights import WeightKeeper, kept_steps
 from mlbseg.types import Batch, Losses
 
 LOG_EVERY = 10  # steps between rows of log.csv
+MOST_WORKERS = 12  # processes that draw batches for one GPU
 
 
 class Loop(pl.LightningModule):
@@ -173,17 +174,32 @@ class Loop(pl.LightningModule):
             default_root_dir=str(root),
         )
         self.until = until
-        loader = DataLoader(self.dataset, batch_size=None, sampler=range(self.step, until))
+        workers = self._workers() if self.step < until else 0
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=range(self.step, until),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=let_parent_obey,
+        )
         with (
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
             warnings.catch_warnings(),
         ):
-            # Batches are drawn in the main process: on a CPU, workers would only take cores from the network.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # Lightning's own use of torch, and its surprise at a network that just predicted.
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             trainer.fit(self, loader)
+
+    def _workers(self) -> int:
+        """Return how many processes draw batches ahead; on a CPU none, for they would take its cores from the network."""
+        if self.settings.workers is not None:
+            return self.settings.workers
+        if self.target.type == "cpu":
+            return 0
+        return max(1, min(MOST_WORKERS, torch.get_num_threads() - 1))
 
     def _placement(self) -> dict[str, Any]:
         """Return where Lightning is to train: on this device alone, or as one of the ranks that have been started."""
