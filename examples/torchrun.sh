@@ -14,6 +14,9 @@
 set -euo pipefail
 
 processes=${PROCESSES:-$( (nvidia-smi --list-gpus 2>/dev/null || echo CPU) | wc -l)}
+# Its share of the cores; torchrun itself would give each process one, and one process to draw the batches of its GPU.
+cores=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > processes ? cores / processes : 1 ))}
 
 exec python -m torch.distributed.run \
   --nnodes "${NODES:-1}" \

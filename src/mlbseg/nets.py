@@ -285,7 +285,7 @@ def _vnet3(
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d | nn.Conv3d) and child.kernel_size[0] == 5:
                 bias = child.bias is not None
-                smaller = type(child)(child.in_channels, child.out_channels, 3, padding=1, bias=bias)  # type: ignore[arg-type]
+                smaller = type(child)(child.in_channels, child.out_channels, 3, padding=1, bias=bias)
                 setattr(parent, name, smaller)
     return net
 

@@ -174,12 +174,11 @@ class Loop(pl.LightningModule):
             default_root_dir=str(root),
         )
         self.until = until
-        workers = self._workers() if self.step < until else 0
         loader = DataLoader(
             self.dataset,
             batch_size=None,
             sampler=range(self.step, until),
-            num_workers=workers,
+            num_workers=self._workers(),
             pin_memory=device.type == "cuda",
             worker_init_fn=let_parent_obey,
         )
@@ -194,7 +193,7 @@ class Loop(pl.LightningModule):
             trainer.fit(self, loader)
 
     def _workers(self) -> int:
-        """Return how many processes draw batches ahead; on a CPU none, for they would take its cores from the network."""
+        """Return how many processes draw batches ahead: on a CPU none, whose cores the network needs."""
         if self.settings.workers is not None:
             return self.settings.workers
         if self.target.type == "cpu":
