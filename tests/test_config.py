@@ -144,6 +144,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
+def test_one_name_or_number_stands_for_the_list_of_it() -> None:
+    config = load_config(overrides=["mlb.views=flip", "network_channels=16"])
+    assert (config.mlb.views, config.plan.network_channels) == (["flip"], [16])
+
+
 def test_precision_is_set_from_the_command_line_as_help_names_it() -> None:
     for text in ("auto", "32", "bf16"):
         assert load_config(overrides=[f"train.precision={text}"]).train.precision == text

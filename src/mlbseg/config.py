@@ -19,8 +19,8 @@ from mlbseg.errors import UserError, nearest
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-_SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
-"""Lets one name stand for the list of it: `-o mlb.views=flip`."""
+_SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str | int) else v)
+"""Lets one name or number stand for the list of it: `-o mlb.views=flip`."""
 
 
 class _Section(BaseModel):
@@ -40,7 +40,7 @@ class PlanSettings(_Section):
     intensity: dict[str, float] | list[dict[str, float]] | None = None
     crop: bool | None = None
     network: str | None = None
-    network_channels: list[int] | None = None
+    network_channels: Annotated[list[int] | None, _SINGLE] = None
     batch_size: int | None = Field(None, ge=1)
     unlabelled_batch_size: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
