@@ -163,11 +163,6 @@ def test_vnet3_is_a_v_net_with_kernels_of_3(ndim: int) -> None:
     }
 
 
-def test_vnet3_has_the_size_of_the_v_net_of_the_left_atrium_papers() -> None:
-    network = make_network("vnet3", ndim=3, in_channels=1, num_classes=2, channels=(16,))
-    assert sum(p.numel() for p in network.parameters()) == 10_466_858  # theirs: 9.44 million (UA-MT's code)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "swin-unetr"])
 def test_forward_mode_does_not_mind_the_memory_layout(name: str, norm: str) -> None:

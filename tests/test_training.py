@@ -8,11 +8,13 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -323,8 +325,9 @@ def test_processes_that_draw_batches_end_with_a_stopped_run(
 
     def stop() -> None:
         drawing.extend(multiprocessing.active_children())
-        for process in drawing:  # a terminal sends the signal to all
-            os.kill(process.pid or 0, signal.SIGINT)
+        # As a terminal and torchrun do: all get the signal, from another process.
+        subprocess.run(["kill", f"-{int(number)}", *(str(process.pid) for process in drawing)], check=True)
+        time.sleep(0.2)
         signal.raise_signal(number)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -335,6 +338,49 @@ def test_processes_that_draw_batches_end_with_a_stopped_run(
     assert not any(process.is_alive() for process in drawing)
     assert command("train", "--resume", run, "-q").code == 0
     assert weights(run) == weights(mlb_run)
+
+
+def test_a_process_that_draws_batches_and_is_killed_is_said_with_a_remedy(
+    scans: Path, mlb_run: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "a run"
+    settings = [v for text in (*TINY, f"steps={STEPS}", "train.workers=1") for v in ("-o", text)]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, 3, lambda: [process.kill() for process in multiprocessing.active_children()])
+        lost = command("train", scans, "--out", run, *settings, "-q")
+    assert lost.code == 2
+    assert "a process that draws batches was killed" in lost.err
+    assert "workers: 0" in lost.err
+    assert "Traceback" not in lost.err
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("workers: 1", "workers: 0"))
+    assert command("train", "--resume", run, "-q").code == 0
+    assert weights(run) == weights(mlb_run)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_while_batches_are_drawn_is_named(
+    workers: int, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    settings = [
+        v
+        for text in (*TINY, f"steps={STEPS}", f"train.workers={workers}", "mlb.sources=initial,pseudo")
+        for v in ("-o", text)
+    ]
+    original = Loop.fit
+
+    def fit(self: Loop, title: str, until: int) -> None:
+        if self.stage == 2:
+            shutil.rmtree(run / "initial_labels")
+        original(self, title, until)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "fit", fit)
+        gone = command("train", scans, "--out", run, *settings, "-q")
+    assert gone.code == 2
+    assert re.search(r"initial_labels/case_\d+\.npy: No such file or directory", gone.err)
+    assert "Traceback" not in gone.err
 
 
 KILLED = """

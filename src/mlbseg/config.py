@@ -19,7 +19,7 @@ from mlbseg.errors import UserError, nearest
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-_SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str | int) else v)
+_SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str) or type(v) is int else v)
 """Lets one name or number stand for the list of it: `-o mlb.views=flip`."""
 
 

@@ -261,7 +261,7 @@ class _VNet(VNet):
         width = channels[0]
         if width % in_channels:  # the input is repeated and added to the first feature maps
             raise UserError(
-                f"network vnet: {width} channels at the first level for an image of {in_channels} channels, "
+                f"V-Net: {width} channels at the first level for an image of {in_channels} channels, "
                 f"expected a multiple of {in_channels}"
             )
         down, up = dropout, (dropout, dropout)
@@ -347,8 +347,8 @@ NETWORKS: dict[str, Builder] = {
 * ``unet++``: nested U-Net (Zhou et al. 2018), five levels; the MLB-Seg paper's has (64, 128, 256, 512, 1024).
 * ``vnet``: V-Net (Milletari et al. 2016), always five levels of 1, 2, 4, 8, 16 times the first entry (16 in
   the original); the other entries are not used.
-* ``vnet3``: the same with kernels of 3 in place of 5, as UA-MT (Yu et al. 2019) and the papers after it train on the
-  left atrium: a fifth of the weights and of the work.
+* ``vnet3``: the same with kernels of 3 in place of 5, close to what UA-MT (Yu et al. 2019) and the papers after it
+  train on the left atrium: a quarter of the weights.
 * ``dynunet``: nnU-Net's plain U-Net (Isensee et al. 2021), one level per entry.
 * ``swin-unetr``: Swin UNETR (Hatamizadeh et al. 2022), always 1, 2, 4, 8, 16 times the first entry, a
   multiple of 12; the other entries are not used.

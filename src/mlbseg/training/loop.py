@@ -14,7 +14,6 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mlbseg import checkpoints, processes
 from mlbseg.core.ranks import ALONE, Ranks
@@ -23,13 +22,13 @@ from mlbseg.errors import UserError
 from mlbseg.methods import Method
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, out_of_memory
+from mlbseg.training.drawing import make_loader
 from mlbseg.training.log import append_row, cut_log
-from mlbseg.training.signals import StopSignals, let_parent_obey
+from mlbseg.training.signals import StopSignals
 from mlbseg.training.weights import WeightKeeper, kept_steps
 from mlbseg.types import Batch, Losses
 
 LOG_EVERY = 10  # steps between rows of log.csv
-MOST_WORKERS = 12  # processes that draw batches for one GPU
 
 
 class Loop(pl.LightningModule):
@@ -174,13 +173,13 @@ class Loop(pl.LightningModule):
             default_root_dir=str(root),
         )
         self.until = until
-        loader = DataLoader(
+        loader = make_loader(
             self.dataset,
-            batch_size=None,
-            sampler=range(self.step, until),
-            num_workers=self._workers(),
-            pin_memory=device.type == "cuda",
-            worker_init_fn=let_parent_obey,
+            range(self.step, until),
+            workers=self.settings.workers,
+            device=device,
+            channels=self.run.plan.channels,
+            ranks=1 if self.ranks.count == 1 else processes.nodes()[0],
         )
         with (
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
@@ -191,14 +190,6 @@ class Loop(pl.LightningModule):
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             trainer.fit(self, loader)
-
-    def _workers(self) -> int:
-        """Return how many processes draw batches ahead: on a CPU none, whose cores the network needs."""
-        if self.settings.workers is not None:
-            return self.settings.workers
-        if self.target.type == "cpu":
-            return 0
-        return max(1, min(MOST_WORKERS, torch.get_num_threads() - 1))
 
     def _placement(self) -> dict[str, Any]:
         """Return where Lightning is to train: on this device alone, or as one of the ranks that have been started."""
@@ -216,8 +207,15 @@ class Loop(pl.LightningModule):
         """Take SIGTERM back from Lightning, which would stop without a checkpoint."""
         self.signals.take_back()
 
-    def training_step(self, batch: Batch, index: int) -> None:
-        """Take the optimiser steps of one training step."""
+    def training_step(self, batch: Batch | UserError | OSError, index: int) -> None:
+        """Take the optimiser steps of one training step.
+
+        Raises:
+            UserError: if the batch could not be drawn, or a loss is no number.
+            OSError: if a file of the batch cannot be read.
+        """
+        if isinstance(batch, Exception):
+            raise batch
         method, step = self.method, self.step
         torch.manual_seed(batch.seed + self.ranks.index)  # dropout
         for group in self.sgd.param_groups:

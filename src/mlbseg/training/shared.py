@@ -26,7 +26,7 @@ def stage1_settings(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("method", *(name.replace("-", "_") for name in METHODS)):
         settings.pop(name, None)
-    del settings["train"]["lr_bootstrap"]
+    del settings["train"]["lr_bootstrap"], settings["train"]["workers"]
     return settings
 
 

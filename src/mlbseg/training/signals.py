@@ -18,12 +18,6 @@ def how_to_continue(root: Path) -> str:
     return f"continue with: mlbseg train --resume {shlex.quote(str(root))}"
 
 
-def let_parent_obey(worker: int) -> None:
-    """Give a process that draws batches the handlers of its own back: its parent stops, and then ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 class Interrupted(UserError):
     """Training was asked to stop by a signal; the last step that was done is in a checkpoint.
 

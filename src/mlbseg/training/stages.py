@@ -28,6 +28,7 @@ from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, peak_memory, save_weights
+from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
 from mlbseg.training.scan_labels import check_label, write_label
 from mlbseg.training.signals import Interrupted, StopSignals
@@ -116,6 +117,12 @@ class Training:
             if out_of_memory(error):
                 found = "not enough memory"
                 remedy = "train anew with a smaller plan.patch_size, plan.batch_size or mlb.chunk"
+            elif drawer_lost(error):
+                found = "a process that draws batches was killed, or had no shared memory"
+                remedy = (
+                    f"give more memory, or set workers: 0 under train in {self.run.root / 'config.yaml'}; then "
+                    f"continue with: mlbseg train --resume {shlex.quote(str(self.run.root))}"
+                )
             elif isinstance(error, OSError):
                 found = f"{error.filename or self.run.root}: {error.strerror or error}"
                 remedy = f"mend it and continue with: mlbseg train --resume {shlex.quote(str(self.run.root))}"
@@ -183,11 +190,16 @@ class Training:
         todo = self._share(cases)
         with StepProgress(self.console, "preprocessing", len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
-                self.cache.image(case)
-                if case.role in (Role.CLEAN, Role.NOISY):
-                    self.cache.label(case)
+                self._open(case)
                 progress.update(number, {"case": case.id})
         processes.wait_for_all(self.ranks)
+        for case in cases:  # of other ranks too: processes that draw batches begin with what is open here
+            self._open(case)
+
+    def _open(self, case: Case) -> None:
+        self.cache.image(case)
+        if case.role in (Role.CLEAN, Role.NOISY):
+            self.cache.label(case)
 
     def _share(self, cases: Sequence[T]) -> Sequence[T]:
         """Return every n-th case, which this one of n ranks is to see to."""
