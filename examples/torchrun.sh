@@ -15,7 +15,7 @@ set -euo pipefail
 
 processes=${PROCESSES:-$( (nvidia-smi --list-gpus 2>/dev/null || echo CPU) | wc -l)}
 # Its share of the cores; torchrun itself would give each process one, and one process to draw the batches of its GPU.
-cores=$(nproc)
+cores=$(nproc 2>/dev/null || echo 1)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > processes ? cores / processes : 1 ))}
 
 exec python -m torch.distributed.run \
