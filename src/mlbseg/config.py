@@ -41,6 +41,7 @@ class PlanSettings(_Section):
     crop: bool | None = None
     network: str | None = None
     network_channels: Annotated[list[int] | None, _SINGLE] = None
+    network_strides: list[list[int]] | None = None
     batch_size: int | None = Field(None, ge=1)
     unlabelled_batch_size: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)

@@ -44,18 +44,22 @@ NORMS = ("instance", "group", "batch")
 _INSTANCE_NORM = ("instance", {"affine": True})
 
 
+Strides = tuple[tuple[int, ...], ...]
+"""By how much each axis is divided between each two levels, 1 or 2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Builder:
     """How one network is built, and what it asks of its arguments.
 
     Attributes:
-        build: Called with (ndim, in_channels, num_classes, channels, dropout).
+        build: Called with (ndim, in_channels, num_classes, channels, strides, dropout).
         min_levels: The least number of `channels`.
         max_levels: The greatest number of `channels`; None for no bound.
-        halvings: How often the network halves its input; None for once between each two levels.
+        halvings: How often the network halves its input; None for once between each two levels, or as `strides` say.
     """
 
-    build: Callable[[int, int, int, tuple[int, ...], float], nn.Module]
+    build: Callable[[int, int, int, tuple[int, ...], Strides, float], nn.Module]
     min_levels: int = 1
     max_levels: int | None = None
     halvings: int | None = None
@@ -68,6 +72,7 @@ def make_network(
     in_channels: int,
     num_classes: int,
     channels: Sequence[int],
+    strides: Sequence[Sequence[int]] = (),
     patch_size: Sequence[int] | None = None,
     norm: str = "instance",
     dropout: float = 0.0,
@@ -80,6 +85,7 @@ def make_network(
         in_channels: Channels of the image.
         num_classes: Classes, background among them.
         channels: Feature maps at each level, full resolution first.
+        strides: By how much each axis is divided between each two levels, 1 or 2; empty for 2 along every axis.
         patch_size: Sides of the patches to train on, voxels; checked where given.
         norm: One of `NORMS`.
         dropout: Probability of dropping a feature, in [0, 1).
@@ -105,10 +111,12 @@ def make_network(
             f"network {name}: dropout {dropout:g}, expected a probability of at least 0 and below 1"
         )
     _check_channels(name, builder, widths)
+    multiples = side_multiples(name, ndim, widths, strides)
     if patch_size is not None:
-        _check_patch(name, ndim, tuple(patch_size), required_multiple(name, widths), norm)
+        _check_patch(name, ndim, tuple(patch_size), multiples, norm)
 
-    network = builder.build(ndim, in_channels, num_classes, widths, dropout)
+    steps = tuple(tuple(stride) for stride in strides) or ((2,) * ndim,) * (len(widths) - 1)
+    network = builder.build(ndim, in_channels, num_classes, widths, steps, dropout)
     _set_norm(network, norm, ndim)
     for module in network.modules():
         if hasattr(module, "inplace"):
@@ -118,18 +126,50 @@ def make_network(
     return network
 
 
-def required_multiple(name: str, channels: Sequence[int]) -> int:
-    """Return what each side of the input must be a multiple of, in voxels.
+def required_multiple(name: str, channels: Sequence[int], strides: Sequence[Sequence[int]] = ()) -> int:
+    """Return a number of voxels of which every side of the input may be a multiple.
 
     Args:
         name: A key of `NETWORKS`.
         channels: As for `make_network`.
+        strides: As for `make_network`.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or the strides do not fit the network.
+    """
+    ndim = len(strides[0]) if strides else 1
+    return max(side_multiples(name, ndim, channels, strides))
+
+
+def side_multiples(
+    name: str, ndim: int, channels: Sequence[int], strides: Sequence[Sequence[int]] = ()
+) -> tuple[int, ...]:
+    """Return what each side of the input must be a multiple of, in voxels.
+
+    Args:
+        name: A key of `NETWORKS`.
+        ndim: Number of sides.
+        channels: As for `make_network`.
+        strides: As for `make_network`.
+
+    Raises:
+        UserError: The name is unknown, or the strides do not fit the network.
     """
     halvings = _lookup(name).halvings
-    return int(2 ** (len(channels) - 1 if halvings is None else halvings))
+    if not strides:
+        return (2 ** (len(channels) - 1 if halvings is None else halvings),) * ndim
+    if name not in ANISOTROPIC:
+        raise UserError(
+            f"network {name}: halves every axis alike, found strides of its own (leave them out, or choose "
+            f"{' or '.join(ANISOTROPIC)})"
+        )
+    shaped = len(strides) == len(channels) - 1 and all(len(stride) == ndim for stride in strides)
+    if not shaped or any(step not in (1, 2) for stride in strides for step in stride):
+        raise UserError(
+            f"network {name}: strides {[list(stride) for stride in strides]}, expected {len(channels) - 1} times "
+            f"{ndim} numbers, each 1 or 2"
+        )
+    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
 
 
 def _lookup(name: str) -> Builder:
@@ -149,20 +189,26 @@ def _check_channels(name: str, builder: Builder, channels: tuple[int, ...]) -> N
         )
 
 
-def _check_patch(name: str, ndim: int, patch_size: tuple[int, ...], multiple: int, norm: str) -> None:
+def _check_patch(
+    name: str, ndim: int, patch_size: tuple[int, ...], multiples: tuple[int, ...], norm: str
+) -> None:
     shape = "×".join(map(str, patch_size))
     if len(patch_size) != ndim:
         raise UserError(f"network {name}: patch {shape}, expected {ndim} sides")
-    if any(side < 1 or side % multiple for side in patch_size):
-        fits = "×".join(str(max(1, math.ceil(side / multiple)) * multiple) for side in patch_size)
-        raise UserError(
-            f"network {name}: patch {shape}, expected sides that are multiples of {multiple}, such as {fits}"
+    if any(side < 1 or side % step for side, step in zip(patch_size, multiples, strict=True)):
+        fits = "×".join(
+            str(max(1, math.ceil(side / step)) * step)
+            for side, step in zip(patch_size, multiples, strict=True)
         )
-    if norm == "instance" and all(side == multiple for side in patch_size):
+        of = multiples[0] if len(set(multiples)) == 1 else "×".join(map(str, multiples))
+        raise UserError(
+            f"network {name}: patch {shape}, expected sides that are multiples of {of}, such as {fits}"
+        )
+    if norm == "instance" and patch_size == multiples:
         # One voxel at the lowest level has no variance: its normalised value would be 0 whatever the image.
         raise UserError(
             f"network {name}: patch {shape} leaves one voxel at the lowest level, where instance norm "
-            f"has nothing to normalise, expected a side of {2 * multiple} or more (or norm: group)"
+            f"has nothing to normalise, expected a side of {2 * max(multiples)} or more (or norm: group)"
         )
 
 
@@ -189,14 +235,14 @@ def _norm_layer(norm: str, width: int, ndim: int) -> nn.Module:
 
 
 def _unet(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
 ) -> nn.Module:
     net: nn.Module = UNet(
         ndim,
         in_channels,
         num_classes,
         channels=channels,
-        strides=(2,) * (len(channels) - 1),
+        strides=strides,
         num_res_units=2,
         norm=_INSTANCE_NORM,
         dropout=dropout,
@@ -232,7 +278,13 @@ class _UNetPlusPlus(BasicUNetPlusPlus):
     """UNet++ that answers with the logits of its last node alone."""
 
     def __init__(
-        self, ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+        self,
+        ndim: int,
+        in_channels: int,
+        num_classes: int,
+        channels: tuple[int, ...],
+        strides: Strides,
+        dropout: float,
     ) -> None:
         super().__init__(
             ndim,
@@ -254,7 +306,13 @@ class _VNet(VNet):
     """V-Net of any width; MONAI's own is fixed at 16 feature maps."""
 
     def __init__(
-        self, ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+        self,
+        ndim: int,
+        in_channels: int,
+        num_classes: int,
+        channels: tuple[int, ...],
+        strides: Strides,
+        dropout: float,
     ) -> None:
         nn.Module.__init__(self)  # VNet's own would first build the network of width 16
         act = "elu"
@@ -278,9 +336,9 @@ class _VNet(VNet):
 
 
 def _vnet3(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
 ) -> nn.Module:
-    net = _VNet(ndim, in_channels, num_classes, channels, dropout)
+    net = _VNet(ndim, in_channels, num_classes, channels, strides, dropout)
     for parent in list(net.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d | nn.Conv3d) and child.kernel_size[0] == 5:
@@ -291,16 +349,15 @@ def _vnet3(
 
 
 def _dynunet(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
 ) -> nn.Module:
-    halvings = len(channels) - 1
     net = DynUNet(
         ndim,
         in_channels,
         num_classes,
         kernel_size=(3,) * len(channels),
-        strides=(1,) + (2,) * halvings,
-        upsample_kernel_size=(2,) * halvings,
+        strides=((1,) * ndim, *strides),
+        upsample_kernel_size=strides,
         filters=channels,
         dropout=dropout or None,
         norm_name=_INSTANCE_NORM,
@@ -315,7 +372,7 @@ def _dynunet(
 
 
 def _swin_unetr(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], dropout: float
+    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
 ) -> nn.Module:
     if channels[0] % 12:
         raise UserError(
@@ -331,6 +388,9 @@ def _swin_unetr(
     )
     return net
 
+
+ANISOTROPIC = ("unet", "dynunet")
+"""Networks whose strides may differ between axes; the others halve all axes alike."""
 
 NETWORKS: dict[str, Builder] = {
     "unet": Builder(_unet, min_levels=2),

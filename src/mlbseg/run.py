@@ -132,6 +132,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
         in_channels=plan.channels,
         num_classes=plan.num_classes,
         channels=plan.network_channels,
+        strides=plan.network_strides,
         patch_size=plan.patch_size,
         norm=config.train.norm,
         dropout=config.train.dropout,

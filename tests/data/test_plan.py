@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlbseg.data.budget import step_bytes
 from mlbseg.data.plan import CaseFacts, Fingerprint, Intensity, Plan, fingerprint, make_plan
 from mlbseg.data.readers import write_image, write_label
-from mlbseg.data.rules import step_bytes
 from mlbseg.errors import UserError
 from mlbseg.nets import make_network, required_multiple
 from mlbseg.types import Case, Geometry, Role

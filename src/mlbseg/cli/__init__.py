@@ -34,6 +34,7 @@ from mlbseg.cli.arguments import (
 )
 from mlbseg.cli.audit import audit
 from mlbseg.cli.export import export
+from mlbseg.cli.plan import plan
 from mlbseg.cli.printing import (
     print_line,
     print_names,
@@ -469,6 +470,7 @@ def _end_bench(result: BenchResult, *, as_json: bool) -> None:
         raise typer.Exit(2)
 
 
+app.command()(plan)
 app.command()(audit)
 app.command()(report)
 app.command()(export)

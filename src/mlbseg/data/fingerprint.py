@@ -10,11 +10,14 @@ import numpy.typing as npt
 
 from mlbseg.data.lattice import array_shape, content_box, crop, reorient
 from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.structures import Structure, structures
 from mlbseg.errors import UserError
 from mlbseg.types import Case, Role
 
 SAMPLE = 200_000
 """Voxels, evenly strided, from which a scan's percentiles are taken."""
+MEASURED = 16
+"""Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class CaseFacts:
         content: Intensities of each channel's voxels above its minimum; None for a constant channel.
         foreground: Intensities of each channel under the label; empty unless the case is clean.
         label_voxels: Voxels of each label value; empty unless the case is clean or noisy.
+        structures: What the label shows; empty unless the case is one of the `MEASURED` clean ones.
     """
 
     id: str
@@ -74,6 +78,7 @@ class CaseFacts:
     content: tuple[Intensity | None, ...]
     foreground: tuple[Intensity | None, ...]
     label_voxels: dict[int, int]
+    structures: tuple[Structure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,27 @@ class Fingerprint:
         """Return the number of cases in any of `roles`."""
         return sum(case.role in roles for case in self.cases)
 
+    def extent(self) -> npt.NDArray[np.float64] | None:
+        """Return mm along each axis (array order) that hold the largest component of any structure.
+
+        Of each structure the median over cases counts, so that one odd label decides nothing. None if no clean
+        label holds anything.
+        """
+        sizes = [np.median([s.extent for s in found], axis=0) for found in self._by_value().values()]
+        return np.max(sizes, axis=0) if sizes else None
+
+    def kept(self, spacing: float) -> float:
+        """Return the mean Dice that the clean labels keep at a spacing (mm), of the structure that loses most."""
+        means = [np.mean([s.kept(spacing) for s in found]) for found in self._by_value().values()]
+        return float(min(means, default=0.0))
+
+    def _by_value(self) -> dict[int, list[Structure]]:
+        found: dict[int, list[Structure]] = {}
+        for case in self.cases:
+            for structure in case.structures:
+                found.setdefault(structure.value, []).append(structure)
+        return found
+
     def label_values(self) -> tuple[int, ...]:
         """Return the values in the clean labels (in the noisy ones if no label is clean), sorted."""
         for role in (Role.CLEAN, Role.NOISY):
@@ -144,9 +170,11 @@ def fingerprint(cases: Sequence[Case], *, progress: Callable[[int, int], None] |
     training = [case for case in cases if case.role != Role.TEST]
     if not training:
         raise UserError("no case to train on: found only test cases, expected clean or unlabelled ones")
+    clean = [case.id for case in training if case.role is Role.CLEAN]
+    measured = {clean[i * len(clean) // MEASURED] for i in range(MEASURED)} if clean else set()
     facts = []
     for done, case in enumerate(training, start=1):
-        facts.append(_case_facts(case))
+        facts.append(_case_facts(case, measure=case.id in measured))
         first, last = facts[0], facts[-1]
         if (len(last.size), last.channels) != (len(first.size), first.channels):
             raise UserError(
@@ -158,12 +186,13 @@ def fingerprint(cases: Sequence[Case], *, progress: Callable[[int, int], None] |
     return Fingerprint(tuple(facts))
 
 
-def _case_facts(case: Case) -> CaseFacts:
+def _case_facts(case: Case, *, measure: bool) -> CaseFacts:
     scan = read_scan(case.images)
     turned = reorient(scan.geometry, "LPS")
     minimum = tuple(float(channel.min()) for channel in scan.array)
     voxels: dict[int, int] = {}
     foreground: tuple[Intensity | None, ...] = ()
+    shown: tuple[Structure, ...] = ()
     if case.label is not None and case.role in (Role.CLEAN, Role.NOISY):
         label, _ = read_label(case.label)
         if label.shape != scan.array.shape[1:]:
@@ -175,6 +204,8 @@ def _case_facts(case: Case) -> CaseFacts:
         if case.role == Role.CLEAN:
             mask = label > 0
             foreground = tuple(Intensity.of(channel[mask]) for channel in scan.array)
+        if measure:
+            shown = structures(label, scan.geometry)
     return CaseFacts(
         id=case.id,
         role=case.role,
@@ -189,4 +220,5 @@ def _case_facts(case: Case) -> CaseFacts:
         ),
         foreground=foreground,
         label_voxels=voxels,
+        structures=shown,
     )

@@ -25,12 +25,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
+from mlbseg.data import budget as limits
 from mlbseg.data import rules
 from mlbseg.data.fingerprint import CaseFacts, Fingerprint, Intensity, fingerprint
+from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import is_orientation
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError, nearest
-from mlbseg.nets import required_multiple
+from mlbseg.nets import side_multiples
 
 __all__ = ["CaseFacts", "Fingerprint", "Intensity", "Plan", "fingerprint", "make_plan"]
 
@@ -65,6 +67,7 @@ class Plan:
         crop: Whether scans are cropped to their non-background box.
         network: Name in `mlbseg.nets.NETWORKS`.
         network_channels: Features per level.
+        network_strides: By how much each axis is divided between each two levels, 1 or 2; empty for 2 along every axis.
         batch_size: Clean patches per step.
         unlabelled_batch_size: Unlabelled and noisy patches per step.
         steps: Optimiser steps.
@@ -93,6 +96,7 @@ class Plan:
     flip_axes: tuple[Annotated[int, Field(ge=0)], ...]
     reasons: dict[str, str] = field(default_factory=dict)
     orientation: Annotated[str, AfterValidator(_axis_code)] = "LPS"
+    network_strides: tuple[tuple[Literal[1, 2], ...], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +143,7 @@ def make_plan(
     class_names: Mapping[int, str] | None = None,
     memory_bytes: int,
     device: str = "cpu",
-    views: int = rules.VIEWS,
+    views: int = limits.VIEWS,
     overrides: Mapping[str, object] | None = None,
 ) -> Plan:
     """Decide everything, in an order in which each decision rests on those before it.
@@ -158,7 +162,6 @@ def make_plan(
         UserError: An override is no field, not of its type or at odds with another; or nothing is labelled.
     """
     kind = "cpu" if device == "cpu" else "gpu"
-    budget = memory_bytes // 2
     desk = _Desk(facts, overrides or {})
     decide = desk.decide
     ndim = decide("ndim", rules.decide_ndim, facts)
@@ -169,23 +172,40 @@ def make_plan(
     decide("class_names", rules.decide_class_names, values, class_names or {})
 
     spacings = facts.spacings[:, axes]
-    spacing = decide("spacing", rules.decide_spacing, spacings, ndim)
-    sizes = facts.box_sizes if decide("crop", rules.decide_crop, facts) else facts.sizes
-    median = rules.prepared_size(sizes[:, axes], spacings, spacing)[-ndim:]
+    sizes = (facts.box_sizes if decide("crop", rules.decide_crop, facts) else facts.sizes)[:, axes]
+    spacing = decide("spacing", limits.decide_spacing, kind, facts, axes, sizes, spacings, ndim)
     decide(
         "intensity", rules.decide_intensity, facts, decide("normalisation", rules.decide_normalisation, facts)
     )
-
-    network = decide("network", rules.decide_network)
-    channels = decide("network_channels", rules.decide_network_channels, kind, network, median)
-    patch = decide("patch_size", rules.decide_patch_size, kind, median, network, channels, budget, views)
-    batch = decide("batch_size", rules.decide_batch_size, kind, network, patch, channels, budget, views)
-    decide("unlabelled_batch_size", rules.decide_unlabelled_batch_size, facts, batch)
-    decide("steps", rules.decide_steps, kind, len(facts.cases))
+    _decide_training(
+        desk,
+        kind,
+        facts,
+        limits.View.of(facts, axes, sizes, spacings, spacing, ndim),
+        memory_bytes // 2,
+        views,
+    )
     decide("flip_axes", rules.decide_flip_axes, facts)
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
     return plan
+
+
+def _decide_training(
+    desk: _Desk, kind: str, facts: Fingerprint, view: limits.View, budget: int, views: int
+) -> None:
+    """Decide the network, and what it is trained on; `budget` is the memory of a step in bytes."""
+    decide = desk.decide
+    network = decide("network", limits.decide_network)
+    given = desk.given("patch_size")
+    fixed = desk.given("network_channels") is not None
+    strides = decide("network_strides", limits.decide_strides, kind, network, view, given, fixed)
+    channels = decide("network_channels", limits.decide_network_channels, kind, network, strides)
+    net = (network, channels, strides)
+    patch = decide("patch_size", limits.decide_patch_size, kind, view, *net, budget, views)
+    batch = decide("batch_size", limits.decide_batch_size, kind, patch, *net, budget, views)
+    decide("unlabelled_batch_size", limits.decide_unlabelled_batch_size, facts, batch)
+    decide("steps", limits.decide_steps, kind, len(facts.cases), patch, batch)
 
 
 _ONE_FOR_EACH = {
@@ -216,14 +236,23 @@ class _Desk:
 
     def decide(self, name: str, rule: Callable[..., tuple[T, str]], *facts: object) -> T:
         """Note and return a field's value: the user's if there is one, else the rule's."""
-        if name in self.overrides:
-            kind = TypeAdapter(get_type_hints(Plan, include_extras=True)[name])
-            value: T = validate(kind, self._broadcast(name, self.overrides[name]), f"plan.{name}")
-            reason = "Set by the user."
-        else:
+        value: T | None = self.given(name)
+        reason = "Set by the user."
+        if value is None:
             value, reason = rule(*facts)
         self.values[name], self.reasons[name] = value, reason
         return value
+
+    def given(self, name: str) -> Any:
+        """Return the user's value of a field; None if there is none.
+
+        Raises:
+            UserError: It is not of the field's type.
+        """
+        if name not in self.overrides:
+            return None
+        kind = TypeAdapter(get_type_hints(Plan, include_extras=True)[name])
+        return validate(kind, self._broadcast(name, self.overrides[name]), f"plan.{name}")
 
     def _broadcast(self, name: str, value: object) -> object:
         """Repeat a scalar for every axis or channel; refuse a sequence of another length."""
@@ -242,7 +271,7 @@ class _Desk:
 def _check(plan: Plan, where: str) -> None:
     """Raise UserError if the fields of a plan contradict each other."""
     try:
-        multiple = required_multiple(plan.network, plan.network_channels)
+        multiples = side_multiples(plan.network, plan.ndim, plan.network_channels, plan.network_strides)
     except UserError as error:
         raise UserError(f"{where}.network: {error}") from error
     demands: list[tuple[bool, str, object, str]] = [
@@ -250,11 +279,12 @@ def _check(plan: Plan, where: str) -> None:
         (len(plan.spacing) == plan.scan_ndim, "spacing", plan.spacing, f"{plan.scan_ndim} numbers"),
         (len(plan.patch_size) == plan.ndim, "patch_size", plan.patch_size, f"{plan.ndim} numbers"),
         (
-            all(side % multiple == 0 for side in plan.patch_size),
+            all(side % step == 0 for side, step in zip(plan.patch_size, multiples, strict=False)),
             "patch_size",
             plan.patch_size,
-            f"multiples of {multiple} for {plan.network} with {len(plan.network_channels)} levels, such as "
-            f"{tuple(multiple * math.ceil(side / multiple) for side in plan.patch_size)}",
+            f"multiples of {multiples[0] if len(set(multiples)) == 1 else shown(multiples)} for {plan.network} with "
+            f"{len(plan.network_channels)} levels, such as "
+            f"{tuple(step * math.ceil(side / step) for side, step in zip(plan.patch_size, multiples, strict=False))}",
         ),
         (
             len(plan.normalisation) == plan.channels,

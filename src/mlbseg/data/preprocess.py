@@ -117,7 +117,7 @@ def prepare_label(
             f"label values {unexpected[:10]}, expected only {list(plan.label_values)} "
             "(correct the label, or name every value in plan.label_values)"
         )
-    return _likeliest(
+    return likeliest(
         lambda index, part: (label[part] == plan.label_values[index]).astype(np.float32),
         range(plan.num_classes),
         native,
@@ -137,7 +137,7 @@ def restore_label(probabilities: npt.NDArray[np.float32], frame: Frame, plan: Pl
     Returns:
         (*S) label values as in the files. Voxels outside the grid are background.
     """
-    return _likeliest(
+    return likeliest(
         lambda index, part: probabilities[index][part], plan.label_values, frame.grid, frame.native, np.int32
     )
 
@@ -174,7 +174,7 @@ def _content_statistics(channel: npt.NDArray[np.float32]) -> tuple[float, float]
     return mean + float(lowest), max(squares / count - mean**2, 0.0) ** 0.5 or 1.0
 
 
-def _likeliest(
+def likeliest(
     share: Callable[[int, tuple[slice, ...]], npt.NDArray[np.float32]],
     values: Sequence[int],
     source: Geometry,

@@ -1,6 +1,6 @@
-"""The rules by which a plan is decided: from facts to a value and the reason for it, in a sentence.
+"""The rules by which the data decide a plan: from facts to a value and the reason for it, in a sentence.
 
-The table in `mlbseg.data.plan` states them all.
+The table in `mlbseg.data.plan` states them all; those that weigh the data against a device are in `mlbseg.data.budget`.
 """
 
 from __future__ import annotations
@@ -13,29 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.fingerprint import Fingerprint
-from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import AXIS_PAIRS, CROP_GAIN
 from mlbseg.errors import UserError
-from mlbseg.nets import required_multiple
-from mlbseg.types import Role
 
 T = TypeVar("T")
 
 THICK_SLICES = 3.5
 FEW_SLICES = 8
 COARSE_AXIS = 3.0
-VOXEL_CAP = {("cpu", 2): 256 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 512, ("gpu", 3): 128**3}
-BASE_FEATURES = {"cpu": 16, "gpu": 32}
-MAX_LEVELS = {"cpu": 4, "gpu": 5}
-BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
-FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "vnet3": 5, "swin-unetr": 5}
-"""Levels of the networks that have no choice."""
-VIEWS = 5
-"""Views of each unlabelled patch in the paper: the patch itself, one zoomed in, two zoomed out and one flipped."""
-SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "vnet3": 19, "dynunet": 14, "swin-unetr": 48}
-"""Feature maps that each network saves for its backward pass, per feature of each level. Measured with
-autograd's saved-tensor hooks; assumed for swin-unetr."""
-
 LABELLED = "under the clean labels"
 CONTENT = "above each scan's minimum (no clean label has this channel's)"
 
@@ -101,7 +86,7 @@ def decide_class_names(values: tuple[int, ...], class_names: Mapping[int, str]) 
     return tuple(chosen), reason
 
 
-def decide_spacing(spacings: npt.NDArray[np.float64], ndim: int) -> Reasoned[tuple[float, ...]]:
+def own_spacing(spacings: npt.NDArray[np.float64], ndim: int) -> Reasoned[tuple[float, ...]]:
     """Take the median over (cases, axes), axes in the prepared order."""
     target = np.median(spacings, axis=0)
     reason = f"Median of {len(spacings)} cases"
@@ -112,7 +97,7 @@ def decide_spacing(spacings: npt.NDArray[np.float64], ndim: int) -> Reasoned[tup
         axis = int(target.argmax())
         target[axis] = np.percentile(spacings[:, axis], 10)
         reason += f"; the 10th percentile along axis {axis}, more than {COARSE_AXIS:g} times coarser"
-    return tuple(round(float(v), 6) for v in target), reason + "."
+    return tuple(round(float(v), 6) for v in target), reason
 
 
 def decide_crop(facts: Fingerprint) -> Reasoned[bool]:
@@ -164,96 +149,6 @@ def decide_intensity(
             }
         )
     return tuple(result), f"Percentiles 0.5 and 99.5, mean and SD {'; '.join(dict.fromkeys(sources))}."
-
-
-def prepared_size(
-    sizes: npt.NDArray[np.float64], spacings: npt.NDArray[np.float64], target: tuple[float, ...]
-) -> tuple[int, ...]:
-    """Return the median size of the scans at the spacing `target`, voxels; (cases, axes) arguments."""
-    wanted = np.where(np.asarray(target) == 0, spacings, target)
-    return tuple(max(1, math.ceil(v)) for v in np.median(sizes * spacings / wanted, axis=0) - 1e-6)
-
-
-def decide_network() -> Reasoned[str]:
-    """Always unet."""
-    return "unet", "A residual U-Net: the fastest of the networks, and good on few labels."
-
-
-def decide_network_channels(kind: str, network: str, median: tuple[int, ...]) -> Reasoned[tuple[int, ...]]:
-    """As many levels as the median scan's smallest side allows, features doubling."""
-    base = 24 if network == "swin-unetr" else BASE_FEATURES[kind]
-    if network in FIXED_CHANNELS:
-        levels, why = FIXED_CHANNELS[network], f"{network} always has {FIXED_CHANNELS[network]} levels"
-    else:
-        halvings = int(math.log2(max(4, min(median)) / 4))
-        levels = min(MAX_LEVELS[kind], max(3, halvings + 1))
-        why = f"{levels} levels suit the median scan's smallest side of {min(median)} voxels"
-    return tuple(base * 2**level for level in range(levels)), f"{why}; {base} features at the first."
-
-
-def step_bytes(
-    network: str, patch: tuple[int, ...], channels: tuple[int, ...], batch: int, views: int
-) -> int:
-    """Estimate the memory of one training step, bytes: saved maps and as much for gradients. Rough.
-
-    Args:
-        network: Its name.
-        patch: Voxels along each axis.
-        channels: Features per level, each level half as fine as the one before.
-        batch: Clean patches, and as many unlabelled ones.
-        views: Views of each unlabelled patch, the patch itself among them; 0 if the method uses none.
-    """
-    features = sum(width / 2 ** (len(patch) * level) for level, width in enumerate(channels))
-    return int(2 * 4 * math.prod(patch) * features * SAVED_MAPS.get(network, 48) * batch * (1 + views))
-
-
-def decide_patch_size(
-    kind: str, median: tuple[int, ...], network: str, channels: tuple[int, ...], budget: int, views: int
-) -> Reasoned[tuple[int, ...]]:
-    """Start from the median prepared scan; shorten the longest side until a step fits the budget (bytes)."""
-    multiple = required_multiple(network, channels)
-    patch = [multiple * math.ceil(side / multiple) for side in median]
-    if max(patch) == multiple:  # a single voxel at the lowest level cannot be normalised
-        patch[-1] = 2 * multiple
-    cap = VOXEL_CAP[kind, len(patch)]
-    limit = ""
-    while max(patch) > 2 * multiple:
-        if math.prod(patch) > cap:
-            limit = f", its longest side shortened for at most {cap} voxels on a {kind.upper()}"
-        elif step_bytes(network, tuple(patch), channels, 2, views) > budget:
-            limit = f", its longest side shortened for a step within {budget / 2**30:.1f} GiB"
-        else:
-            break
-        patch[int(np.argmax(patch))] -= multiple
-    return tuple(patch), f"The median prepared scan ({shown(median)}) in multiples of {multiple}{limit}."
-
-
-def decide_batch_size(
-    kind: str, network: str, patch: tuple[int, ...], channels: tuple[int, ...], budget: int, views: int
-) -> Reasoned[int]:
-    """2, unless the patch is tiny or the budget (bytes) is."""
-    if step_bytes(network, patch, channels, 2, views) > budget:
-        return 1, f"2 patches would not fit in {budget / 2**30:.1f} GiB."
-    if (
-        math.prod(patch) <= VOXEL_CAP[kind, 3] // 4
-        and step_bytes(network, patch, channels, 4, views) <= budget
-    ):
-        return 4, "4 of such small patches fit easily."
-    return 2, "2, as is common with patches of this size."
-
-
-def decide_unlabelled_batch_size(facts: Fingerprint, batch: int) -> Reasoned[int]:
-    """As many as clean ones, if there are any to draw from."""
-    if not facts.count(Role.UNLABELLED, Role.NOISY):
-        return 0, "There is no unlabelled or noisy case."
-    return batch, "As many as clean ones."
-
-
-def decide_steps(kind: str, cases: int) -> Reasoned[int]:
-    """More for more cases, within bounds."""
-    factor = min(1.5, max(0.75, (cases / 50) ** 0.25))
-    steps = 100 * round(BASE_STEPS[kind] * factor / 100)
-    return steps, f"{BASE_STEPS[kind]} on a {kind.upper()} times {factor:.2f} for {cases} training cases."
 
 
 def decide_flip_axes(facts: Fingerprint) -> Reasoned[tuple[int, ...]]:

@@ -119,6 +119,7 @@ def inference(run: Run) -> dict[str, Any]:
             "in_channels": plan.channels,
             "num_classes": plan.num_classes,
             "channels": list(plan.network_channels),
+            "strides": [list(stride) for stride in plan.network_strides],
             "norm": run.config.train.norm,
             "dropout": run.config.train.dropout,
         },

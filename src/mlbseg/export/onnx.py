@@ -89,7 +89,7 @@ def to_onnx(network: nn.Module, plan: Plan) -> bytes:
 
 def facts(plan: Plan) -> dict[str, Any]:
     """Return what a program has to know to use the network; axes are in array order ([z,] y, x), lengths in mm."""
-    multiple = required_multiple(plan.network, plan.network_channels)
+    multiple = required_multiple(plan.network, plan.network_channels, plan.network_strides)
     fixed = plan.network in FIXED_SIZE
     return {
         "input": {"name": "image", "axes": ["batch", "channel", *_axes(plan)], "dtype": "float32"},

@@ -45,6 +45,35 @@ def prepare_run(
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
     _require_free(root)
+    split, plan, skipped = plan_run(
+        data, config, labelled=labelled, test=test, validation=validation, labels=labels, skip_bad=skip_bad,
+        device=device, console=console,
+    )  # fmt: skip
+    require_shares(plan, config, count)
+    write_run(root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache)
+
+
+def plan_run(
+    data: Path,
+    config: Config,
+    *,
+    labelled: int | Sequence[str] | None,
+    test: int | Sequence[str] | None,
+    validation: int | Sequence[str],
+    labels: Sequence[int] | None,
+    skip_bad: bool,
+    device: torch.device,
+    console: Console | None,
+) -> tuple[Split, Plan, list[str]]:
+    """Split, check and measure the data, and decide; nothing is written. Arguments as those of `mlbseg.training.train`.
+
+    Returns:
+        The split, the plan, and the ids of the cases left out.
+
+    Raises:
+        UserError: for faults of data and settings.
+    """
+    find_method(config.method)
     found = find_cases(data)
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
@@ -84,8 +113,7 @@ def prepare_run(
         views=views_of(config),
         overrides=config.plan.model_dump(exclude_none=True),
     )
-    require_shares(plan, config, count)
-    write_run(root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache)
+    return split, plan, skipped
 
 
 def views_of(config: Config) -> int:
