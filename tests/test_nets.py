@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mlbseg.errors import UserError
-from mlbseg.nets import NETWORKS, NORMS, make_network, required_multiple
+from mlbseg.nets import ANISOTROPIC, NETWORKS, NORMS, make_network, required_multiple, side_multiples
 
 # The least that each accepts, so that the suite is quick.
 TINY = {
@@ -238,6 +238,46 @@ def test_required_multiple(name: str, channels: Sequence[int], multiple: int) ->
     assert required_multiple(name, channels) == multiple
 
 
+@pytest.mark.parametrize("name", ANISOTROPIC)
+def test_strides_may_differ_between_axes(name: str) -> None:
+    strides = ((1, 2, 2), (2, 2, 1))
+    network = build(name, 3, channels=(4, 5, 6), strides=strides)
+    assert side_multiples(name, 3, (4, 5, 6), strides) == (2, 4, 2)
+    assert required_multiple(name, (4, 5, 6), strides) == 4
+    image = torch.randn(1, 3, 6, 8, 10, generator=torch.Generator().manual_seed(1))
+    logits = network(image)
+    assert logits.shape == (1, 5, 6, 8, 10)
+    logits.pow(3).mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    deepest = [m for m in network.modules() if isinstance(m, nn.Conv3d) and m.out_channels == 6]
+    seen: list[torch.Size] = []
+    deepest[-1].register_forward_hook(lambda _, __, out: seen.append(out.shape[2:]))
+    network(image)
+    assert seen == [(3, 2, 5)]
+
+
+@pytest.mark.parametrize("name", ANISOTROPIC)
+@every_ndim
+def test_strides_of_2_are_what_a_network_has_without_any(name: str, ndim: int) -> None:
+    image = scan(name, ndim)
+    strides = ((2,) * ndim,) * (len(TINY[name]) - 1)
+    assert torch.equal(build(name, ndim)(image), build(name, ndim, strides=strides)(image))
+    assert side_multiples(name, ndim, TINY[name], strides) == side_multiples(name, ndim, TINY[name])
+
+
+@pytest.mark.parametrize("name", ANISOTROPIC)
+def test_forward_mode_takes_strides_that_differ(name: str) -> None:
+    network = build(name, 3, channels=(4, 5, 6), strides=((1, 2, 2), (2, 2, 2))).double()
+    image = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parameters = dict(network.named_parameters())
+    direction = drawn_like(parameters, seed=2)
+    tangent = tangent_of(network, direction, image)
+    cotangent = torch.randn(tangent.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    gradients = torch.autograd.grad(network(image), list(parameters.values()), cotangent)
+    backward = sum((g * direction[k]).sum() for k, g in zip(parameters, gradients, strict=True))
+    assert abs((cotangent * tangent).sum() - backward) < 1e-10 * cotangent.norm() * tangent.norm()
+
+
 def test_the_papers_network_can_be_built() -> None:
     with torch.device("meta"):
         network = make_network(
@@ -269,6 +309,20 @@ REFUSED = [
     ("unet", {"patch_size": (16, 18, 16)}, "patch 16×18×16, .* multiples of 4, such as 16×20×16"),
     ("unet", {"patch_size": (0, 8, 8)}, "such as 4×8×8"),
     ("swin-unetr", {"channels": (12,), "patch_size": (48, 48, 48)}, "multiples of 32, such as 64×64×64"),
+    ("vnet", {"strides": ((1, 2, 2),) * 2}, "halves every axis alike, .* choose unet or dynunet"),
+    ("unet", {"strides": ((1, 2, 2),)}, r"strides \[\[1, 2, 2\]\], expected 2 times 3 numbers, each 1 or 2"),
+    ("unet", {"strides": ((2, 2), (2, 2))}, "expected 2 times 3 numbers"),
+    ("unet", {"strides": ((3, 2, 2), (2, 2, 2))}, "expected 2 times 3 numbers, each 1 or 2"),
+    (
+        "unet",
+        {"strides": ((1, 2, 2), (1, 2, 2)), "patch_size": (5, 6, 8)},
+        "multiples of 1×4×4, such as 5×8×8",
+    ),
+    (
+        "unet",
+        {"strides": ((1, 2, 2), (1, 2, 2)), "patch_size": (1, 4, 4)},
+        "one voxel at the lowest level, .* a side of 8 or more",
+    ),
     ("unet", {"patch_size": (4, 4, 4)}, "one voxel at the lowest level, .* a side of 8 or more"),
 ]
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from mlbseg.data.budget import step_bytes
 from mlbseg.data.plan import CaseFacts, Fingerprint, Intensity, Plan, fingerprint, make_plan
 from mlbseg.data.readers import write_image, write_label
+from mlbseg.data.structures import COARSER, Structure
 from mlbseg.errors import UserError
-from mlbseg.nets import make_network, required_multiple
+from mlbseg.nets import make_network, side_multiples
 from mlbseg.types import Case, Geometry, Role
 
 GIB = 2**30
@@ -32,6 +33,8 @@ def facts(
     minimum: float = 0,
     unlabelled: int = 20,
     channels: int = 1,
+    extent: tuple[float, ...] | None = None,
+    kept: tuple[float, ...] = (0.999, 0.998, 0.997, 0.996, 0.995),
 ) -> Fingerprint:
     one = CaseFacts(
         id="c",
@@ -45,9 +48,16 @@ def facts(
         content=(TISSUE,) * channels,
         foreground=(replace(TISSUE, mean=100, low=20),) * channels,
         label_voxels={0: 1000, 1: 50},
+        structures=() if extent is None else (structure(extent, min(spacing), kept),),
     )
-    plain = replace(one, role=Role.UNLABELLED, foreground=(), label_voxels={})
+    plain = replace(one, role=Role.UNLABELLED, foreground=(), label_voxels={}, structures=())
     return Fingerprint((one,) * count + (plain,) * unlabelled)
+
+
+def structure(extent: tuple[float, ...], finest: float, kept: tuple[float, ...]) -> Structure:
+    """A structure of this extent (mm) that keeps these Dices at the coarser spacings."""
+    coarser = [(finest * factor, dice) for factor, dice in zip(COARSER, kept, strict=True)]
+    return Structure(1, extent, 1, ((finest, 1.0), *coarser))
 
 
 def plan_for(data: Fingerprint, **arguments: Any) -> Plan:
@@ -97,6 +107,8 @@ def test_facts_are_what_was_drawn(tmp_path: Path) -> None:
     assert found.integers == (True,)
     content = found.content[0]
     assert content is not None
+    (shown,) = found.structures
+    assert (shown.value, shown.extent) == (4, (6.0, 4.0, 8.0))
     assert content.mean == pytest.approx(image[image > 0].mean())
     assert content.std == pytest.approx(image[image > 0].std())
     assert 100 <= content.low < content.median < content.high < 200
@@ -132,6 +144,21 @@ def test_noisy_labels_tell_the_values_only_where_no_label_is_clean(tmp_path: Pat
     image = np.random.default_rng(0).random((8, 8, 8))
     noisy = write_case(tmp_path, "n", image, (image > 0.7) * 3, role=Role.NOISY)
     assert fingerprint([noisy]).label_values() == (0, 3)
+
+
+def test_only_some_of_many_clean_labels_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbseg.data.fingerprint.MEASURED", 3)
+    image = np.random.default_rng(0).random((8, 8, 8))
+    case = write_case(tmp_path, "a", image, image > 0.5)
+    cases = [replace(case, id=str(i), role=Role.UNLABELLED if i == 4 else Role.CLEAN) for i in range(8)]
+    found = fingerprint(cases)
+    assert [c.id for c in found.cases if c.structures] == ["0", "2", "5"]
+    extent = found.extent()
+    assert extent is not None
+    assert extent.tolist() == [8, 8, 8]
+    assert found.kept(1.0) == 1 > found.kept(3.0)
+    assert Fingerprint(found.cases[4:5]).extent() is None
+    assert Fingerprint(found.cases[4:5]).kept(1.0) == 0
 
 
 def test_mixed_scans_are_refused(tmp_path: Path) -> None:
@@ -182,7 +209,7 @@ def test_thick_slices_get_a_2d_network_that_keeps_them() -> None:
     plan = plan_for(facts(size=(24, 320, 320), spacing=(3.6, 0.6, 0.6)))
     assert (plan.ndim, plan.scan_ndim) == (2, 3)
     assert plan.spacing == (0.0, 0.6, 0.6)
-    assert plan.patch_size == (256, 256)
+    assert plan.patch_size == (224, 256)
     assert plan.orientation == "LPS"
 
 
@@ -201,7 +228,7 @@ def test_slices_across_another_axis_come_first(
     assert plan.ndim == 2
     assert plan.orientation == orientation
     assert plan.spacing[0] == 0.0
-    assert plan.patch_size == (256, 256)
+    assert plan.patch_size == (224, 256)
 
 
 def test_a_coarse_axis_takes_the_tenth_percentile() -> None:
@@ -215,7 +242,7 @@ def test_2d_scans() -> None:
     plan = plan_for(facts(size=(144, 200), spacing=(1.0, 1.0)))
     assert (plan.ndim, plan.scan_ndim, plan.spacing) == (2, 2, (1.0, 1.0))
     assert plan.flip_axes == (0, 1)
-    assert plan.patch_size == (144, 200)
+    assert plan.patch_size == (160, 224)  # multiples of 32, which five halvings need
 
 
 def test_small_scans_are_trained_on_whole() -> None:
@@ -303,7 +330,7 @@ def test_steps_grow_with_the_cases_within_bounds() -> None:
 def test_a_gpu_gets_larger_patches_and_more_features() -> None:
     cpu, gpu = plan_for(facts()), plan_for(facts(), device="cuda", memory_bytes=80 * GIB)
     assert math.prod(gpu.patch_size) > 4 * math.prod(cpu.patch_size)
-    assert gpu.network_channels == (32, 64, 128, 256, 512)
+    assert gpu.network_channels == (32, 64, 128, 256, 512, 512)
 
 
 def test_little_memory_shrinks_patch_then_batch() -> None:
@@ -356,20 +383,175 @@ def test_the_memory_estimate_follows_what_autograd_saves(network: str, ndim: int
     spacing=st.tuples(*[st.floats(0.2, 6)] * 3),
     memory=st.integers(2**24, 2**38),
     device=st.sampled_from(["cpu", "cuda"]),
+    part=st.none() | st.floats(0.01, 1),
+    loss=st.floats(0, 0.5),
     network=st.sampled_from(["unet", "unet++", "vnet", "dynunet", "swin-unetr"]),
 )
 @settings(deadline=None, max_examples=150)
 def test_any_data_get_a_plan_that_its_network_takes(
-    size: tuple[int, ...], spacing: tuple[float, ...], memory: int, device: str, network: str
+    size: tuple[int, ...],
+    spacing: tuple[float, ...],
+    memory: int,
+    device: str,
+    part: float | None,
+    loss: float,
+    network: str,
 ) -> None:
-    plan = plan_for(
-        facts(size=size, spacing=spacing), memory_bytes=memory, device=device, overrides={"network": network}
-    )
-    multiple = required_multiple(plan.network, plan.network_channels)
-    assert len(plan.patch_size) == plan.ndim
-    assert all(side % multiple == 0 for side in plan.patch_size)
-    assert max(plan.patch_size) >= 2 * multiple
+    extent = None if part is None else tuple(part * n * mm for n, mm in zip(size, spacing, strict=True))
+    data = facts(size=size, spacing=spacing, extent=extent, kept=tuple(1 - loss * k / 5 for k in range(1, 6)))
+    plan = plan_for(data, memory_bytes=memory, device=device, overrides={"network": network})
+    multiples = side_multiples(plan.network, plan.ndim, plan.network_channels, plan.network_strides)
+    deepest = [side / step for side, step in zip(plan.patch_size, multiples, strict=True)]
+    assert all(side.is_integer() for side in deepest)
+    assert max(deepest) >= 2
     assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+
+
+# --- field of view, depth and batch ------------------------------------------------------------------------
+
+
+def test_a_structure_that_fills_a_large_image_is_seen_whole() -> None:
+    plan = plan_for(facts(size=(540, 800), spacing=(1.0, 1.0), extent=(300, 320)))
+    assert plan.spacing == pytest.approx((3.14, 3.14), abs=0.05)
+    assert plan.patch_size == (192, 256)
+    assert plan.network_channels == (16, 32, 64, 128, 256, 256)
+    assert plan.batch_size == plan.unlabelled_batch_size == 4
+    reason = plan.reasons["spacing"]
+    assert "a patch holds a whole scan (the largest structure has 300×320 mm)" in reason
+    assert "keep a Dice of 0.997" in reason
+
+
+def test_small_structures_in_a_large_image_keep_their_detail() -> None:
+    plan = plan_for(facts(size=(1024, 1360), spacing=(1.0, 1.0), extent=(40, 40), kept=(0.9,) * 5))
+    assert plan.spacing == (1.0, 1.0)
+    assert math.prod(plan.patch_size) <= 224 * 256
+    assert "a patch holds the largest structure (40×40 mm) and its surroundings" in plan.reasons["spacing"]
+
+
+def test_thin_structures_across_a_large_image_keep_their_detail() -> None:
+    plan = plan_for(facts(size=(540, 800), spacing=(1.0, 1.0), extent=(500, 700), kept=(0.8, 0.6, 0, 0, 0)))
+    assert plan.spacing == (1.0, 1.0)
+    assert "would keep the clean labels at a Dice below 0.97" in plan.reasons["spacing"]
+
+
+def test_where_a_whole_scan_is_too_coarse_the_structure_decides() -> None:
+    kept = (0.99, 0.985, 0.972, 0.8, 0.7)
+    plan = plan_for(facts(size=(1000, 1000), spacing=(1.0, 1.0), extent=(300, 300), kept=kept))
+    assert 1.5 < plan.spacing[0] < 2.2
+    assert "the largest structure and its surroundings" in plan.reasons["spacing"]
+
+
+def test_detail_bounds_how_coarse_a_scan_becomes() -> None:
+    kept = (0.98, 0.97, 0.95, 0.9, 0.8)
+    plan = plan_for(facts(extent=(50.0, 80.0, 110.0), kept=kept))
+    assert plan.spacing == pytest.approx((1.25,) * 3, abs=0.02)  # twice 0.625, where 0.97 is kept
+    assert "a patch holds more of the largest structure" in plan.reasons["spacing"]
+
+
+def test_a_whole_scan_is_no_reason_for_far_coarser_voxels() -> None:
+    plan = plan_for(facts(size=(2000, 2000), spacing=(1.0, 1.0), extent=(300, 300)))
+    assert 1.5 < plan.spacing[0] < 2.2
+    assert plan.patch_size == (224, 256)
+
+
+def test_labels_that_lose_too_much_at_any_spacing_keep_the_scans_own() -> None:
+    usual = facts(size=(540, 800), spacing=(1.0, 1.0), extent=(500, 700))
+    fine = facts(size=(2160, 3200), spacing=(0.25, 0.25), extent=(500, 700), kept=(0.8, 0.7, 0.6, 0.5, 0.4))
+    unlabelled = tuple(case for case in usual.cases if not case.structures)
+    assert plan_for(Fingerprint(fine.cases[:4] + unlabelled)).spacing == (1.0, 1.0)
+
+
+def test_the_structure_that_loses_most_decides() -> None:
+    data = facts(size=(540, 800), spacing=(1.0, 1.0), extent=(300, 320))
+    thin = replace(structure((300, 10), 1.0, (0.7, 0.5, 0.3, 0.2, 0.1)), value=2)
+    both = tuple(replace(c, structures=(*c.structures, thin) if c.structures else ()) for c in data.cases)
+    assert plan_for(Fingerprint(both)).spacing == (1.0, 1.0)
+
+
+def test_one_odd_label_does_not_decide_how_large_structures_are() -> None:
+    usual = facts(4, size=(540, 800), spacing=(1.0, 1.0), extent=(50, 50), unlabelled=0)
+    odd = facts(1, size=(540, 800), spacing=(1.0, 1.0), extent=(540, 800), unlabelled=0)
+    assert plan_for(Fingerprint(usual.cases + odd.cases)).spacing == (1.0, 1.0)
+
+
+def test_only_axes_that_are_finer_become_coarser() -> None:
+    plan = plan_for(facts(size=(30, 150, 150), spacing=(2.0, 0.8, 0.8), extent=(50.0, 100.0, 100.0)))
+    assert plan.spacing[0] == 2.0
+    assert 0.8 < plan.spacing[1] == plan.spacing[2] <= 2.0
+    slices = plan_for(facts(size=(12, 512, 512), spacing=(8.0, 0.5, 0.5), extent=(60.0, 200.0, 200.0)))
+    assert slices.spacing[0] == 0.0
+    assert slices.spacing[1] > 0.5
+
+
+def test_the_longest_side_is_cut_where_it_is_longer_than_the_structure() -> None:
+    spine = plan_for(facts(size=(100, 300, 100), spacing=(1.0,) * 3, extent=(20.0, 130.0, 20.0)))
+    assert spine.spacing == (1.0,) * 3
+    assert all(side > 1.4 * mm for side, mm in zip(spine.patch_size, (20, 130, 20), strict=True))
+
+
+@given(size=st.tuples(*[st.integers(8, 400)] * 3), spacing=st.tuples(*[st.floats(0.5, 1.5)] * 3))
+@settings(deadline=None, max_examples=100)
+def test_halving_goes_on_until_four_to_eight_voxels_are_left(
+    size: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    plan = plan_for(facts(size=size, spacing=spacing), overrides={"ndim": 3})
+    multiples = side_multiples(plan.network, 3, plan.network_channels, plan.network_strides)
+    deepest = [side / step for side, step in zip(plan.patch_size, multiples, strict=True)]
+    if max(plan.patch_size) >= 16:
+        assert all(3 <= side <= 8 for side in deepest), (plan.patch_size, plan.network_strides)
+
+
+def test_coarse_axes_are_halved_later() -> None:
+    plan = plan_for(facts(size=(24, 320, 320), spacing=(3.6, 0.6, 0.6)), overrides={"ndim": 3})
+    first, second, third, *_ = plan.network_strides
+    assert first == second == (1, 2, 2)
+    assert third == (2, 2, 2)
+    assert len(plan.network_channels) == len(plan.network_strides) + 1
+    assert max(plan.network_channels) == 256
+    assert plan.patch_size[0] == 24  # of which 4 to 8 are left, so it is not padded
+
+
+def test_a_patch_of_the_users_is_halved_no_more_often_than_it_can_be() -> None:
+    plan = plan_for(facts(), overrides={"patch_size": [72, 64, 56]})
+    assert plan.patch_size == (72, 64, 56)
+    multiples = side_multiples(plan.network, 3, plan.network_channels, plan.network_strides)
+    assert multiples == (8, 16, 8)
+
+
+def test_levels_of_the_users_halve_every_axis() -> None:
+    plan = plan_for(facts(), overrides={"network_channels": [8, 16, 32]})
+    assert plan.network_strides == ()
+    assert all(side % 4 == 0 for side in plan.patch_size)
+
+
+def test_strides_of_the_users_decide_the_levels() -> None:
+    plan = plan_for(facts(), overrides={"network_strides": [[1, 2, 2], [2, 2, 2]]})
+    assert plan.network_strides == ((1, 2, 2), (2, 2, 2))
+    assert plan.network_channels == (16, 32, 64)
+    with pytest.raises(UserError, match=r"network vnet: halves every axis alike"):
+        plan_for(facts(), overrides={"network": "vnet", "network_strides": [[1, 2, 2]] * 4})
+    with pytest.raises(UserError, match=r"network unet: .* expected 1 times 3 numbers, each 1 or 2"):
+        plan_for(facts(), overrides={"network_channels": [8, 16], "network_strides": [[2, 2]]})
+
+
+def test_a_step_holds_many_small_images_and_few_large_ones() -> None:
+    sides = (64, 128, 190, 300)
+    counts = [plan_for(facts(size=(n, n), spacing=(1.0, 1.0))).batch_size for n in sides]
+    assert counts == [8, 8, 6, 4]
+    assert plan_for(facts(size=(320, 320), spacing=(1.0, 1.0)), device="cuda").batch_size > 8
+
+
+def test_a_step_of_a_small_memory_holds_fewer_images() -> None:
+    data = facts(size=(192, 256), spacing=(1.0, 1.0))
+    roomy, tight = (plan_for(data, memory_bytes=memory) for memory in (24 * GIB, 2 * GIB))
+    assert tight.patch_size == roomy.patch_size
+    assert 2 <= tight.batch_size < roomy.batch_size
+    assert tight.reasons["batch_size"].endswith("as memory allows.")
+
+
+def test_the_plan_states_how_long_training_takes_on_a_cpu() -> None:
+    assert "minutes of a core for supervised training" in plan_for(facts()).reasons["steps"]
+    assert "minutes" not in plan_for(facts(), device="cuda").reasons["steps"]
 
 
 # --- overrides --------------------------------------------------------------------------------------------
@@ -388,7 +570,7 @@ def test_an_override_counts_for_what_depends_on_it() -> None:
     [
         ({"patch_size": 32}, "patch_size", (32, 32, 32)),
         ({"patch_size": [32, 48, 64]}, "patch_size", (32, 48, 64)),
-        ({"ndim": 2}, "patch_size", (224, 280)),
+        ({"ndim": 2}, "patch_size", (224, 256)),
         ({"flip_axes": 2}, "flip_axes", (2,)),
         ({"flip_axes": [0, 2]}, "flip_axes", (0, 2)),
         ({"normalisation": "ct"}, "normalisation", ("ct",)),
@@ -456,6 +638,14 @@ def test_a_plan_survives_the_disk(tmp_path: Path) -> None:
     assert Plan.read(tmp_path / "plan.json") == plan
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     assert "Vorhof – links" in (tmp_path / "plan.json").read_text("utf-8")
+
+
+def test_a_plan_of_an_older_version_halves_every_axis(tmp_path: Path) -> None:
+    record = plan_for(facts(), overrides={"network_channels": [16, 32, 64, 128]}).as_dict()
+    del record["network_strides"], record["reasons"]["network_strides"]
+    (tmp_path / "plan.json").write_text(json.dumps(record))
+    plan = Plan.read(tmp_path / "plan.json")
+    assert side_multiples(plan.network, 3, plan.network_channels, plan.network_strides) == (8, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mlbseg.types import Role
 PATCH_VOXELS = {("cpu", 2): 224 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 512, ("gpu", 3): 128**3}
 """The most that a patch holds."""
 STEP_VOXELS = {
-    ("cpu", 2): 8 * 192 * 256,
+    ("cpu", 2): 4 * 224 * 256,
     ("cpu", 3): 64 * 64 * 48,
     ("gpu", 2): 12 * 512 * 512,
     ("gpu", 3): 128**3,
@@ -32,6 +32,10 @@ SURROUNDINGS = 1.5
 """A patch is to hold this many times the extent of the largest structure, along each axis."""
 KEPT = 0.97
 """The Dice that the clean labels must keep at a coarser spacing."""
+WIDER = 2.0
+"""A patch is to hold a whole scan unless that takes voxels this many times as coarse as the structure takes."""
+NOTABLE = 1.1
+"""Voxels that are not this many times coarser are not worth resampling."""
 DEEPEST = 4
 """Voxels that an axis keeps at the deepest level; halving goes on until it has fewer than twice as many."""
 BASE_FEATURES = {"cpu": 16, "gpu": 32}
@@ -126,24 +130,28 @@ def decide_spacing(
     size = f"{shown([round(float(mm), 1) for mm in extent[list(axes)][-ndim:]])} mm"
     if math.prod(_padded(view.wanted)) <= cap:
         return finest, f"{reason}; a patch holds the largest structure ({size}) and its surroundings."
-    what, target = "a whole scan", _coarse_enough(view.size, view.spacing, cap)
-    if facts.kept(target) < KEPT:
-        what, target = (
-            "the largest structure and its surroundings",
-            _coarse_enough(view.wanted, view.spacing, cap),
-        )
-    if facts.kept(target) < KEPT:
-        what, target = "more of the largest structure", _coarsest_kept(facts, min(view.spacing), target)
-    if target <= min(view.spacing):
-        return (
-            finest,
-            f"{reason}; coarser voxels would lose more than {1 - KEPT:.0%} of the clean labels' Dice.",
-        )
+    what, target = _coarser(facts, view, cap)
+    if target <= NOTABLE * min(view.spacing):
+        return finest, f"{reason}; much coarser voxels would keep the clean labels at a Dice below {KEPT:g}."
     coarser = tuple(round(max(mm, target), 6) if mm else 0.0 for mm in finest)
     return coarser, (
         f"{reason} is {shown(finest)}; made coarser so that a patch holds {what} (the largest structure has {size}). "
         f"The clean labels keep a Dice of {facts.kept(target):.3f} at this spacing."
     )
+
+
+def _coarser(facts: Fingerprint, view: View, cap: int) -> tuple[str, float]:
+    """Return what a patch of `cap` voxels can hold, and the spacing (mm) of the finest axes that this takes."""
+    part = _coarse_enough(view.wanted, view.spacing, cap)
+    whole = _coarse_enough(view.size, view.spacing, cap)
+    if whole <= WIDER * part and facts.kept(whole) >= KEPT:
+        return "a whole scan", whole
+    if facts.kept(part) >= KEPT:
+        return "the largest structure and its surroundings", part
+    steps = (float(mm) for mm in np.linspace(part, min(view.spacing), 50))
+    # Scans that are finer than the median may lose too much at any spacing.
+    kept = next((mm for mm in steps if facts.kept(mm) >= KEPT), min(view.spacing))
+    return "more of the largest structure", kept
 
 
 def _coarse_enough(sides: Sequence[float], spacing: Sequence[float], cap: int) -> float:
@@ -154,13 +162,6 @@ def _coarse_enough(sides: Sequence[float], spacing: Sequence[float], cap: int) -
         if math.prod(_padded(coarser)) <= cap:
             return target
         target *= 1.01
-
-
-def _coarsest_kept(facts: Fingerprint, own: float, coarse: float) -> float:
-    """Return the coarsest spacing up to `coarse` mm at which the labels keep enough; `own` if none is worth it."""
-    steps = np.linspace(coarse, own, 50)
-    kept = next((float(s) for s in steps if facts.kept(float(s)) >= KEPT), own)
-    return kept if kept > 1.1 * own else own
 
 
 def _halvings(side: float) -> int:
