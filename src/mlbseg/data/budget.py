@@ -36,8 +36,8 @@ WIDER = 2.0
 """A patch is to hold a whole scan unless that takes voxels this many times as coarse as the structure takes."""
 NOTABLE = 1.1
 """Voxels that are not this many times coarser are not worth resampling."""
-DEEPEST = 4
-"""Voxels that an axis keeps at the deepest level; halving goes on until it has fewer than twice as many."""
+DEEPEST = 8
+"""Voxels that an axis keeps at the deepest level, or up to half as many."""
 BASE_FEATURES = {"cpu": 16, "gpu": 32}
 MOST_FEATURES = {"cpu": 256, "gpu": 512}
 BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
@@ -165,7 +165,8 @@ def _coarse_enough(sides: Sequence[float], spacing: Sequence[float], cap: int) -
 
 
 def _halvings(side: float) -> int:
-    return max(0, math.floor(math.log2(max(side, 1) / DEEPEST)))
+    """Return how often a side is halved until `DEEPEST` voxels are left, or fewer."""
+    return max(0, math.ceil(math.log2(max(side, 1) / DEEPEST)))
 
 
 def _padded(sides: Sequence[float]) -> list[int]:
@@ -199,12 +200,13 @@ def decide_strides(
         return (), "Every axis is halved between any two levels."
     field = list(patch or view.size)
     while patch is None and math.prod(field) > PATCH_VOXELS[kind, len(field)]:
-        field[_longest(field, view.wanted, range(len(field)))] -= 1
+        longest = _longest(field, view.wanted, range(len(field)))
+        field[longest] = (field[longest] - 1) // 8 * 8
     left = [_halvings(side) for side in field]
     if patch is not None:
         left = [min(n, max(_twos(side), 3)) for n, side in zip(left, field, strict=True)]
     if max(left) < 2:  # three levels, the least that all networks take
-        left = [2 if side > DEEPEST or max(field) <= DEEPEST else 0 for side in field]
+        left = [2 if side > 4 or max(field) <= 4 else 0 for side in field]
     at, strides = list(view.spacing), []
     while any(left):
         finest = min(mm for mm, n in zip(at, left, strict=True) if n)
@@ -214,7 +216,7 @@ def decide_strides(
         left = [n - (step == 2) for n, step in zip(left, stride, strict=True)]
     deepest = [side / math.prod(axis) for side, axis in zip(field, zip(*strides, strict=True), strict=True)]
     return tuple(strides), (
-        f"Each axis is halved until {DEEPEST} to {2 * DEEPEST} voxels are left "
+        f"Each axis is halved until {DEEPEST // 2} to {DEEPEST} voxels are left "
         f"({shown([math.ceil(side) for side in deepest])} at the deepest level), coarse axes later than fine ones."
     )
 
