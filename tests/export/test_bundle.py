@@ -44,7 +44,8 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_blocks(root / "scans", values=(0, 2, 5))
     mlbseg.train(
         str(root / "scans"), str(root / "run"), method="mean-teacher", device="cpu",
-        overrides=[*TINY, "steps=80", "checkpoint_every=80", "plan.ndim=2", "plan.crop=true", "plan.spacing=1.3"],
+        overrides=[*TINY, "steps=80", "checkpoint_every=80", "plan.ndim=2", "network_strides=[[1, 2], [2, 2]]",
+                   "plan.crop=true", "plan.spacing=1.3"],
     )  # fmt: skip
     return root / "run"
 

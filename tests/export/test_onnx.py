@@ -28,7 +28,7 @@ def flat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_blocks(root / "scans")
     mlbseg.train(
         str(root / "scans"), str(root / "run"), method="supervised", device="cpu",
-        overrides=[*TINY, "steps=40", "checkpoint_every=40", "plan.ndim=2"],
+        overrides=[*TINY, "steps=40", "checkpoint_every=40", "plan.ndim=2", "network_strides=[[1, 2], [2, 2]]"],
     )  # fmt: skip
     return root / "run"
 

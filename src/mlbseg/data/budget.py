@@ -30,7 +30,7 @@ STEP_VOXELS = {
 MOST_PATCHES = {("cpu", 2): 8, ("cpu", 3): 4, ("gpu", 2): 32, ("gpu", 3): 4}
 SURROUNDINGS = 1.5
 """A patch is to hold this many times the extent of the largest structure, along each axis."""
-KEPT = 0.97
+KEPT = 0.975
 """The Dice that the clean labels must keep at a coarser spacing."""
 WIDER = 2.0
 """A patch is to hold a whole scan unless that takes voxels this many times as coarse as the structure takes."""
