@@ -38,6 +38,10 @@ NOTABLE = 1.1
 """Voxels that are not this many times coarser are not worth resampling."""
 DEEPEST = 8
 """Voxels that an axis keeps at the deepest level, or up to half as many."""
+SHALLOW = {"cpu": 3, "gpu": 4}
+"""Halvings of an axis, unless the structure fills the patch."""
+FILLED = 0.4
+"""Share of the patch that the largest structure and its surroundings take where they fill it."""
 BASE_FEATURES = {"cpu": 16, "gpu": 32}
 MOST_FEATURES = {"cpu": 256, "gpu": 512}
 BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
@@ -202,7 +206,9 @@ def decide_strides(
     while patch is None and math.prod(field) > PATCH_VOXELS[kind, len(field)]:
         longest = _longest(field, view.wanted, range(len(field)))
         field[longest] = (field[longest] - 1) // 8 * 8
-    left = [_halvings(side) for side in field]
+    filled = math.prod(view.wanted) >= FILLED * math.prod(field)
+    most = math.inf if filled else SHALLOW[kind]
+    left = [min(most, _halvings(side)) for side in field]
     if patch is not None:
         left = [min(n, max(_twos(side), 3)) for n, side in zip(left, field, strict=True)]
     if max(left) < 2:  # three levels, the least that all networks take
@@ -215,9 +221,12 @@ def decide_strides(
         at = [mm * step for mm, step in zip(at, stride, strict=True)]
         left = [n - (step == 2) for n, step in zip(left, stride, strict=True)]
     deepest = [side / math.prod(axis) for side, axis in zip(field, zip(*strides, strict=True), strict=True)]
+    until = f"until {DEEPEST // 2} to {DEEPEST} voxels are left"
+    if not filled:
+        until = f"at most {most} times, as no known structure fills the patch, or {until}"
     return tuple(strides), (
-        f"Each axis is halved until {DEEPEST // 2} to {DEEPEST} voxels are left "
-        f"({shown([math.ceil(side) for side in deepest])} at the deepest level), coarse axes later than fine ones."
+        f"Each axis is halved {until} ({shown([math.ceil(side) for side in deepest])} at the deepest level), "
+        "coarse axes later than fine ones."
     )
 
 
