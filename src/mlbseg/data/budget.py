@@ -178,9 +178,9 @@ def _padded(sides: Sequence[float]) -> list[int]:
     return [math.ceil(side / 2 ** (n := _halvings(side))) * 2**n for side in sides]
 
 
-def _longest(sides: Sequence[int], wanted: Sequence[float], axes: Iterable[int]) -> int:
-    """Return the axis to shorten: the longest, one that is longer than wanted before the others."""
-    return max(axes, key=lambda axis: (sides[axis] > wanted[axis], sides[axis]))
+def _longest(sides: Sequence[int], wanted: Sequence[float], steps: Sequence[int], axes: Iterable[int]) -> int:
+    """Return the axis to shorten by its step: the longest, one that then still has what is wanted before the others."""
+    return max(axes, key=lambda axis: (sides[axis] - steps[axis] >= wanted[axis], sides[axis]))
 
 
 def decide_network() -> Reasoned[str]:
@@ -204,7 +204,7 @@ def decide_strides(
         return (), "Every axis is halved between any two levels."
     field = list(patch or view.size)
     while patch is None and math.prod(field) > PATCH_VOXELS[kind, len(field)]:
-        longest = _longest(field, view.wanted, range(len(field)))
+        longest = _longest(field, view.wanted, (8,) * len(field), range(len(field)))
         field[longest] = (field[longest] - 1) // 8 * 8
     filled = math.prod(view.wanted) >= FILLED * math.prod(field)
     most = math.inf if filled else SHALLOW[kind]
@@ -296,7 +296,7 @@ def decide_patch_size(
             limit = f", its longest side shortened for a step within {budget / 2**30:.1f} GiB"
         else:
             break
-        longest = _longest(patch, view.wanted, spare)
+        longest = _longest(patch, view.wanted, multiples, spare)
         patch[longest] -= multiples[longest]
     return tuple(
         patch
