@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from mlbseg.data.records import read_record
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest
 from mlbseg.files import write_atomic
+from mlbseg.memory import free_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.weighing import Weighing
 from mlbseg.nets import make_network
@@ -304,13 +304,7 @@ def available_memory(device: torch.device, *, system: Path = Path("/")) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    free = int(pages * size) // 2  # where no one says how much is free, half of the installed has to do
-    with contextlib.suppress(OSError):  # only Linux has it
-        for line in (system / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    return max(0, min([free, *_control_groups(system)]))
+    return free_memory(system)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -323,29 +317,3 @@ def peak_memory(device: torch.device) -> int:
     import resource  # only Unix has it
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _control_groups(system: Path) -> Iterator[int]:
-    """Yield what each control group around this process (of version 1 or 2) has left, bytes."""
-    try:
-        membership = (system / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # only Linux has them
-        return
-    for line in membership:
-        _, controllers, own = line.split(":", 2)
-        if not controllers:
-            root, limit, used, cached = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit, used = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
-        else:
-            continue
-        top = system / root
-        group = top / own.lstrip("/")
-        # In a container the path may be the host's: then only the top is there, and it is the container's own.
-        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
-            with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
-                most = int((folder / limit).read_text())
-                words = (folder / "memory.stat").read_text().split()
-                # Files that were read count as used until another needs the memory.
-                yield most - int((folder / used).read_text()) + int(words[words.index(cached) + 1])

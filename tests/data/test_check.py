@@ -145,8 +145,8 @@ EXPECTED = {
     "dicom_two_series": "^images/bad_case: 2 series: .*(3 files).*(3 files)",
     "dicom_two_orientations": "^images/bad_case/001.dcm: another orientation",
     "dicom_two_pixel_sizes": "^images/bad_case/001.dcm: slice of 14×12 pixels of 0.8×0.8 mm",
-    "dicom_truncated_slice": "^images/bad_case/003.dcm: not a readable DICOM file",
-    "dicom_slice_cut_in_half": "^images/bad_case/003.dcm: not a readable DICOM file",
+    "dicom_truncated_slice": "^images/bad_case/003.dcm: cannot be read",
+    "dicom_slice_cut_in_half": "^images/bad_case/003.dcm: cannot be read",
     "folder_without_slices": "^images/empty: a folder without DICOM files",
 }
 

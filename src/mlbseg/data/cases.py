@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlbseg.data import dicom, layouts
+from mlbseg.data import layouts
 from mlbseg.data.datalist import read_datalist
+from mlbseg.data.formats import dicom
 from mlbseg.data.layouts import Found
 from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
 from mlbseg.errors import Fault, FaultsError, UserError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlbseg.data import dicom, hdf5
+from mlbseg.data.formats import dicom, hdf5
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
 from mlbseg.errors import Fault, UserError
 from mlbseg.types import Case, Role

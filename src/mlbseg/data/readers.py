@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.data import dicom, hdf5
-from mlbseg.data.geometry import DIRECTION_TOLERANCE, geometry_difference, listed, shown
-from mlbseg.data.headers import fail, verify
+from mlbseg.data.formats.dicom import open_dicom
+from mlbseg.data.formats.hdf5 import open_hdf5
+from mlbseg.data.formats.itk import itk_errors
+from mlbseg.data.formats.metaimage import open_metaimage
+from mlbseg.data.formats.nifti import open_nifti
+from mlbseg.data.formats.nrrd import open_nrrd
+from mlbseg.data.formats.opened import Opened, fail
+from mlbseg.data.formats.pictures import open_jpeg, open_png, open_tiff
+from mlbseg.data.geometry import geometry_difference
 from mlbseg.errors import ReadError, UserError
 from mlbseg.types import Geometry, Scan
-
-# ITK's warnings would run through the progress bar; what matters in them is checked here and said once.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 SUFFIXES: dict[str, str] = {
     ".nii.gz": "NIfTI",
@@ -42,9 +42,15 @@ SUFFIXES: dict[str, str] = {
 """File name endings that are read, and what they stand for. A DICOM series is a folder and has none."""
 
 _PICTURES = ("PNG", "TIFF", "JPEG")
-MOST_PIXELS = 1 << 28
-"""Pixels of a picture; a damaged header may announce more than any memory holds, and the decoder would believe it."""
-
+_OPENERS = {
+    "NIfTI": open_nifti,
+    "NRRD": open_nrrd,
+    "MetaImage": open_metaimage,
+    "HDF5": open_hdf5,
+    "PNG": open_png,
+    "TIFF": open_tiff,
+    "JPEG": open_jpeg,
+}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 
@@ -106,19 +112,11 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
     Raises:
         ReadError: If the file is not readable, has several components or holds values that are not integers.
     """
-    if path.is_dir():
-        fail(path, "a folder", "a label file", "save the label as .nii.gz", "label")
-    if is_hdf5(path):
-        with hdf5.open_dataset(path, "label") as dataset:
-            geometry, array = hdf5.geometry(path, dataset), np.ascontiguousarray(dataset[()].T)
-    else:
-        reader, geometry, components = _header(path)
-        if components != 1:
-            remedy = "save it with one grey value per class"
-            fail(path, f"{components} components per pixel", "one label value per pixel", remedy, "label")
-        with _itk_errors(path):
-            array = sitk.GetArrayFromImage(reader.Execute())
-    return _as_label(path, array), geometry
+    opened = _open(path, label=True)
+    if opened.components != 1:
+        remedy = "save it with one grey value per class"
+        fail(path, f"{opened.components} components per pixel", "one label value per pixel", remedy, "label")
+    return _as_label(path, opened.read()[0]), opened.geometry
 
 
 def write_label(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -146,103 +144,23 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
 
 
 def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
+    opened = _open(path)
+    return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry
+
+
+def _open(path: Path, *, label: bool = False) -> Opened:
+    """Open a file by what its name says it is; a folder is a DICOM series."""
     if path.is_dir():
-        files, geometry, components = dicom.series(path)
-        with _itk_errors(path):
-            # Each slice's rescale slope and intercept are applied by GDCM while reading.
-            image = sitk.ReadImage([str(f) for f in files], _pixel_type(components), imageIO="GDCMImageIO")
-            return _channels(image), geometry
-    if is_hdf5(path):
-        with hdf5.open_dataset(path, "image") as dataset:
-            geometry = hdf5.geometry(path, dataset)
-            return np.ascontiguousarray(dataset[()].T, dtype=np.float32)[None], geometry
-    reader, geometry, components = _header(path)
-    reader.SetOutputPixelType(_pixel_type(components))
-    with _itk_errors(path):
-        return _channels(reader.Execute()), geometry
-
-
-def _pixel_type(components: int) -> int:
-    return int(sitk.sitkFloat32 if components == 1 else sitk.sitkVectorFloat32)
-
-
-def _channels(image: sitk.Image) -> npt.NDArray[np.float32]:
-    array = sitk.GetArrayViewFromImage(image)
-    vector = image.GetNumberOfComponentsPerPixel() > 1
-    return np.array(np.moveaxis(array, -1, 0) if vector else array[None], dtype=np.float32, order="C")
-
-
-def _header(path: Path) -> tuple[sitk.ImageFileReader, Geometry, int]:
-    """Open a file that ITK reads; the reader is set to drop trailing axes of length 1."""
+        return open_dicom(path, label=label)
     kind = SUFFIXES.get(suffix(path), "")
     if not kind:
         fail(path, "not the name of a scan", f"one of {' '.join(SUFFIXES)}, or a DICOM folder")
     try:
         if path.stat().st_size == 0:
             fail(path, "an empty file", f"a {kind} file", "copy it again")
-        verify(path)
+        return _OPENERS[kind](path, label=label)
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror or error})")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _itk_errors(path):
-        reader.ReadImageInformation()
-    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-        fail(path, "complex values", "real values", "save the magnitude", "complex")
-    geometry = _itk_geometry(path, reader, picture=kind in _PICTURES)
-    reader.SetExtractSize([*geometry.size, *[0] * (reader.GetDimension() - geometry.ndim)])
-    return reader, geometry, reader.GetNumberOfComponents()
-
-
-def _itk_geometry(path: Path, reader: sitk.ImageFileReader, *, picture: bool) -> Geometry:
-    size, total = reader.GetSize(), reader.GetDimension()
-    if total < 2:
-        fail(path, f"{total} axis", "2 or 3 axes")
-    ndim = total
-    while ndim > 3 and size[ndim - 1] == 1:
-        ndim -= 1
-    if ndim > 3:
-        fail(
-            path, f"{ndim}D image of {shown(size)}", "2D or 3D", "split it into channels or time points", "4d"
-        )
-    if picture:
-        if ndim == 3:
-            fail(path, f"{size[2]} pages", "one page", "save a stack as NIfTI with its spacing", "pages")
-        if math.prod(size) > MOST_PIXELS:
-            fail(
-                path,
-                f"a picture of {shown(size)} pixels",
-                f"at most {MOST_PIXELS}",
-                "cut it into tiles",
-                "size",
-            )
-        # Dots per inch in a picture say nothing about mm in the patient, and differ between image and mask.
-        return Geometry.identity(size)
-    spacing, direction = (
-        reader.GetSpacing()[:ndim],
-        np.reshape(reader.GetDirection(), (total, total))[:ndim, :ndim],
-    )
-    if not (np.isfinite(spacing).all() and min(spacing) > 0):
-        fail(path, f"spacing {shown(spacing)} mm", "finite spacing above 0", "correct the header", "spacing")
-    if not np.allclose(direction @ direction.T, np.eye(ndim), atol=DIRECTION_TOLERANCE):
-        found = f"direction {listed(direction.ravel().tolist())}"
-        fail(path, found, "axes at right angles", "resample it onto a straight grid", "direction")
-    if not np.isfinite(reader.GetOrigin()).all():
-        fail(path, "origin is not a number", "finite numbers", "correct the header", "geometry")
-    return Geometry(size[:ndim], spacing, reader.GetOrigin()[:ndim], tuple(direction.ravel().tolist()))
-
-
-@contextmanager
-def _itk_errors(path: Path) -> Iterator[None]:
-    """Turn ITK's exception, which quotes C++ sources, into one short line."""
-    try:
-        yield
-    except RuntimeError as error:
-        lines = [re.sub(r".*(ERROR|\(0x[0-9a-f]+\)): ", "", line).strip() for line in str(error).splitlines()]
-        lines = [s for s in lines if s and not s.startswith(("Exception thrown", "Reason:", "[nrrd] nrrd"))]
-        reason = (lines[-1] if lines else "no reason given").replace(str(path), path.name)[:100]
-        kind = "DICOM series" if path.is_dir() else SUFFIXES.get(suffix(path), "scan")
-        fail(path, f"cannot be read: {reason}", f"a complete {kind}", "copy or export it again")
 
 
 def is_hdf5(path: Path) -> bool:
@@ -275,9 +193,9 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
         image.SetDirection(geometry.direction)
     temporary = path.with_name(f".{uuid.uuid4().hex}{suffix(path)}")
     try:
-        with _itk_errors(temporary):
+        with itk_errors(temporary, SUFFIXES.get(suffix(path), "scan")):
             sitk.WriteImage(image, str(temporary), useCompression=True)
-        verify(temporary)  # a full disk must not leave half a mask under the final name
+        _open(temporary).read()  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import nn
 
-from mlbseg.data import dicom
 from mlbseg.data.cases import find_scans
+from mlbseg.data.formats import dicom
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability

@@ -5,19 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
+from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.geometry import shown
-from mlbseg.data.headers import fail
 from mlbseg.types import Geometry
 
 _DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what h5py raises on a damaged file
 
 
+def open_hdf5(path: Path, *, label: bool = False) -> Opened:
+    """Open the data set `image` of an HDF5 file, or `label`.
+
+    Raises:
+        ReadError: If it is not readable.
+    """
+    name = "label" if label else "image"
+    with _dataset(path, name) as dataset:
+        place = _geometry(path, dataset)
+
+    def read() -> npt.NDArray[Any]:
+        with _dataset(path, name) as dataset:
+            return np.ascontiguousarray(dataset[()].T)[None]
+
+    return Opened(place, 1, read)
+
+
 @contextmanager
-def open_dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
+def _dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
     """Open a data set of an HDF5 file of the Left Atrium kind; links into other files are not followed."""
     try:
         with h5py.File(path) as file:
@@ -39,7 +58,7 @@ def open_dataset(path: Path, name: str) -> Iterator[h5py.Dataset]:
         fail(path, f"cannot be read: {reason}", "a complete HDF5 file", "copy it again")
 
 
-def geometry(path: Path, dataset: h5py.Dataset) -> Geometry:
+def _geometry(path: Path, dataset: h5py.Dataset) -> Geometry:
     """Return the geometry of a data set: 1 mm unless an attribute `spacing` (x, y[, z]) says more."""
     if dataset.ndim not in (2, 3):
         fail(path, f"{dataset.ndim}D data set", "2D or 3D", "split it into channels or time points", "4d")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.data.headers import fail
+from mlbseg.data.formats.itk import channels, itk_errors
+from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.types import Geometry
 
 _SERIES_UID = "0020|000e"
@@ -30,6 +32,25 @@ class _Slice:
     origin: npt.NDArray[np.float64]
     direction: npt.NDArray[np.float64]
     components: int
+
+
+def open_dicom(folder: Path, *, label: bool = False) -> Opened:
+    """Open the one series in `folder`.
+
+    Raises:
+        ReadError: As `series`; for a label, always: a folder is none.
+    """
+    if label:
+        fail(folder, "a folder", "a label file", "save the label as .nii.gz", "label")
+    files, geometry, components = series(folder)
+
+    def read() -> npt.NDArray[Any]:
+        kind = sitk.sitkFloat32 if components == 1 else sitk.sitkVectorFloat32
+        with itk_errors(folder, "DICOM series"):
+            # Each slice's rescale slope and intercept are applied by GDCM while reading.
+            return channels(sitk.ReadImage([str(f) for f in files], kind, imageIO="GDCMImageIO"))
+
+    return Opened(geometry, components, read)
 
 
 def slice_files(folder: Path) -> list[Path]:
@@ -99,10 +120,8 @@ def _read_header(path: Path) -> _Slice:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("GDCMImageIO")
-    try:
+    with itk_errors(path, "DICOM file"):
         reader.ReadImageInformation()
-    except RuntimeError:
-        fail(path, "not a readable DICOM file", "a DICOM slice", "copy the series again")
 
     def tag(key: str) -> str:
         return reader.GetMetaData(key).strip("\0 ") if reader.HasMetaDataKey(key) else ""

@@ -1,23 +1,23 @@
-"""What ITK reads past in silence: a file whose bytes contradict its header.
+"""NIfTI files.
 
-ITK fills the missing part of a truncated NIfTI file with zeros, mends a spacing of zero without a word and
-follows a detached header to any file of the machine. `verify` looks first, so no such scan enters training.
+ITK fills the missing part of a truncated file with zeros, mends a spacing of zero without a word and turns NaN
+into 0. `verify` looks first, so no such scan enters training.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import re
 import zlib
 from io import BufferedIOBase
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.errors import Fault, ReadError
+from mlbseg.data.formats.itk import open_itk
+from mlbseg.data.formats.opened import Opened, fail
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
@@ -37,40 +37,26 @@ _NIFTI = np.dtype(
 _NIFTI_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32}
 _NIFTI_BITS |= {1024: 64, 1280: 64, 1536: 128, 1792: 128, 2048: 256, 2304: 32}
 _NIFTI_FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype("f4"), 64: np.dtype("f8")}
-_MET_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+
+
+def open_nifti(path: Path, *, label: bool = False) -> Opened:
+    """Open a NIfTI file.
+
+    Raises:
+        ReadError: If it is not readable.
+    """
+    verify(path)
+    return open_itk(path, "NIfTI")
 
 
 def verify(path: Path) -> None:
-    """Raise if a NIfTI, MetaImage, NRRD or JPEG file cannot be what its header says; other files pass.
-
-    All pixels must be there: a compressed file is read to its end. The name says the format.
+    """Raise if the file cannot be what its header says: all voxels must be there, so it is read to its end.
 
     Raises:
         ReadError: With the contradiction.
     """
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        _verify_nifti(path)
-    elif name.endswith((".mha", ".mhd")):
-        _verify_meta(path)
-    elif name.endswith((".nrrd", ".nhdr")):
-        _verify_nrrd(path)
-    elif name.endswith((".jpg", ".jpeg")):
-        _verify_jpeg(path)
-
-
-def fail(path: Path, found: str, expected: str = "", remedy: str = "", kind: str = "unreadable") -> NoReturn:
-    """Raise a `ReadError` about `path`."""
-    raise ReadError(Fault(str(path), found, expected, remedy, kind=kind))
-
-
-def _head(path: Path, count: int) -> bytes:
     with path.open("rb") as file:
-        return file.read(count)
-
-
-def _verify_nifti(path: Path) -> None:
-    compressed = _head(path, 2) == _GZIP
+        compressed = file.read(2) == _GZIP
     if compressed and not path.name.lower().endswith(".gz"):
         fail(path, "gzip data under a .nii name", remedy="rename it to .nii.gz")
     try:
@@ -183,70 +169,3 @@ def _qform(header: Any, spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     )
     handed = -1.0 if header["pixdim"][0] < 0 else 1.0
     return np.column_stack([rotation * spacing * (1, 1, handed), header["qoffset"].astype(float)])
-
-
-def _verify_meta(path: Path) -> None:
-    """Check sizes in a MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
-    head = _head(path, _CHUNK)
-    named = re.search(rb"^ElementDataFile\s*=[^\n]*\n", head, re.MULTILINE)
-    if not named:
-        fail(path, "not a MetaImage file", "a header that names ElementDataFile", "replace it")
-    pairs = (line.split("=", 1) for line in head[: named.end()].decode("latin-1").splitlines() if "=" in line)
-    fields = {key.strip(): value.strip() for key, value in pairs}
-    for key in ("ElementSpacing", "Offset", "Position", "Origin", "TransformMatrix"):
-        if not all(_is_finite(word) for word in fields.get(key, "").split()):
-            fail(path, f"{key} = {fields[key]}", "finite numbers", "correct the header", "geometry")
-    data, start = path, named.end()
-    if fields["ElementDataFile"] != "LOCAL":
-        data, start = _beside(path, fields["ElementDataFile"]), 0
-    try:
-        element = _MET_BYTES[
-            fields["ElementType"].removeprefix("MET_").removeprefix("U").removesuffix("_ARRAY")
-        ]
-        voxels = math.prod(int(n) for n in fields["DimSize"].split())
-        needed = voxels * element * int(fields.get("ElementNumberOfChannels", 1))
-        if fields.get("CompressedData", "").lower() == "true":
-            needed = int(fields.get("CompressedDataSize", 1))
-    except (KeyError, ValueError) as error:
-        fail(path, f"damaged header ({error})", "DimSize and a numeric ElementType", "write the file again")
-    available = data.stat().st_size - max(start, 0)
-    if available < needed:
-        fail(path, f"{data.name} holds {available} bytes of pixels", f"{needed}", "copy it again")
-
-
-def _is_finite(word: str) -> bool:
-    try:
-        return math.isfinite(float(word))
-    except ValueError:
-        return False
-
-
-def _verify_nrrd(path: Path) -> None:
-    """See that a detached NRRD header names a file beside it (https://teem.sourceforge.net/nrrd/format.html)."""
-    head = _head(path, _CHUNK)
-    if not head.startswith(b"NRRD"):
-        fail(path, "not an NRRD file", "a header that starts with NRRD", "replace it")
-    for line in head.split(b"\n\n")[0].decode("latin-1").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip().lower() in ("data file", "datafile"):
-            _beside(path, value.strip())
-
-
-def _beside(path: Path, name: str) -> Path:
-    """Return the pixel file that a detached header names; it must lie beside the header."""
-    if name != PurePosixPath(name).name or "\\" in name or name in ("", "..", "LIST"):
-        fail(
-            path,
-            f"keeps its pixels in {name!r}",
-            "a file name in the same folder",
-            "put both files in one folder",
-        )
-    data = path.parent / name
-    if not data.is_file():
-        fail(path, f"its pixel file {name} is missing", remedy="put both files in one folder")
-    return data
-
-
-def _verify_jpeg(path: Path) -> None:
-    if b"\xff\xd9" not in path.read_bytes()[-64:]:
-        fail(path, "truncated, or not a JPEG file", "a complete JPEG file", "copy it again")
