@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mlbseg.config import Config, MLBSettings, load_config
+from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import Split
@@ -83,6 +84,16 @@ class Run:
             UserError: if the run's record of it is missing or damaged.
         """
         return Path(str(read_record(self.root / "data.json", "the data of a run")["root"]))
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What the files of its training and validation cases held when it began; None if that was not recorded.
+
+        Raises:
+            UserError: if the record is damaged.
+        """
+        path = self.root / INPUTS
+        return Inputs.read(path) if path.exists() else None
 
     @property
     def moved_scans(self) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -73,7 +74,15 @@ class Inputs:
         """
         chosen = list(cases)
         self.require(chosen)
-        return Inputs({case.id: self.known[case.id] for case in chosen}, since=self.since)
+        return Inputs({case.id: self.known.get(case.id, {}) for case in chosen}, since=self.since)
+
+    def joined(self, later: Inputs) -> Inputs:
+        """Return what is known, and what is known later of other files."""
+        names = [*self.known, *later.known]
+        return Inputs(
+            {name: {**later.known.get(name, {}), **self.known.get(name, {})} for name in names},
+            since=self.since,
+        )
 
     def note(self, case: Case) -> None:
         """Remember what the files of a case hold, but those that cannot be read: whoever needs them will say so."""
@@ -175,21 +184,17 @@ def combined_hash(*parts: object) -> str:
 
 def _file_hash(path: Path) -> str:
     """Hash a file once per process, as long as the file system says that it is the same."""
-    if not path.is_file():  # a pipe would wait for ever
-        raise (
-            OSError(errno.EINVAL, "not a regular file")
-            if path.exists()
-            else FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        )
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+        raise OSError(errno.EINVAL, "not a file of bytes")
     with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
+        found = os.fstat(file.fileno())
         # Its time of writing can be set, as `cp -p` does; that of any change cannot.
-        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if key in _hashes:
             return _hashes[key]
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Of a file that has just been changed another change could carry the same time.
-    if time.time_ns() - stat.st_ctime_ns > _GRAIN:
+    if time.time_ns() - found.st_ctime_ns > _GRAIN:
         _hashes[key] = digest
     return digest
 
