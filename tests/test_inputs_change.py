@@ -254,3 +254,43 @@ def test_a_scan_that_has_changed_when_its_entry_is_lost_is_named(
         path.write_bytes(content)
     assert command("train", "--resume", moved / "run", "-q").code == 0
     assert weights(moved / "run") == weights(stopped / "whole")
+
+
+@pytest.fixture
+def changed(moved: Path) -> Path:
+    """A finished run of whose scans two have changed since, and the label of a third."""
+    (moved / "run" / "data.json").replace(moved / "whole" / "data.json")
+    for name in ("images/case_0", "images/case_3", "labels/case_1"):
+        rewrite(moved / "scans" / f"{name}.nii")
+    return moved / "whole"
+
+
+def test_commands_that_read_changed_scans_of_a_run_say_so_once(
+    changed: Path, tmp_path: Path, command: Command
+) -> None:
+    for arguments, count in (
+        (("audit", changed), 2),
+        (("suggest", changed), 2),
+        (("export", changed, tmp_path / "nnunet", "--format", "nnunet"), 3),
+    ):
+        with pytest.warns(UserWarning, match="changed since the run began; what is said here") as notes:
+            assert command(*arguments).code == 0
+        (note,) = [str(note.message) for note in notes if "since the run began" in str(note.message)]
+        assert note.count(str(changed.parent / "scans")) == count
+
+
+def test_the_report_says_that_scans_have_changed(changed: Path, command: Command) -> None:
+    assert (
+        command("report", changed).code == 0
+    )  # only case_2, for validation, is scored, and two are compared
+    page = (changed / "report.html").read_text()
+    assert "Files have changed since the run began" in page
+    assert "case_0.nii" in page
+    assert "labels/case_1.nii" in page
+
+
+def test_scans_that_are_as_they_were_are_no_news(moved: Path, command: Command) -> None:
+    (moved / "run" / "data.json").replace(moved / "whole" / "data.json")
+    for name in ("audit", "report", "suggest"):
+        assert command(name, moved / "whole").code == 0  # a warning would be an error here
+    assert "have changed since" not in (moved / "whole" / "report.html").read_text()

@@ -7,7 +7,8 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,11 +24,12 @@ from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import Split
-from mlbseg.errors import UserError, nearest
+from mlbseg.errors import UserError, nearest, printable
 from mlbseg.files import write_atomic
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.weighing import Weighing
 from mlbseg.nets import make_network
+from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
 _PACKAGES = (
@@ -94,6 +96,30 @@ class Run:
         """
         path = self.root / INPUTS
         return Inputs.read(path) if path.exists() else None
+
+    def changed(self, cases: Iterable[Case]) -> str:
+        """Say which files of training and validation cases hold something else than when the run began.
+
+        Returns:
+            A sentence; empty if none does.
+
+        Raises:
+            UserError: if the run's record is damaged.
+        """
+        inputs = self.inputs
+        files = [] if inputs is None else [f.where for case in cases for f in inputs.readable_changes(case)]
+        if not files:
+            return ""
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return (
+            f"{', '.join(files[:3])}{more}: changed since the run began; what is said here is of the scans and labels "
+            "as they are now, not of those that the run learned from."
+        )
+
+    def warn_of_changes(self, cases: Iterable[Case]) -> None:
+        """Warn of what `changed` says, if it says anything."""
+        if words := self.changed(cases):
+            warnings.warn(printable(words), stacklevel=3)
 
     @property
     def moved_scans(self) -> str:

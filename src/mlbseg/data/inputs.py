@@ -145,6 +145,13 @@ class Inputs:
                     remedy = "restore it as it was then, or start a new run"
                     yield Fault(str(path), found, remedy=remedy, case_id=case.id, kind="changed")
 
+    def readable_changes(self, case: Case) -> list[Fault]:
+        """Return the `changes` of a case; none if a file cannot be read, as whoever needs it will say so."""
+        try:
+            return list(self.changes(case))
+        except UserError:
+            return []
+
     def _same(self, case: Case, part: str, files: tuple[Path, ...]) -> tuple[str, ...]:
         now = tuple(content_hash(path) for path in files)
         if self.known.setdefault(case.id, {}).setdefault(part, now) == now:
