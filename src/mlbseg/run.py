@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mlbseg.config import Config, MLBSettings, load_config
+from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import read_record
@@ -162,17 +163,19 @@ class Run:
 
 def make_student(plan: Plan, config: Config) -> nn.Module:
     """Return an untrained network as the plan wants it, drawn from the configuration's seed."""
-    torch.manual_seed(config.seed)
-    return make_network(
-        plan.network,
-        ndim=plan.ndim,
-        in_channels=plan.channels,
-        num_classes=plan.num_classes,
-        channels=plan.network_channels,
-        patch_size=plan.patch_size,
-        norm=config.train.norm,
-        dropout=config.train.dropout,
-    )
+    cpu = torch.device("cpu")
+    with forked_random(cpu):
+        seed_random(config.seed, cpu)
+        return make_network(
+            plan.network,
+            ndim=plan.ndim,
+            in_channels=plan.channels,
+            num_classes=plan.num_classes,
+            channels=plan.network_channels,
+            patch_size=plan.patch_size,
+            norm=config.train.norm,
+            dropout=config.train.dropout,
+        )
 
 
 def make_method(student: nn.Module, run: Run) -> Method:

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from mlbseg import checkpoints, processes
+from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
@@ -117,7 +118,7 @@ class Training:
     def _explained(self, work: Callable[[], T]) -> T:
         """Do some work; say of an error of the machine what it means and what to do."""
         try:
-            with self.signals.handled():
+            with forked_random(self.device), self.signals.handled():
                 return work()
         except (RuntimeError, MemoryError, OSError) as error:
             if processes.lost(error):
