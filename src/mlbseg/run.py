@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,7 @@ from mlbseg.nets import make_network
 from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
+_SUM = "crc32"  # in the metadata of the file
 _PACKAGES = (
     "mlbseg",
     "torch",
@@ -143,13 +145,13 @@ class Run:
                 f"continue it with `mlbseg train --resume {self.root}`"
             )
         try:
-            weights = safetensors.torch.load_file(path)
+            weights = _load_weights(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged ({error})") from None
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in weights.items():
-            network, _, key = name.partition(".")
-            groups.setdefault(network, {})[key] = tensor
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = tensor
         chosen = which or find_method(self.config.method).predicts
         if chosen not in groups:
             raise UserError(f"{path} has no {chosen!r} network: {nearest(chosen, groups)}")
@@ -215,7 +217,27 @@ def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:
         for which, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
-    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors))
+    metadata = {_SUM: _sum(tensors)}
+    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors, metadata))
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    """Return what `save_weights` wrote.
+
+    Raises:
+        SafetensorError: if it is damaged.
+    """
+    weights = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get(_SUM)  # earlier versions wrote none
+    if known is not None and known != _sum(weights):
+        raise SafetensorError("it holds other weights than were written")
+    return weights
+
+
+def _sum(weights: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of weights with their names, types and shapes."""
+    return f"{zlib.crc32(safetensors.torch.save(dict(weights))):08x}"
 
 
 def dump_tensors(content: Mapping[str, Any]) -> bytes:
