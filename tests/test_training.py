@@ -97,7 +97,7 @@ def fail(error: BaseException) -> Callable[..., Any]:
 def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     names = {path.name for path in mlb_run.iterdir()}
     assert names == {
-        "config.yaml", "split.json", "env.json", "data.json", "plan.json", "log.csv", "tensorboard",
+        "config.yaml", "split.json", "env.json", "data.json", "inputs.json", "plan.json", "log.csv", "tensorboard",
         "checkpoints", "model.safetensors", "result.json", ".lock",
     }  # fmt: skip
     assert yaml.safe_load((mlb_run / "config.yaml").read_text())["plan"]["steps"] == STEPS
@@ -773,8 +773,20 @@ def test_a_gpu_labels_whole_scans_too(scans: Path, tmp_path: Path) -> None:
 
 
 def _truncated(path: Path) -> str:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-10])
     return "cannot be read: "
+
+
+def _a_byte_short(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-1])
+    return "found other bytes than were written"
+
+
+def _another_voxel(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1  # a class that there is
+    path.write_bytes(content)
+    return "found other bytes than were written"
 
 
 def _emptied(path: Path) -> str:
@@ -811,7 +823,17 @@ def _of_another_class(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [_truncated, _emptied, _zipped, _a_folder, _of_another_shape, _of_another_type, _of_another_class],
+    [
+        _truncated,
+        _a_byte_short,
+        _another_voxel,
+        _emptied,
+        _zipped,
+        _a_folder,
+        _of_another_shape,
+        _of_another_type,
+        _of_another_class,
+    ],
 )
 def test_a_damaged_initial_label_is_named(
     damage: Callable[[Path], str], frozen: tuple[Path, Path], tmp_path: Path, command: Command

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from mlbseg.run import dump_tensors
 
 _NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
 KEEP = 2
-# What torch.load raises on bytes that are no checkpoint, depending on where they go wrong.
-_UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError)
+# What is raised on bytes that are no checkpoint, depending on where they go wrong.
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -35,6 +40,9 @@ class Checkpoint:
             UserError: if the file is damaged.
         """
         try:
+            with zipfile.ZipFile(self.path) as archive:  # torch leaves the checksums of its archives unread
+                if part := archive.testzip():
+                    raise zipfile.BadZipFile(part)
             content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
         except _UNREADABLE:
             raise UserError(

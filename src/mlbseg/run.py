@@ -6,7 +6,9 @@ import contextlib
 import io
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,17 +20,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mlbseg.config import Config, MLBSettings, load_config
+from mlbseg.core.directional import forked_random, seed_random
+from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import Split
-from mlbseg.errors import UserError, nearest
+from mlbseg.errors import UserError, nearest, printable
 from mlbseg.files import write_atomic
 from mlbseg.memory import free_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.weighing import Weighing
 from mlbseg.nets import make_network
+from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
+_SUM = "crc32"  # in the metadata of the file
 _PACKAGES = (
     "mlbseg",
     "torch",
@@ -85,6 +91,40 @@ class Run:
         return Path(str(read_record(self.root / "data.json", "the data of a run")["root"]))
 
     @property
+    def inputs(self) -> Inputs | None:
+        """What the files of its training and validation cases held when it began; None if that was not recorded.
+
+        Raises:
+            UserError: if the record is damaged.
+        """
+        path = self.root / INPUTS
+        return Inputs.read(path) if path.exists() else None
+
+    def changed(self, cases: Iterable[Case]) -> str:
+        """Say which files of training and validation cases hold something else than when the run began.
+
+        Returns:
+            A sentence; empty if none does.
+
+        Raises:
+            UserError: if the run's record is damaged.
+        """
+        inputs = self.inputs
+        files = [] if inputs is None else [f.where for case in cases for f in inputs.readable_changes(case)]
+        if not files:
+            return ""
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return (
+            f"{', '.join(files[:3])}{more}: changed since the run began; what is said here is of the scans and labels "
+            "as they are now, not of those that the run learned from."
+        )
+
+    def warn_of_changes(self, cases: Iterable[Case]) -> None:
+        """Warn of what `changed` says, if it says anything."""
+        if words := self.changed(cases):
+            warnings.warn(printable(words), stacklevel=3)
+
+    @property
     def moved_scans(self) -> str:
         """What to do where the scans are no longer in their place."""
         return f"put the scans back, or correct root in {self.root / 'data.json'}"
@@ -105,13 +145,13 @@ class Run:
                 f"continue it with `mlbseg train --resume {self.root}`"
             )
         try:
-            weights = safetensors.torch.load_file(path)
+            weights = _load_weights(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged ({error})") from None
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in weights.items():
-            network, _, key = name.partition(".")
-            groups.setdefault(network, {})[key] = tensor
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = tensor
         chosen = which or find_method(self.config.method).predicts
         if chosen not in groups:
             raise UserError(f"{path} has no {chosen!r} network: {nearest(chosen, groups)}")
@@ -125,17 +165,19 @@ class Run:
 
 def make_student(plan: Plan, config: Config) -> nn.Module:
     """Return an untrained network as the plan wants it, drawn from the configuration's seed."""
-    torch.manual_seed(config.seed)
-    return make_network(
-        plan.network,
-        ndim=plan.ndim,
-        in_channels=plan.channels,
-        num_classes=plan.num_classes,
-        channels=plan.network_channels,
-        patch_size=plan.patch_size,
-        norm=config.train.norm,
-        dropout=config.train.dropout,
-    )
+    cpu = torch.device("cpu")
+    with forked_random(cpu):
+        seed_random(config.seed, cpu)
+        return make_network(
+            plan.network,
+            ndim=plan.ndim,
+            in_channels=plan.channels,
+            num_classes=plan.num_classes,
+            channels=plan.network_channels,
+            patch_size=plan.patch_size,
+            norm=config.train.norm,
+            dropout=config.train.dropout,
+        )
 
 
 def make_method(student: nn.Module, run: Run) -> Method:
@@ -175,7 +217,27 @@ def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:
         for which, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
-    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors))
+    metadata = {_SUM: _sum(tensors)}
+    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors, metadata))
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    """Return what `save_weights` wrote.
+
+    Raises:
+        SafetensorError: if it is damaged.
+    """
+    weights = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get(_SUM)  # earlier versions wrote none
+    if known is not None and known != _sum(weights):
+        raise SafetensorError("it holds other weights than were written")
+    return weights
+
+
+def _sum(weights: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of weights with their names, types and shapes."""
+    return f"{zlib.crc32(safetensors.torch.save(dict(weights))):08x}"
 
 
 def dump_tensors(content: Mapping[str, Any]) -> bytes:

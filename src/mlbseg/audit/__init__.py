@@ -213,7 +213,9 @@ def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
     )
     if not found:
         raise FaultsError(faults, str(root), "no label of the run is there")
-    return [case.with_role(roles[case.id]) for case in found], faults
+    cases = [case.with_role(roles[case.id]) for case in found]
+    run.warn_of_changes(cases)
+    return cases, faults
 
 
 def _audited(folder: Path) -> set[str]:

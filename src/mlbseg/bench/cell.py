@@ -105,18 +105,24 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
     """
     from mlbseg.bench.record import Setup
     from mlbseg.data.cases import find_cases
+    from mlbseg.data.inputs import INPUTS, Inputs
     from mlbseg.data.plan import Plan
+    from mlbseg.data.splits import apply_split
     from mlbseg.run import pick_device
     from mlbseg.training.prepare import write_run
+    from mlbseg.types import Role
 
     setup = Setup.read(folder)
     target = pick_device(device)
     dataset = find_cases(Path(setup.data))
     if not (root / "config.yaml").is_file():
         shutil.rmtree(root, ignore_errors=True)  # what a kill left half made
+        split, begun = setup.split(cell, dataset), folder / INPUTS
+        inputs = Inputs.read(begun, since="the bench began") if begun.exists() else Inputs()
+        used = [case for case in apply_split(dataset.cases, split) if case.role is not Role.TEST]
         write_run(
-            root, setup.config(folder, cell), setup.split(cell, dataset), Plan.from_dict(setup.plan),
-            data=Path(setup.data), skipped=(), device=target, cache=setup.cache,
+            root, setup.config(folder, cell), split, Plan.from_dict(setup.plan), data=Path(setup.data),
+            skipped=(), device=target, cache=setup.cache, inputs=inputs.of(used),
         )  # fmt: skip
     if cell.row == STAGE1:
         return _train_stage1(root, target)

@@ -180,6 +180,7 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
         )
         wanted += [(case, part) for case in found]
         faults += gone
+    run.warn_of_changes(case for case, _ in wanted)
     return wanted, faults
 
 

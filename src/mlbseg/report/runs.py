@@ -114,6 +114,9 @@ def report(
         if scored is not None:
             looked = slices_of(subjects(scored, opened, network, target), opened.plan.structures)
     found = findings(opened, log, scored, trained)
+    looked_at = [*([] if scored is None else scored.cases.values()), *(clean if trained is not None else ())]
+    if changed := opened.changed(looked_at):
+        found.insert(0, Finding("Files have changed since the run began", changed))
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
     weights = sum(parameter.numel() for parameter in network.parameters())

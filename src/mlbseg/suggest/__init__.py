@@ -136,7 +136,9 @@ def _find(
         if not split.unlabelled:
             raise UserError(f"{run.root}: all of the run's scans are labelled (name others with --scans)")
         candidates, gone = named(*split.unlabelled)
+        run.warn_of_changes([*labelled, *candidates])
         return labelled, candidates, (), [*faults, *gone, *(f for f in own.faults if f.case_id is None)]
+    run.warn_of_changes(labelled)
     found = find_scans(scans, run.plan.channels)
     known = {_key(case) for case in [*labelled, *named(*split.test)[0]]}
     candidates = [case for case in found.cases if _key(case) not in known]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mlbseg import checkpoints, processes
+from mlbseg.core.directional import seed_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
@@ -29,6 +32,18 @@ from mlbseg.training.weights import WeightKeeper, kept_steps
 from mlbseg.types import Batch, Losses
 
 LOG_EVERY = 10  # steps between rows of log.csv
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back Lightning's hints and device notes, which would drown the progress; its warnings still come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Loop(pl.LightningModule):
@@ -157,21 +172,6 @@ class Loop(pl.LightningModule):
             self.save()
         if self.ranks.index == 0:
             cut_log(root / "log.csv", self.stage, self.step)
-        trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else device.type,
-            **self._placement(),
-            use_distributed_sampler=False,  # the dataset draws this rank's slice itself
-            max_epochs=1,
-            logger=TensorBoardLogger(
-                str(root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
-            ),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
-            num_sanity_val_steps=0,
-            default_root_dir=str(root),
-        )
         self.until = until
         loader = make_loader(
             self.dataset,
@@ -183,12 +183,28 @@ class Loop(pl.LightningModule):
         )
         with (
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
+            _quiet(),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # Lightning's own use of torch, and its surprise at a network that just predicted.
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            trainer = pl.Trainer(
+                accelerator="gpu" if device.type == "cuda" else device.type,
+                **self._placement(),
+                use_distributed_sampler=False,  # the dataset draws this rank's slice itself
+                max_epochs=1,
+                logger=TensorBoardLogger(
+                    str(root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
+                ),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
+                num_sanity_val_steps=0,
+                default_root_dir=str(root),
+            )
             trainer.fit(self, loader)
 
     def _placement(self) -> dict[str, Any]:
@@ -217,7 +233,7 @@ class Loop(pl.LightningModule):
         if isinstance(batch, Exception):
             raise batch
         method, step = self.method, self.step
-        torch.manual_seed(batch.seed + self.ranks.index)  # dropout
+        seed_random(batch.seed + self.ranks.index, self.target)  # dropout
         for group in self.sgd.param_groups:
             group["lr"] = self.base_lr * self._lr_factor(step)
         method.train()

@@ -17,6 +17,7 @@ from mlbseg.data.cache import default_cache_root
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
@@ -24,7 +25,7 @@ from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
-from mlbseg.types import Role
+from mlbseg.types import Case, Role
 
 
 def prepare_run(
@@ -53,6 +54,8 @@ def prepare_run(
         found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed
     )
     dataset = replace(found, cases=apply_split(found.cases, split))
+    inputs = Inputs(since="the run began")
+    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
     labels = labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
@@ -85,7 +88,18 @@ def prepare_run(
         overrides=config.plan.model_dump(exclude_none=True),
     )
     require_shares(plan, config, count)
-    write_run(root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache)
+    inputs = inputs.of([*training, *(cases[i] for i in split.validation)])
+    write_run(
+        root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache, inputs=inputs
+    )
+
+
+def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
+    """Note what the files of cases hold before they are read: what has been read is known then."""
+    with StepProgress(console, "hashing the scans", len(cases)) as progress:
+        for number, case in enumerate(cases, start=1):
+            inputs.note(case)
+            progress.update(number)
 
 
 def views_of(config: Config) -> int:
@@ -156,6 +170,7 @@ def write_run(
     skipped: Sequence[str],
     device: torch.device,
     cache: str | Path | None,
+    inputs: Inputs,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
 
@@ -181,6 +196,7 @@ def write_run(
                 "skipped": list(skipped),
             },
         )
+        inputs.write(root / INPUTS)
         config.write(root / "config.yaml")  # last: its presence makes the folder a run
 
 

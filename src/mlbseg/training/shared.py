@@ -69,6 +69,8 @@ def begin_from_stage1(root: Path, source: Path) -> None:
         "plan.json": run.plan == other.plan,
         "split.json": run.split == other.split,
     }
+    known = [one.inputs.known for one in (run, other) if one.inputs is not None]
+    same["inputs.json"] = len(known) < 2 or known[0] == known[1]
     if different := [name for name, equal in same.items() if not equal]:
         raise UserError(f"{root}: its stage 1 is not that of {source} ({', '.join(different)} differ)")
     finished = [c for c in checkpoints.find(source / "checkpoints") if c.stage == 1][-1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from rich.console import Console
 
 from mlbseg import checkpoints, processes
+from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
+from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.records import read_record, write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
@@ -78,7 +81,13 @@ class Training:
         self.clean, self.meta = clean[:trained], clean[trained:]
         self.others = [cases[i] for i in (*run.split.noisy, *run.split.unlabelled)]
         self.validation = [cases[i] for i in run.split.validation]
-        self.cache = Cache(Path(str(record["cache"])), run.plan)
+        self.inputs = run.inputs or Inputs()
+        if run.inputs is None and ranks.index == 0:
+            warnings.warn(
+                f"{run.root / INPUTS}: is missing, so a scan that has changed since the run began goes unnoticed",
+                stacklevel=3,
+            )
+        self.cache = Cache(Path(str(record["cache"])), run.plan, self.inputs)
         self.folder = run.root / "checkpoints"
         self.signals = StopSignals(run.root)
         self.seconds_per_step: float | None = None
@@ -109,7 +118,7 @@ class Training:
     def _explained(self, work: Callable[[], T]) -> T:
         """Do some work; say of an error of the machine what it means and what to do."""
         try:
-            with self.signals.handled():
+            with forked_random(self.device), self.signals.handled():
                 return work()
         except (RuntimeError, MemoryError, OSError) as error:
             if processes.lost(error):
@@ -187,6 +196,7 @@ class Training:
 
     def _fill_cache(self, *, with_others: bool) -> None:
         cases = [*self.clean, *self.meta, *self.validation, *(self.others if with_others else ())]
+        processes.of_first(self.ranks, lambda: self.inputs.require(cases))
         todo = self._share(cases)
         with StepProgress(self.console, "preprocessing", len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
