@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,13 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
     Raises:
         ReadError: If the file is not readable, has several components or holds values that are not integers.
     """
-    opened = _open(path, label=True)
-    if opened.components != 1:
-        remedy = "save it with one grey value per class"
-        fail(path, f"{opened.components} components per pixel", "one label value per pixel", remedy, "label")
-    return _as_label(path, opened.read()[0]), opened.geometry
+    with _reading(path):
+        opened = _open(path, label=True)
+        if opened.components != 1:
+            remedy = "save it with one grey value per class"
+            found = f"{opened.components} components per pixel"
+            fail(path, found, "one label value per pixel", remedy, "label")
+        return _as_label(path, opened.read()[0]), opened.geometry
 
 
 def write_label(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -143,9 +146,26 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
     _write(path, image, geometry)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Let whatever goes wrong while a user's file is read be a fault of this file, so that it stops no other scan."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError:
+        fail(path, "not enough memory for this scan", kind="memory")
+    except OSError as error:
+        fail(path, f"cannot be opened ({error.strerror or error})")
+    except Exception as error:
+        found = f"reading failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fail(path, found, remedy="leave the scan out, and report this line to mlbseg")
+
+
 def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
-    opened = _open(path)
-    return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry
+    with _reading(path):
+        opened = _open(path)
+        return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry
 
 
 def _open(path: Path, *, label: bool = False) -> Opened:
@@ -155,12 +175,9 @@ def _open(path: Path, *, label: bool = False) -> Opened:
     kind = SUFFIXES.get(suffix(path), "")
     if not kind:
         fail(path, "not the name of a scan", f"one of {' '.join(SUFFIXES)}, or a DICOM folder")
-    try:
-        if path.stat().st_size == 0:
-            fail(path, "an empty file", f"a {kind} file", "copy it again")
-        return _OPENERS[kind](path, label=label)
-    except OSError as error:
-        fail(path, f"cannot be opened ({error.strerror or error})")
+    if path.stat().st_size == 0:
+        fail(path, "an empty file", f"a {kind} file", "copy it again")
+    return _OPENERS[kind](path, label=label)
 
 
 def is_hdf5(path: Path) -> bool:
@@ -195,7 +212,8 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
     try:
         with itk_errors(temporary, SUFFIXES.get(suffix(path), "scan")):
             sitk.WriteImage(image, str(temporary), useCompression=True)
-        _open(temporary).read()  # a full disk must not leave half a mask under the final name
+        with _reading(temporary):
+            _open(temporary).read()  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))

@@ -27,7 +27,7 @@ from mlbseg.errors import Fault, ReadError, UserError, nearest
 from mlbseg.export.labels import class_indices, colour
 from mlbseg.export.output import require_extra
 from mlbseg.files import make_folder, write_atomic
-from mlbseg.run import WEIGHTS, Run, autocast, pick_device, why_case_failed
+from mlbseg.run import WEIGHTS, Run, autocast, one_case, pick_device
 from mlbseg.types import Case
 from mlbseg.windows import case_probability
 
@@ -118,7 +118,7 @@ def export_dicom_seg(
         if progress is not None:
             progress(number, len(found.cases), case.id)
         place = out / f"{case.id}.dcm"
-        try:
+        with one_case(case.id, result.faults, "export", "series"):
             if place.exists() and not overwrite:
                 raise UserError(f"{place} exists already (pass --overwrite, or another OUT)")
             _require_series(case)
@@ -129,12 +129,6 @@ def export_dicom_seg(
             )
             write_atomic(place, segmentation(case, segments, run, known))
             result.files[case.id] = place
-        except (UserError, MemoryError, RuntimeError) as error:
-            reason = why_case_failed(error, "series")
-            if isinstance(error, ReadError) and error.fault.case_id is not None:
-                result.faults.append(error.fault)
-                continue
-            result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
     if progress is not None:
         progress(len(found.cases), len(found.cases), "")
     return result
