@@ -175,7 +175,7 @@ class Auditor:
                 Fault(str(case.label), f"label of {difference[0]}", f"{difference[1]} as the scan")
             )
         image, frame = prepare_scan(scan, self.plan)
-        return image, prepare_label(label, geometry, frame.grid, self.plan), frame, label
+        return image, prepare_label(label, scan.geometry, frame.grid, self.plan), frame, label
 
     def _evidence(self, image: Map, label: Classes) -> Evidence:
         return gather(

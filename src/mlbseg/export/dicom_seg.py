@@ -98,7 +98,7 @@ def export_dicom_seg(
     Raises:
         UserError: if nothing can be exported at all.
     """
-    require_extra("the format dicom-seg", "highdicom", "pydicom")
+    require_extra("the format dicom-seg", "highdicom")
     if run.plan.scan_ndim != 3:
         raise UserError(
             f"{run.root}: a model of 2D images, and a DICOM segmentation is made for a series of slices "
@@ -169,7 +169,8 @@ def segmentation(case: Case, segments: npt.NDArray[Any], run: Run, codes: Mappin
     from highdicom import UID
     from highdicom.seg import Segmentation
 
-    sources = _sources(case)
+    sources, order = _sources(case)
+    segments = segments[order]
     described = _descriptions(run, codes)
     weights = run.root / WEIGHTS
     mark = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "0"
@@ -230,10 +231,11 @@ def _descriptions(run: Run, codes: Mapping[str, Any]) -> list[SegmentDescription
     ]
 
 
-def _sources(case: Case) -> list[Dataset]:
-    """Return the headers of a series in the order of its slices.
+def _sources(case: Case) -> tuple[list[Dataset], list[int]]:
+    """Return the headers of a series in the order of its slices, and which slice each of its planes is.
 
-    Filled in are those that archives leave out: empty where the standard allows it, and sizes from the volume.
+    A file of many frames is one source, with planes in the order in which its frames are stored. Filled
+    in are those that archives leave out: empty where the standard allows it, and sizes from the volume.
 
     Raises:
         ReadError: if a file cannot be read, or names no study, series, frame of reference or instance.
@@ -242,8 +244,15 @@ def _sources(case: Case) -> list[Dataset]:
     from pydicom.errors import InvalidDicomError
     from pydicom.valuerep import DSfloat
 
-    files, geometry, _ = dicom.series(case.images[0])
-    x, y, z = (DSfloat(value, auto_format=True) for value in geometry.spacing)
+    series = dicom.series(case.images[0])
+    frames = series.frames
+    files = list(dict.fromkeys(frame.path for frame in frames))
+    if len(files) > 1 and any(frame.count > 1 for frame in frames):
+        raise _unfit(case, f"frames in {len(files)} files")
+    order = sorted(
+        range(len(frames)), key=lambda k: frames[k].index
+    )  # of single slices, all of index 0, none moves
+    x, y, z = (DSfloat(value, auto_format=True) for value in series.geometry.spacing)
     sources = []
     for file in files:
         try:
@@ -254,15 +263,16 @@ def _sources(case: Case) -> list[Dataset]:
             raise _unfit(case, str(error), file) from error
         if absent:
             raise _unfit(case, f"no {', no '.join(absent)}", file)
-        if "PixelSpacing" in sizes:
-            dataset.PixelSpacing = [y, x]  # of rows, then of columns
-        if "SliceThickness" in sizes:
-            dataset.SliceThickness = z
+        if len(files) == len(frames):  # of several frames, their functional groups say it
+            if "PixelSpacing" in sizes:
+                dataset.PixelSpacing = [y, x]  # of rows, then of columns
+            if "SliceThickness" in sizes:
+                dataset.SliceThickness = z
         for keyword in _MAY_BE_EMPTY:
             if keyword not in dataset:
                 setattr(dataset, keyword, None)
         sources.append(dataset)
-    return sources
+    return sources, order
 
 
 def _unfit(case: Case, found: str, file: Path | None = None) -> ReadError:
@@ -279,7 +289,7 @@ def _unfit(case: Case, found: str, file: Path | None = None) -> ReadError:
 
 
 def _require_series(case: Case) -> None:
-    if len(case.images) != 1 or not case.images[0].is_dir():
+    if len(case.images) != 1 or not (case.images[0].is_dir() or dicom.is_dicom(case.images[0])):
         raise ReadError(
             Fault(
                 case.images[0].name,
@@ -298,7 +308,7 @@ def _from_mask(case: Case, masks: Path, plan: Plan) -> npt.NDArray[np.uint8]:
     if not path.is_file():
         raise UserError(f"{path}: no such mask (make it with `mlbseg predict`, or leave --masks out)")
     label, geometry = read_label(path)
-    _, expected, _ = dicom.series(case.images[0])
+    expected = dicom.series(case.images[0]).geometry
     if difference := geometry_difference(geometry, expected):
         raise ReadError(
             Fault(
