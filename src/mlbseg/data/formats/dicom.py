@@ -16,7 +16,7 @@ from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.types import Geometry
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-"""Endings of names; many DICOM files have none."""
+"""Endings of names; many DICOM files have none, and are known by their magic word."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def _images(path: Path) -> tuple[list[Header], tuple[str, ...]]:
         else:
             others[file] = header
     if not headers:
-        found = ", ".join(sorted(set(others.values())))
-        fail(path, f"no image among its DICOM files ({found})", "the slices of one series", kind="dicom")
+        kinds = ", ".join(sorted(set(others.values())))
+        found = "no image in the file" if path.is_file() else "no image among its DICOM files"
+        fail(path, f"{found} ({kinds})", "the slices of one series, or one image", kind="dicom")
     slices = {header.series for header in headers if not header.flat}
     if slices:  # a screenshot that the archive keeps beside the slices is none of them
         others |= {h.path: "no position in the patient" for h in headers if h.flat and h.series not in slices}
