@@ -23,7 +23,7 @@ from mlbseg.errors import Fault, UserError, nearest
 from mlbseg.files import make_folder, require_free
 from mlbseg.launch import launch, speaks
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, device_name, why_case_failed
+from mlbseg.run import Run, autocast, device_name, one_case
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
@@ -195,15 +195,13 @@ def _predict_cases(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
-        mask = out / f"{case.id}{mask_suffix(case.images)}"
-        try:
+        # One bad scan does not stop the others; it is named at the end.
+        with one_case(case.id, result.faults, "predict"):
+            mask = out / f"{case.id}{mask_suffix(case.images)}"
             _require_room(case, mask, opened.plan, probabilities=probabilities, overwrite=overwrite)
             with autocast(precision or opened.config.train.precision, target):
                 _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
             result.masks[case.id] = mask
-        except (UserError, MemoryError, OSError, RuntimeError) as error:
-            # One bad scan does not stop the others; it is named at the end.
-            result.faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="predict"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return result

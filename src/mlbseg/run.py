@@ -25,7 +25,7 @@ from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import read_record
 from mlbseg.data.splits import Split
-from mlbseg.errors import UserError, nearest, printable
+from mlbseg.errors import Fault, ReadError, UserError, nearest, printable
 from mlbseg.files import write_atomic
 from mlbseg.memory import free_memory
 from mlbseg.methods import Method, find_method
@@ -269,6 +269,28 @@ def why_case_failed(error: BaseException, what: str = "scan") -> str:
     if isinstance(error, RuntimeError):
         raise error
     return str(error)
+
+
+@contextlib.contextmanager
+def one_case(case_id: str, faults: list[Fault], kind: str, what: str = "scan") -> Iterator[None]:
+    """Let what the user can mend in one case be a fault, and go on with the next case.
+
+    Args:
+        case_id: The case.
+        faults: Gets a fault if the case fails.
+        kind: Of that fault.
+        what: What there was not enough memory for.
+
+    Raises:
+        RuntimeError: a fault of ours.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, ReadError) and error.fault.case_id == case_id:
+            faults.append(error.fault)  # names file and case already
+        else:
+            faults.append(Fault(case_id, why_case_failed(error, what), case_id=case_id, kind=kind))
 
 
 def environment() -> dict[str, Any]:

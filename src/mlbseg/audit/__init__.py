@@ -21,7 +21,7 @@ from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
 from mlbseg.files import make_folder
 from mlbseg.inference import Progress
-from mlbseg.run import Run, pick_device, why_case_failed
+from mlbseg.run import Run, one_case, pick_device
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -108,16 +108,13 @@ def audit(
         least = _Least(Path(kept))
         for case in cases:
             say(case)
-            try:
+            with one_case(case.id, faults, "audit"):
                 judged = auditor.judge(case)
                 if not found:
                     _drop_tables(folder)
                 _write_maps(folder, case, judged)
-            except (UserError, MemoryError, OSError, RuntimeError) as error:
-                faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="audit"))
-                continue
-            found.append(judged.audited)
-            least.offer(judged.audited, judged.sight)
+                found.append(judged.audited)
+                least.offer(judged.audited, judged.sight)
         if not found:
             raise FaultsError(faults, f"{opened.root}: no label could be judged")
         found.sort(key=lambda one: (one.trust, -one.suspected, one.case))

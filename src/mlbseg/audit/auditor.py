@@ -33,7 +33,7 @@ from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_l
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import read_record
 from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.run import Run, why_case_failed
+from mlbseg.run import Run, one_case
 from mlbseg.types import Case, Geometry, Role
 
 Mask = npt.NDArray[np.bool_]
@@ -108,14 +108,11 @@ class Auditor:
         def pairs() -> Iterator[tuple[Map, Classes]]:
             for case in self.cases:
                 say(case)
-                try:
+                with one_case(case.id, [], "audit"):  # `judge` meets it again, and it is named
                     image, label, _, _ = self._prepared(case)
                     evidence = self._evidence(image, label)
-                except (UserError, MemoryError, OSError, RuntimeError) as error:
-                    why_case_failed(error)
-                    continue  # `judge` meets it again, and it is named
-                squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
-                yield evidence.probability, label
+                    squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
+                    yield evidence.probability, label
 
         self.thresholds = class_thresholds(pairs(), self.plan.num_classes)
         self.scale = float(np.sqrt(np.mean(squares))) if squares else 1.0
@@ -178,7 +175,7 @@ class Auditor:
                 Fault(str(case.label), f"label of {difference[0]}", f"{difference[1]} as the scan")
             )
         image, frame = prepare_scan(scan, self.plan)
-        return image, prepare_label(label, geometry, frame.grid, self.plan), frame, label
+        return image, prepare_label(label, scan.geometry, frame.grid, self.plan), frame, label
 
     def _evidence(self, image: Map, label: Classes) -> Evidence:
         return gather(

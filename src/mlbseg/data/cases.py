@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlbseg.data import layouts
 from mlbseg.data.datalist import read_datalist
-from mlbseg.data.formats import dicom
+from mlbseg.data.formats.dicom import is_dicom
 from mlbseg.data.layouts import Found
 from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
 from mlbseg.errors import Fault, FaultsError, UserError
@@ -19,7 +19,8 @@ _LAYOUTS = """recognised are:
   imagesTr/ + labelsTr/ (+ imagesTs/)            Medical Segmentation Decathlon, nnU-Net v2 (NAME_0000.nii.gz)
   NAME.mhd + NAME_segmentation.mhd               PROMISE12
   NAME/mri_norm2.h5                              Left Atrium HDF5
-  images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case
+  images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case, in NAME or a folder below it
+  images/NAME.dcm + labels/NAME.png              2D DICOM images; a file of many frames has labels/NAME.nii.gz
   cases.csv or cases.json                        a datalist with id, image, label, role, patient"""
 
 
@@ -97,7 +98,7 @@ def find_cases(root: Path) -> Dataset:
 
 
 def find_scans(path: Path, channels: int | None = None) -> Scans:
-    """Find the scans to predict: a folder of a known layout, a bare folder of scans, a file, a DICOM folder.
+    """Find the scans to predict: a folder of a known layout, a bare folder of scans, a file, DICOM folders.
 
     Labels are ignored; every image is taken, those of imagesTs too.
 
@@ -112,19 +113,13 @@ def find_scans(path: Path, channels: int | None = None) -> Scans:
     """
     _require_exists(path)
     if path.is_file() and path.suffix.lower() not in (".csv", ".json"):
-        if not is_scan_file(path):
+        if not (is_scan_file(path) or is_dicom(path)):
             raise UserError(
                 f"{path}: not a scan; expected a name ending in {' '.join(SUFFIXES)}, or a folder"
             )
         return Scans((Case(stem(path), (path,)),))
     if path.is_file():
         return _images_only(read_datalist(path, labels=False), path)
-    try:
-        is_series = bool(dicom.slice_files(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be listed ({error.strerror})") from None
-    if is_series:
-        return Scans((Case(path.resolve().name, (path,)),))
     return _images_only(layouts.recognise(path) or layouts.bare(path, channels), path)
 
 

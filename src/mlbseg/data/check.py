@@ -132,7 +132,7 @@ def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
     return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
-_WARNINGS = ("constant-channel", "empty-label")
+_WARNINGS = ("constant-channel", "empty-label", "note")
 
 
 def _check_image(one: _Seen) -> Iterable[Fault]:
@@ -142,6 +142,8 @@ def _check_image(one: _Seen) -> Iterable[Fault]:
     except ReadError as error:
         yield error.fault
         return
+    for note in scan.notes:
+        yield Fault(name, note, kind="note")
     one.geometry, one.channels = scan.geometry, len(scan.array)
     one.digest = hashlib.blake2b(scan.array.data.cast("B"), digest_size=16).hexdigest() + str(
         scan.array.shape

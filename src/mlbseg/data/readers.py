@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.data.formats.dicom import open_dicom
+from mlbseg.data.formats.dicom import is_dicom, is_flat, open_dicom
 from mlbseg.data.formats.hdf5 import open_hdf5
 from mlbseg.data.formats.itk import itk_errors
 from mlbseg.data.formats.metaimage import open_metaimage
@@ -38,8 +39,11 @@ SUFFIXES: dict[str, str] = {
     ".tiff": "TIFF",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".dcm": "DICOM",
+    ".dicom": "DICOM",
+    ".ima": "DICOM",
 }
-"""File name endings that are read, and what they stand for. A DICOM series is a folder and has none."""
+"""File name endings that are read, and what they stand for. A folder is a DICOM series."""
 
 _PICTURES = ("PNG", "TIFF", "JPEG")
 _OPENERS = {
@@ -50,6 +54,7 @@ _OPENERS = {
     "PNG": open_png,
     "TIFF": open_tiff,
     "JPEG": open_jpeg,
+    "DICOM": open_dicom,
 }
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
@@ -72,8 +77,23 @@ def is_scan_file(path: Path) -> bool:
 
 
 def mask_suffix(images: Sequence[Path]) -> str:
-    """Return the ending of the mask of these images: that of the input where its format can hold a mask."""
+    """Return the ending of the mask of these images: that of the input where its format can hold a mask.
+
+    Of DICOM, a volume has NIfTI masks and a projection image PNG.
+    """
+    if _is_flat_dicom(images[0]):
+        return ".png"
     return _MASK_SUFFIX.get(SUFFIXES.get(suffix(images[0]), ""), ".nii.gz")
+
+
+def _is_flat_dicom(path: Path) -> bool:
+    if not path.is_dir() and SUFFIXES.get(suffix(path), "DICOM") != "DICOM":
+        return False
+    try:
+        with _reading(path):
+            return is_flat(path)
+    except ReadError:  # whoever reads it says why
+        return False
 
 
 def read_scan(paths: Sequence[Path]) -> Scan:
@@ -88,7 +108,7 @@ def read_scan(paths: Sequence[Path]) -> Scan:
     Raises:
         ReadError: If a file is not readable or the geometries differ.
     """
-    arrays, geometries = zip(*(_read_image(path) for path in paths), strict=True)
+    arrays, geometries, notes = zip(*(_read_image(path) for path in paths), strict=True)
     for path, geometry in zip(paths[1:], geometries[1:], strict=True):
         if difference := geometry_difference(geometry, geometries[0]):
             found, expected = difference
@@ -100,7 +120,7 @@ def read_scan(paths: Sequence[Path]) -> Scan:
                 "geometry",
             )
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return Scan(array, geometries[0])
+    return Scan(array, geometries[0], tuple(dict.fromkeys(note for own in notes for note in own)))
 
 
 def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
@@ -112,11 +132,13 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
     Raises:
         ReadError: If the file is not readable, has several components or holds values that are not integers.
     """
-    opened = _open(path, label=True)
-    if opened.components != 1:
-        remedy = "save it with one grey value per class"
-        fail(path, f"{opened.components} components per pixel", "one label value per pixel", remedy, "label")
-    return _as_label(path, opened.read()[0]), opened.geometry
+    with _reading(path):
+        opened = _open(path, label=True)
+        if opened.components != 1:
+            remedy = "save it with one grey value per class"
+            found = f"{opened.components} components per pixel"
+            fail(path, found, "one label value per pixel", remedy, "label")
+        return _as_label(path, opened.read()[0]), opened.geometry
 
 
 def write_label(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -143,9 +165,26 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
     _write(path, image, geometry)
 
 
-def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
-    opened = _open(path)
-    return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Let whatever goes wrong while a user's file is read be a fault of this file, so that it stops no other scan."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError:
+        fail(path, "not enough memory for this scan", kind="memory")
+    except OSError as error:
+        fail(path, f"cannot be opened ({error.strerror or error})")
+    except Exception as error:
+        found = f"reading failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fail(path, found, remedy="leave the scan out, and report this line to mlbseg")
+
+
+def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, tuple[str, ...]]:
+    with _reading(path):
+        opened = _open(path)
+        return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry, opened.notes
 
 
 def _open(path: Path, *, label: bool = False) -> Opened:
@@ -153,14 +192,13 @@ def _open(path: Path, *, label: bool = False) -> Opened:
     if path.is_dir():
         return open_dicom(path, label=label)
     kind = SUFFIXES.get(suffix(path), "")
+    if not kind and path.is_file() and is_dicom(path):
+        return open_dicom(path, label=label)  # many archives give no ending
     if not kind:
         fail(path, "not the name of a scan", f"one of {' '.join(SUFFIXES)}, or a DICOM folder")
-    try:
-        if path.stat().st_size == 0:
-            fail(path, "an empty file", f"a {kind} file", "copy it again")
-        return _OPENERS[kind](path, label=label)
-    except OSError as error:
-        fail(path, f"cannot be opened ({error.strerror or error})")
+    if path.stat().st_size == 0:
+        fail(path, "an empty file", f"a {kind} file", "copy it again")
+    return _OPENERS[kind](path, label=label)
 
 
 def is_hdf5(path: Path) -> bool:
@@ -195,7 +233,8 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
     try:
         with itk_errors(temporary, SUFFIXES.get(suffix(path), "scan")):
             sitk.WriteImage(image, str(temporary), useCompression=True)
-        _open(temporary).read()  # a full disk must not leave half a mask under the final name
+        with _reading(temporary):
+            _open(temporary).read()  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))

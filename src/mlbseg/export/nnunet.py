@@ -26,7 +26,7 @@ from mlbseg.export.labels import class_indices
 from mlbseg.export.output import require_new, staged, write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
 from mlbseg.files import make_folder
-from mlbseg.run import Run, autocast, pick_device, why_case_failed
+from mlbseg.run import Run, autocast, one_case, pick_device
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
@@ -108,7 +108,8 @@ def export_nnunet(
         for number, (case, part) in enumerate(cases):
             if progress is not None:
                 progress(number, len(cases), case.id)
-            try:
+            failed = len(result.faults)
+            with one_case(case.id, result.faults, "export", "case"):
                 if part == "test":
                     _write_images(case, folder / "imagesTs", run.plan)
                     continue
@@ -120,9 +121,7 @@ def export_nnunet(
                 _write_images(case, folder / "imagesTr", run.plan)
                 write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, geometry)
                 result.labels[case.id] = float((label < run.plan.num_classes).mean())
-            except (UserError, MemoryError, RuntimeError) as error:
-                reason = why_case_failed(error, "case")
-                result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
+            if len(result.faults) > failed:
                 _forget(case, folder)
         if not result.labels:
             raise FaultsError(result.faults, str(root), "no case is left")

@@ -24,7 +24,7 @@ from mlbseg.evaluation import Evaluation, evaluate
 from mlbseg.inference import Progress
 from mlbseg.report.scores import caption, telling
 from mlbseg.report.slices import Subject
-from mlbseg.run import Run, autocast, why_case_failed
+from mlbseg.run import Run, autocast, one_case
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
@@ -108,14 +108,12 @@ def predict_cases(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
-        path = out / f"{case.id}{mask_suffix(case.images)}"
-        try:
+        with one_case(case.id, faults, "predict"):
+            path = out / f"{case.id}{mask_suffix(case.images)}"
             with autocast(run.config.train.precision, device):
                 probability, frame = case_probability(case, network, run.plan, device)
             write_label(path, restore_label(probability, frame, run.plan), frame.native)
             masks[case.id] = path
-        except (UserError, MemoryError, RuntimeError) as error:
-            faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="predict"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return masks, faults

@@ -15,7 +15,7 @@ from mlbseg.data.cases import find_scans, still_there
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.files import make_folder, require_free
 from mlbseg.inference import Progress
-from mlbseg.run import Run, autocast, pick_device, why_case_failed
+from mlbseg.run import Run, autocast, one_case, pick_device
 from mlbseg.suggest.choose import Pick, Rule, choose, find_rule
 from mlbseg.suggest.look import Look, Looker
 from mlbseg.suggest.result import COLUMNS, Suggestion, Suggestions
@@ -98,10 +98,8 @@ def _look(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
-        try:
+        with one_case(case.id, faults, "suggest"):
             looks[_key(case)] = looker.look(case)
-        except (UserError, MemoryError, OSError, RuntimeError) as error:
-            faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="suggest"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return looks, faults

@@ -1,199 +1,171 @@
-"""A folder of DICOM slices to one volume. Anything that would put a slice in a wrong place is a fault."""
+"""DICOM: a folder of slices or a file of many frames to one volume, a projection image to a 2D scan."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.data.formats.itk import channels, itk_errors
+from mlbseg.data.formats.dicom_header import Frame, Header, flat_spacing, read_frames, read_header
+from mlbseg.data.formats.dicom_pixels import read_flat, read_slices, read_stored
+from mlbseg.data.formats.dicom_stack import stack
 from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.types import Geometry
 
-_SERIES_UID = "0020|000e"
-_SERIES_NAME = "0008|103e"
-_GAP_TOLERANCE = (
-    0.05  # share of the slice distance; scanners round positions, a missing slice doubles the distance
-)
+SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Endings of names; many DICOM files have none, and are known by their magic word."""
 
 
 @dataclass(frozen=True)
-class _Slice:
-    path: Path
-    series: str
-    name: str
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: npt.NDArray[np.float64]
-    direction: npt.NDArray[np.float64]
+class Series:
+    """The slices of one volume.
+
+    Attributes:
+        frames: In their order along the normal.
+        geometry: Of the volume.
+        components: Numbers per pixel.
+        stored: Whether GDCM would not give the values that are meant.
+    """
+
+    frames: tuple[Frame, ...]
+    geometry: Geometry
     components: int
+    stored: bool
 
 
-def open_dicom(folder: Path, *, label: bool = False) -> Opened:
-    """Open the one series in `folder`.
+def open_dicom(path: Path, *, label: bool = False) -> Opened:
+    """Open the one series in a folder, or a file: of one slice, of many frames, or a projection image.
 
     Raises:
-        ReadError: As `series`; for a label, always: a folder is none.
+        ReadError: As `series`; for a label, always.
     """
     if label:
-        fail(folder, "a folder", "a label file", "save the label as .nii.gz", "label")
-    files, geometry, components = series(folder)
+        found = "a folder" if path.is_dir() else "a DICOM file"
+        remedy = "save the label as .nii.gz, or as .png for 2D images; a DICOM segmentation can be converted"
+        fail(path, found, "a label file", remedy, "label")
+    headers, notes = _images(path)
+    if headers[0].flat:
+        return _open_flat(path, headers, notes)
+    volume = _series(path, headers)
 
-    def read() -> npt.NDArray[Any]:
-        kind = sitk.sitkFloat32 if components == 1 else sitk.sitkVectorFloat32
-        with itk_errors(folder, "DICOM series"):
-            # Each slice's rescale slope and intercept are applied by GDCM while reading.
-            return channels(sitk.ReadImage([str(f) for f in files], kind, imageIO="GDCMImageIO"))
+    def read() -> np.ndarray:
+        if volume.stored:
+            return read_stored(volume.frames, volume.components)
+        return read_slices(path, [frame.path for frame in volume.frames], volume.components)
 
-    return Opened(geometry, components, read)
+    return Opened(volume.geometry, volume.components, read, notes)
+
+
+def series(path: Path) -> Series:
+    """Order the one series in a folder, or the frames of a file, along the slice normal, from the headers alone.
+
+    Raises:
+        ReadError: For no or several series, slices of different size or orientation, a slice twice, a missing
+            slice, a sideways shift of the slices (gantry tilt), frames without a position, or an unreadable file.
+    """
+    headers, _ = _images(path)
+    if headers[0].flat:
+        fail(path, "an image without a position in the patient", "the slices of one series", kind="dicom")
+    return _series(path, headers)
 
 
 def slice_files(folder: Path) -> list[Path]:
     """Return the DICOM files directly in `folder`: by suffix, or by the magic word of DICOM part 10."""
-    return [
-        p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.is_file() and _is_dicom(p)
-    ]
+    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.is_file() and is_dicom(p)]
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Say whether a file is DICOM, by its suffix or the magic word of part 10; a DICOMDIR only lists others."""
     if path.name == "DICOMDIR":
         return False
-    if path.suffix.lower() in (".dcm", ".ima"):
+    if path.suffix.lower() in SUFFIXES:
         return True
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
-def series(folder: Path) -> tuple[list[Path], Geometry, int]:
-    """Order the one series in `folder` along its slice normal, from the headers alone.
-
-    Returns:
-        The files in order, the geometry of the volume, the number of components per pixel.
+def is_flat(path: Path) -> bool:
+    """Say whether a file is a projection image, which is 2D, or the images in a folder are.
 
     Raises:
-        ReadError: For no or several series, slices of different size or orientation, a slice twice, a missing
-            slice, a sideways shift of the slices (gantry tilt), or an unreadable file.
+        ReadError: A file is not readable.
+        OSError: The folder cannot be listed.
     """
+    found = False
+    for file in slice_files(path) if path.is_dir() else [path]:
+        header = read_header(file)
+        if isinstance(header, Header):
+            if not header.flat:
+                return False
+            found = True
+    return found
+
+
+def _images(path: Path) -> tuple[list[Header], tuple[str, ...]]:
+    """Return the headers of the images that belong together at `path`, and a note on the files that are passed over."""
     try:
-        files = slice_files(folder)
+        files = slice_files(path) if path.is_dir() else [path]
     except OSError as error:
-        fail(folder, f"cannot be opened ({error.strerror})")
+        fail(path, f"cannot be opened ({error.strerror})")
     if not files:
-        fail(folder, "a folder without DICOM files", "the slices of one series", kind="dicom")
-    slices = [_read_header(file) for file in files]
-    _require_one_series(folder, slices)
-    first = slices[0]
-    for other in slices[1:]:
-        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-3):
-            fail(
-                other.path,
-                f"slice of {_shown(other)}",
-                f"{_shown(first)} as in {first.path.name}",
-                kind="dicom",
-            )
-        if not np.allclose(other.direction, first.direction, atol=1e-3):
-            fail(
-                other.path,
-                "another orientation",
-                f"that of {first.path.name}",
-                "one series a folder",
-                "dicom",
-            )
-    if len(slices) == 1:  # one slice, or a multi-frame file
-        return files, _geometry(first, first.size[2], first.spacing[2]), first.components
-    normal = first.direction[:, 2]
-    slices.sort(key=lambda s: float(s.origin @ normal))
-    if first.size[2] != 1:
-        fail(
-            folder, f"{len(slices)} multi-frame files", "one multi-frame file or single slices", kind="dicom"
-        )
-    gap = _slice_distance(folder, slices, normal)
-    return [s.path for s in slices], _geometry(slices[0], len(slices), gap), first.components
+        fail(path, "a folder without DICOM files", "the slices of one series", kind="dicom")
+    headers: list[Header] = []
+    others: dict[Path, str] = {}
+    for file in files:
+        header = read_header(file)
+        if isinstance(header, Header):
+            headers.append(header)
+        else:
+            others[file] = header
+    if not headers:
+        kinds = ", ".join(sorted(set(others.values())))
+        found = "no image in the file" if path.is_file() else "no image among its DICOM files"
+        fail(path, f"{found} ({kinds})", "the slices of one series, or one image", kind="dicom")
+    slices = {header.series for header in headers if not header.flat}
+    if slices:  # a screenshot that the archive keeps beside the slices is none of them
+        others |= {h.path: "no position in the patient" for h in headers if h.flat and h.series not in slices}
+        headers = [header for header in headers if header.path not in others]
+    headers.sort(key=lambda header: header.flat)
+    return headers, _passed_over(others)
 
 
-def _read_header(path: Path) -> _Slice:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("GDCMImageIO")
-    with itk_errors(path, "DICOM file"):
-        reader.ReadImageInformation()
-
-    def tag(key: str) -> str:
-        return reader.GetMetaData(key).strip("\0 ") if reader.HasMetaDataKey(key) else ""
-
-    if len(reader.GetSize()) != 3:
-        fail(path, f"{len(reader.GetSize())} dimensions", "an image slice", kind="dicom")
-    return _Slice(
-        path,
-        tag(_SERIES_UID),
-        tag(_SERIES_NAME),
-        reader.GetSize(),
-        reader.GetSpacing(),
-        np.array(reader.GetOrigin()),
-        np.array(reader.GetDirection()).reshape(3, 3),
-        reader.GetNumberOfComponents(),
-    )
+def _passed_over(others: dict[Path, str]) -> tuple[str, ...]:
+    if not others:
+        return ()
+    listed = [f"{path.name} ({kind})" for path, kind in others.items()]
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return (f"passed over, as no slice: {', '.join(listed[:3])}{more}",)
 
 
-def _shown(s: _Slice) -> str:
-    return f"{s.size[0]}×{s.size[1]} pixels of {s.spacing[0]:.4g}×{s.spacing[1]:.4g} mm"
+def _open_flat(path: Path, headers: Sequence[Header], notes: tuple[str, ...]) -> Opened:
+    if len(headers) > 1:
+        found = f"{len(headers)} images without a position in the patient"
+        remedy = "give each image a name of its own: images/NAME.dcm"
+        fail(path, found, "the slices of one series, or one image", remedy, "dicom")
+    header = headers[0]
+    geometry = Geometry(header.size, flat_spacing(header), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    return Opened(geometry, header.components, lambda: read_flat(header), notes)
 
 
-def _require_one_series(folder: Path, slices: list[_Slice]) -> None:
-    counts = Counter(s.series for s in slices)
+def _series(path: Path, headers: Sequence[Header]) -> Series:
+    _require_one_series(path, headers)
+    for header in headers[1:]:
+        if header.components != headers[0].components:
+            found = f"{header.components} components per pixel"
+            fail(header.path, found, f"{headers[0].components} as in {headers[0].path.name}", kind="dicom")
+    frames, geometry = stack(path, [frame for header in headers for frame in read_frames(header)])
+    # GDCM knows one rescaling of a file, and turns MONOCHROME1 round for the eye, but values of slices have a meaning
+    stored = any(header.inverted or header.grouped or header.count > 1 for header in headers)
+    return Series(tuple(frames), geometry, headers[0].components, stored)
+
+
+def _require_one_series(path: Path, headers: Sequence[Header]) -> None:
+    counts = Counter(header.series for header in headers)
     if len(counts) > 1:
-        names = {s.series: s.name for s in slices}
+        names = {header.series: header.name for header in headers}
         listed = "; ".join(f"{names[uid] or uid} ({n} files)" for uid, n in sorted(counts.items()))
-        fail(
-            folder,
-            f"{len(counts)} series: {listed}",
-            "one series",
-            "give each series its own folder",
-            "dicom",
-        )
-
-
-def _slice_distance(folder: Path, slices: list[_Slice], normal: npt.NDArray[np.float64]) -> float:
-    """Return the distance of neighbouring slices in mm; raise unless the slices form a regular grid."""
-    offsets = np.array([s.origin - slices[0].origin for s in slices])
-    along = offsets @ normal
-    gaps = np.diff(along)
-    gap = float(np.median(gaps))
-    for index in np.flatnonzero(gaps < 1e-3):
-        pair = f"{slices[index].path.name} and {slices[index + 1].path.name}"
-        fail(
-            folder, f"{pair} lie at the same position", "one slice a position", "keep one time point", "dicom"
-        )
-    for index in np.flatnonzero(np.abs(gaps - gap) > max(_GAP_TOLERANCE * gap, 0.01)):
-        pair = f"between {slices[index].path.name} and {slices[index + 1].path.name}"
-        fail(
-            folder,
-            f"{gaps[index]:.4g} mm {pair}",
-            f"{gap:.4g} mm",
-            "a slice is missing: export it again",
-            "dicom",
-        )
-    sideways = np.linalg.norm(offsets - along[:, None] * normal, axis=1)
-    worst = float(sideways.max())
-    if worst > min(slices[0].spacing[:2]) / 2:  # less than half a pixel moves no voxel
-        angle = np.degrees(np.arctan2(sideways[-1], along[-1]))
-        found = f"slices shift sideways by {worst:.3g} mm (gantry tilt of {angle:.2g}°)"
-        fail(
-            folder,
-            found,
-            "slices straight above each other",
-            "correct the tilt with a DICOM converter",
-            "dicom",
-        )
-    return float(along[-1] / (len(slices) - 1))
-
-
-def _geometry(first: _Slice, depth: int, gap: float) -> Geometry:
-    size = (*first.size[:2], depth)
-    spacing = (*first.spacing[:2], gap)
-    return Geometry(size, spacing, tuple(first.origin.tolist()), tuple(first.direction.ravel().tolist()))
+        found = f"{len(counts)} series: {listed}"
+        fail(path, found, "one series", "give each series its own folder", "dicom")
