@@ -28,7 +28,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
 from mlbseg.data.readers import read_label, read_scan
@@ -141,8 +141,9 @@ class Cache:
         frame = self.image(case).frame
         with _naming(case):
             label, geometry = read_label(case.label)
-            if difference := geometry_difference(geometry, frame.native):
-                raise UserError(f"label has {difference[0]}, expected {difference[1]} as the image has")
+            label = onto(
+                label, geometry, frame.native, where=str(case.label), whose="its image", remedy=RESAMPLE
+            )
             prepared = prepare_label(label, frame.native, frame.grid, self.plan)
         positions = _foreground(prepared, self.plan.num_classes, seed)
         return _Content(
@@ -245,8 +246,8 @@ def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the pixel files beside a detached header (.mhd, .nhdr)."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
+    """Return the pixel files beside a detached header (.mhd, .nhdr, .hdr)."""
+    if path.suffix.lower() not in (".mhd", ".nhdr", ".hdr"):
         return []
     named = {name.decode(errors="replace") for name in _DETACHED.findall(path.read_bytes())}
     return sorted(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
-from mlbseg.data.geometry import geometry_difference, shown
+from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import Fault, FaultsError, ReadError
 from mlbseg.types import Case, Geometry, Role
@@ -132,7 +132,7 @@ def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
     return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
-_WARNINGS = ("constant-channel", "empty-label")
+_WARNINGS = ("constant-channel", "empty-label", "note")
 
 
 def _check_image(one: _Seen) -> Iterable[Fault]:
@@ -142,6 +142,8 @@ def _check_image(one: _Seen) -> Iterable[Fault]:
     except ReadError as error:
         yield error.fault
         return
+    for note in scan.notes:
+        yield Fault(name, note, kind="note")
     one.geometry, one.channels = scan.geometry, len(scan.array)
     one.digest = hashlib.blake2b(scan.array.data.cast("B"), digest_size=16).hexdigest() + str(
         scan.array.shape
@@ -172,7 +174,7 @@ def _check_label(one: _Seen) -> Iterable[Fault]:
     one.labels = _histogram(array)
     if one.geometry and (difference := geometry_difference(geometry, one.geometry)):
         found, expected = difference
-        yield Fault(name, found, f"{expected} as its image", "resample it onto the image", kind="geometry")
+        yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")
     if set(one.labels) == {0}:
         # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
         may_be = one.case.role is Role.TEST or geometry.ndim == 2
