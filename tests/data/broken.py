@@ -203,10 +203,17 @@ _breaks("four_axes_among_three", lambda r: save(r / "images/b.nii.gz", noise(1, 
 _breaks("channels_and_times", lambda r: nifti(r / "images/b.nii.gz", noise(1, (3, 2, *SIZE))))
 _breaks("label_of_four_axes", lambda r: nifti(r / "labels/b.nii.gz", np.stack([mask()] * 2)))
 _breaks("nifti_bent", lambda r: nifti(r / "images/b.nii.gz", noise(1), bent=0.4))
-_breaks("label_without_a_place", lambda r: patch(r / "labels/b.nii.gz", (252, "<2h", [0, 0])))
+_breaks(
+    "label_without_a_place",
+    lambda r: (
+        save(r / "images/b.nii.gz", noise(1), origin=(5, 0, 0)),
+        patch(r / "labels/b.nii.gz", (252, "<2h", [0, 0])),
+    ),
+)
 _breaks("pair_without_pixels", lambda r: nifti(r / "images/e.hdr", noise(1)).with_suffix(".img").unlink())
 _breaks(
-    "pair_without_magic", lambda r: (r / "images/e.hdr").write_bytes(b"ENVI") or (r / "images/e.img").touch()
+    "pair_without_magic",
+    lambda r: [(r / f"images/e{suffix}").write_bytes(b"ENVI") for suffix in (".hdr", ".img")],
 )
 _breaks("identical_images", lambda r: save(r / "images/d.nii.gz", noise(0)))
 

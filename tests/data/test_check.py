@@ -83,7 +83,7 @@ EXPECTED = {
     "channels_and_times": "^images/b.nii.gz: 5D image of 10×8×6×2×3, expected .*split",
     "four_axes_among_three": "^b: an image of 3 channels, expected 1",
     "label_of_four_axes": "^labels/b.nii.gz: a label of 10×8×6×2: 2 maps in one file, expected one label map",
-    "nifti_bent": "^images/b.nii.gz: sheared axes in sform: .* move by up to 0.5",
+    "nifti_bent": "^images/b.nii.gz: sheared axes in sform: .* move by up to 1.1",
     "label_without_a_place": "^labels/b.nii.gz: place not stated in its header, expected the place as its image",
     "pair_without_pixels": "^images/e.hdr: its pixel file e.img is missing",
     "pair_without_magic": "^images/e.hdr: not a NIfTI file",

@@ -48,8 +48,10 @@ def orthogonalised(
         tuple(np.asarray(origin).tolist()),
         tuple(np.eye(n).ravel().tolist()),
     )
-    cosines = steps / np.where(spacing > 0, spacing, 1)
-    if not (np.isfinite(cosines).all() and abs(np.linalg.det(cosines)) > 1e-6):
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
+        return unmoved, float("inf")
+    cosines = steps / spacing
+    if abs(np.linalg.det(cosines)) < 1e-6:
         return unmoved, float("inf")
     # The nearest orthonormal matrix: the polar decomposition (Higham, 1986).
     left, _, right = np.linalg.svd(cosines)

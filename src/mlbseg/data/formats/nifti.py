@@ -239,9 +239,10 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...]) -> tuple[Geometry,
             "its header states no place and no orientation: x is taken to run to the left, y to the back"
         )
     elif moved > _NOTED:
+        most = next(bound for bound in (0.01, 0.1, HALF) if moved < bound)  # few words for many scans
         notes.append(
-            "its axes are not quite at right angles: they are straightened, which moves voxels by up to "
-            f"{moved:.2g} of one"
+            "its axes are not quite at right angles: they are straightened, which moves voxels by less than "
+            f"{most:g} of one; masks keep the axes of the file"
         )
     return replace(lattice, stored=place.numbers), tuple(notes)
 
