@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
@@ -281,12 +281,15 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
     """
     predicted, geometry = read_label(prediction)
     expected, reference_geometry = read_label(reference)
-    if difference := geometry_difference(geometry, reference_geometry):
-        found, wanted = difference
-        remedy = "predict on the scan that the label was drawn on"
-        raise ReadError(
-            Fault(prediction.name, found, f"{wanted} as in its reference", remedy, case, "geometry")
-        )
+    predicted = onto(
+        predicted,
+        geometry,
+        reference_geometry,
+        where=prediction.name,
+        whose="in its reference",
+        remedy="predict on the scan that the label was drawn on",
+        case_id=case,
+    )
     return predicted, expected, reference_geometry.spacing[::-1]
 
 

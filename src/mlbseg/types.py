@@ -39,12 +39,15 @@ class Geometry:
         spacing: mm between pixel centres along each axis.
         origin: Position of the first pixel's centre, mm.
         direction: Direction cosines, row-major, n*n numbers.
+        stored: What a NIfTI file itself says of its place (`Placement.numbers`), so that what is made of a scan lies
+            where the scan does for every program; () for other files, and for all but the lattice of a file.
     """
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[float, ...]
+    stored: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def identity(cls, size: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> Geometry:

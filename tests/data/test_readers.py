@@ -114,6 +114,9 @@ def test_trailing_axis_of_one_is_dropped_and_others_are_a_fault(suffix: str, tmp
     assert scan.array.shape == (1, 6, 8, 10)
     assert scan.geometry == Geometry.identity((10, 8, 6))
     save(path, noise(0, (2, 6, 8, 10)))
+    if suffix == ".nii.gz":  # as the Decathlon has channels
+        assert read_scan([path]).array.shape == (2, 6, 8, 10)
+        return
     with pytest.raises(ReadError) as caught:
         read_scan([path])
     assert caught.value.fault.kind == "4d"
@@ -240,13 +243,6 @@ def test_nifti_of_the_other_byte_order(tmp_path: Path) -> None:
         read_scan([path])
     path.write_bytes(header.tobytes() + noise(0).astype(">f4").tobytes())
     assert np.array_equal(read_scan([path]).array[0], noise(0))
-
-
-def test_nifti_2_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.nii"
-    path.write_bytes(np.array(540, "<i4").tobytes() + bytes(1000))
-    with pytest.raises(ReadError, match="a NIfTI-2 file, expected NIfTI-1"):
-        read_scan([path])
 
 
 def test_nifti_voxels_at_no_place(tmp_path: Path) -> None:

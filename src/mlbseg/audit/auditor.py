@@ -28,11 +28,11 @@ from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import read_record
-from mlbseg.errors import Fault, ReadError, UserError
+from mlbseg.errors import UserError
 from mlbseg.run import Run, one_case
 from mlbseg.types import Case, Geometry, Role
 
@@ -170,10 +170,7 @@ class Auditor:
         assert case.label is not None  # noqa: S101 - `_cases` has chosen such
         scan = read_scan(case.images)
         label, geometry = read_label(case.label)
-        if difference := geometry_difference(geometry, scan.geometry):
-            raise ReadError(
-                Fault(str(case.label), f"label of {difference[0]}", f"{difference[1]} as the scan")
-            )
+        label = onto(label, geometry, scan.geometry, where=str(case.label), whose="the scan", remedy=RESAMPLE)
         image, frame = prepare_scan(scan, self.plan)
         return image, prepare_label(label, scan.geometry, frame.grid, self.plan), frame, label
 

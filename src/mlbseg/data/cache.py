@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry, sweep
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.inputs import Inputs, combined_hash
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
@@ -172,8 +172,9 @@ class Cache:
         frame = self.image(case).frame
         with _naming(case), _unchanged(partial(self.inputs.label, case)):
             label, geometry = read_label(case.label)
-            if difference := geometry_difference(geometry, frame.native):
-                raise UserError(f"label has {difference[0]}, expected {difference[1]} as the image has")
+            label = onto(
+                label, geometry, frame.native, where=str(case.label), whose="its image", remedy=RESAMPLE
+            )
             prepared = prepare_label(label, frame.native, frame.grid, self.plan)
         positions = _foreground(prepared, self.plan.num_classes, seed)
         return Content(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
-from mlbseg.data.geometry import geometry_difference, shown
+from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import Fault, FaultsError, ReadError
 from mlbseg.types import Case, Geometry, Role
@@ -174,7 +174,7 @@ def _check_label(one: _Seen) -> Iterable[Fault]:
     one.labels = _histogram(array)
     if one.geometry and (difference := geometry_difference(geometry, one.geometry)):
         found, expected = difference
-        yield Fault(name, found, f"{expected} as its image", "resample it onto the image", kind="geometry")
+        yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")
     if set(one.labels) == {0}:
         # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
         may_be = one.case.role is Role.TEST or geometry.ndim == 2

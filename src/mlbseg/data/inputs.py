@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from mlbseg.data import dicom
+from mlbseg.data.formats import dicom
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
@@ -207,8 +207,8 @@ def _file_hash(path: Path) -> str:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the pixel files beside a detached header (.mhd, .nhdr)."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
+    """Return the pixel files beside a detached header (.mhd, .nhdr, .hdr)."""
+    if path.suffix.lower() not in (".mhd", ".nhdr", ".hdr"):
         return []
     named = {name.decode(errors="replace") for name in _DETACHED.findall(path.read_bytes())}
     return sorted(

@@ -256,12 +256,20 @@ def _scans(folder: Path, found: Found) -> list[Path]:
     for path in entries(folder):
         if suffix(path) or path.is_dir():
             scans.append(path)
-        elif not path.name.lower().endswith(_PIXELS) and folder.name.startswith(("images", "labels")):
+        elif path.name.lower().endswith(_PIXELS) or _of_pair(path):
+            continue
+        elif folder.name.startswith(("images", "labels")):
             where = f"{folder.name}/{path.name}"
             found.warnings.append(
                 Fault(where, "not a scan, ignored", f"{' '.join(SUFFIXES)}", kind="ignored")
             )
     return scans
+
+
+def _of_pair(path: Path) -> bool:
+    """Say whether a file holds the pixels of a NIfTI or Analyze header beside it."""
+    name = path.name.lower().removesuffix(".gz")
+    return name.endswith(".img") and path.with_name(f"{path.name[: len(name) - 4]}.hdr").exists()
 
 
 def _present(folder: Path) -> bool:

@@ -18,16 +18,18 @@ from mlbseg.data.formats.hdf5 import open_hdf5
 from mlbseg.data.formats.itk import itk_errors
 from mlbseg.data.formats.metaimage import open_metaimage
 from mlbseg.data.formats.nifti import open_nifti
+from mlbseg.data.formats.nifti_writer import save_nifti
 from mlbseg.data.formats.nrrd import open_nrrd
 from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.formats.pictures import open_jpeg, open_png, open_tiff
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.errors import ReadError, UserError
 from mlbseg.types import Geometry, Scan
 
 SUFFIXES: dict[str, str] = {
     ".nii.gz": "NIfTI",
     ".nii": "NIfTI",
+    ".hdr": "NIfTI",
     ".nrrd": "NRRD",
     ".nhdr": "NRRD",
     ".mha": "MetaImage",
@@ -57,6 +59,7 @@ _OPENERS = {
     "DICOM": open_dicom,
 }
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
+_ROUNDED = 1e-6
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 
 
@@ -109,17 +112,18 @@ def read_scan(paths: Sequence[Path]) -> Scan:
         ReadError: If a file is not readable or the geometries differ.
     """
     arrays, geometries, notes = zip(*(_read_image(path) for path in paths), strict=True)
-    for path, geometry in zip(paths[1:], geometries[1:], strict=True):
-        if difference := geometry_difference(geometry, geometries[0]):
-            found, expected = difference
-            fail(
-                path,
-                found,
-                f"{expected} as in {paths[0].name}",
-                "resample it onto the first channel",
-                "geometry",
-            )
-    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    turned = [
+        onto(
+            array,
+            geometry,
+            geometries[0],
+            where=str(path),
+            whose=f"in {paths[0].name}",
+            remedy="resample it onto the first channel",
+        )
+        for path, array, geometry in zip(paths, arrays, geometries, strict=True)
+    ]
+    array = turned[0] if len(turned) == 1 else np.concatenate(turned)
     return Scan(array, geometries[0], tuple(dict.fromkeys(note for own in notes for note in own)))
 
 
@@ -149,7 +153,7 @@ def write_label(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None
     """
     top = int(array.max(initial=0))
     smallest = next(t for t in _UNSIGNED if top <= np.iinfo(t).max)
-    _write(path, sitk.GetImageFromArray(array.astype(smallest)), geometry)
+    _write(path, array.astype(smallest), geometry)
 
 
 def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) -> None:
@@ -160,9 +164,7 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
     """
     if array.ndim == geometry.ndim + 1 and len(array) == 1:
         array = array[0]
-    vector = array.ndim > geometry.ndim
-    image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array, isVector=vector)
-    _write(path, image, geometry)
+    _write(path, array, geometry)
 
 
 @contextmanager
@@ -207,11 +209,15 @@ def is_hdf5(path: Path) -> bool:
 
 
 def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):  # NaN equals nothing
-        value = array[array != np.rint(array)].flat[0]
-        fail(
-            path, f"label value {value:g}", "whole numbers", "resample labels with nearest neighbour", "label"
-        )
+    if array.dtype.kind == "f":
+        nearest = np.rint(array)
+        # What single precision does to a whole number is no other value.
+        other = ~(np.abs(array - nearest) <= _ROUNDED * np.maximum(1, np.abs(nearest)))  # NaN is none
+        if other.any():
+            place = tuple(int(i) for i in np.argwhere(other)[0][::-1])
+            found = f"label value {array[other].flat[0]:.7g} at voxel {place}"
+            fail(path, found, "whole numbers", "resample labels with nearest neighbour", "label")
+        array = nearest
     if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
         fail(
             path,
@@ -223,16 +229,13 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     return array.astype(np.int32)
 
 
-def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
-    picture = SUFFIXES.get(suffix(path)) in _PICTURES
-    if not picture:
-        image.SetSpacing(geometry.spacing)
-        image.SetOrigin(geometry.origin)
-        image.SetDirection(geometry.direction)
+def _write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}{suffix(path)}")
     try:
-        with itk_errors(temporary, SUFFIXES.get(suffix(path), "scan")):
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+        if SUFFIXES.get(suffix(path)) == "NIfTI":
+            save_nifti(temporary, array, geometry)
+        else:
+            _save_itk(temporary, array, geometry)
         with _reading(temporary):
             _open(temporary).read()  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
@@ -243,3 +246,15 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _save_itk(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
+    kind = SUFFIXES.get(suffix(path), "scan")
+    vector = array.ndim > geometry.ndim
+    image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array, isVector=vector)
+    if kind not in _PICTURES:
+        image.SetSpacing(geometry.spacing)
+        image.SetOrigin(geometry.origin)
+        image.SetDirection(geometry.direction)
+    with itk_errors(path, kind):
+        sitk.WriteImage(image, str(path), useCompression=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from mlbseg.data.cases import find_scans
 from mlbseg.data.formats import dicom
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import read_label
@@ -309,16 +309,15 @@ def _from_mask(case: Case, masks: Path, plan: Plan) -> npt.NDArray[np.uint8]:
         raise UserError(f"{path}: no such mask (make it with `mlbseg predict`, or leave --masks out)")
     label, geometry = read_label(path)
     expected = dicom.series(case.images[0]).geometry
-    if difference := geometry_difference(geometry, expected):
-        raise ReadError(
-            Fault(
-                path.name,
-                difference[0],
-                f"{difference[1]} as in the series",
-                "predict on this series",
-                case.id,
-            )
-        )
+    label = onto(
+        label,
+        geometry,
+        expected,
+        where=path.name,
+        whose="in the series",
+        remedy="predict on this series",
+        case_id=case.id,
+    )
     return class_indices(label, plan, path.name)
 
 

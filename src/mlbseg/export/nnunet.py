@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from mlbseg.data.cases import find_cases, still_there
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
 from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_image, write_label
 from mlbseg.data.records import write_record
-from mlbseg.errors import Fault, FaultsError, ReadError, UserError, nearest
+from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.export.labels import class_indices
 from mlbseg.export.output import require_new, staged, write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
@@ -189,9 +189,7 @@ def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
         raise UserError(f"{case.id}: no label")
     label, geometry = read_label(case.label)
     native = read_scan(case.images).geometry
-    if difference := geometry_difference(geometry, native):
-        where = f"{difference[1]} as its scan"
-        raise ReadError(Fault(case.label.name, difference[0], where, "", case.id, "geometry"))
+    label = onto(label, geometry, native, where=case.label.name, whose="its scan", case_id=case.id)
     return class_indices(label, plan, case.label.name).astype(np.uint16), native
 
 

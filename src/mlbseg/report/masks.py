@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlbseg.data.cases import find_scans
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, mask_files
@@ -82,7 +82,9 @@ def _subject(
     name: str, words: str, predicted: Path, expected: Path, scans: Mapping[str, Case], *, worst: bool
 ) -> Subject:
     label, geometry = read_label(expected)
-    masks = {"label": label, "prediction": read_label(predicted)[0]}
+    mask, lattice = read_label(predicted)
+    mask = onto(mask, lattice, geometry, where=predicted.name, whose="in its reference", case_id=name)
+    masks = {"label": label, "prediction": mask}
     image = np.zeros(label.shape, np.uint8)
     if scans:
         found, fault = _image(scans.get(name), geometry)
@@ -101,10 +103,12 @@ def _image(case: Case | None, lattice: Geometry) -> tuple[np.ndarray | None, str
         scan = read_scan(case.images)
     except ReadError:
         return None, "the scan cannot be read"
-    if difference := geometry_difference(scan.geometry, lattice):
-        what = difference[0].partition(" ")[0]
+    try:
+        image = onto(scan.array[0], scan.geometry, lattice, where=case.id, whose="its label")
+    except ReadError as error:
+        what = error.fault.found.partition(" ")[0]
         return None, f"the scan has another {what}, so it is not shown"
-    return scan.array[0], ""
+    return image, ""
 
 
 def _not_scored(evaluation: Evaluation) -> list[str]:

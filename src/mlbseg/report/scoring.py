@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from mlbseg.data.cases import find_cases, still_there
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
-from mlbseg.errors import Fault, FaultsError, UserError
+from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.evaluation import Evaluation, evaluate
 from mlbseg.inference import Progress
 from mlbseg.report.scores import caption, telling
@@ -161,8 +161,8 @@ def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device)
     for what, name in telling(scored.evaluation).items():
         case = scored.cases[name]
         scan = read_scan(case.images)
-        label = read_label(_label_of(case))[0]
-        mask = read_label(scored.masks[name])[0]
+        label = _label_on(_label_of(case), scan.geometry)
+        mask = _label_on(scored.masks[name], scan.geometry)
         maps = {"certainty": _certainty(case, network, run, device)}
         trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
@@ -245,13 +245,20 @@ def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.f
         scan = None
     if scan is None:
         return None, "; its trust map cannot be read"
-    if difference := geometry_difference(scan.geometry, lattice):
-        what = difference[0].partition(" ")[0]
+    try:
+        values = onto(scan.array[0], scan.geometry, lattice, where=name, whose="the scan")
+    except ReadError as error:
+        what = error.fault.found.partition(" ")[0]
         return None, f"; its trust map has another {what} than the scan, so it is not shown"
-    values: npt.NDArray[np.float32] = scan.array[0]
     if not (len(scan.array) == 1 and values.min() >= 0 and values.max() <= 1):  # NaN is neither
         return None, "; its trust map holds other values than 0 to 1, so it is not shown"
     return values, ""
+
+
+def _label_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
+    """Return a label map (*S) on the lattice of its scan."""
+    label, geometry = read_label(path)
+    return onto(label, geometry, lattice, where=path.name, whose="its scan")
 
 
 def _label_of(case: Case) -> Path:
