@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 import uuid
@@ -31,7 +30,7 @@ from zarr.codecs import BloscCodec
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
-from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.readers import pixel_file, read_label, read_scan
 from mlbseg.errors import ReadError, UserError
 from mlbseg.types import Case, Geometry, Role
 
@@ -46,7 +45,6 @@ STALE_SECONDS = 24 * 3600
 
 _IMAGE_FIELDS = ("scan_ndim", "channels", "spacing", "normalisation", "intensity", "crop", "orientation")
 _COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-_DETACHED = re.compile(rb"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(.+?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -245,15 +243,9 @@ def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the pixel files beside a detached header (.mhd, .nhdr)."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        return []
-    named = {name.decode(errors="replace") for name in _DETACHED.findall(path.read_bytes())}
-    return sorted(
-        p
-        for p in path.parent.iterdir()
-        if p != path and p.is_file() and (p.name in named or p.name.startswith(f"{path.stem}."))
-    )
+    """Return the file beside a detached header that holds its pixels."""
+    data = pixel_file(path)
+    return [] if data == path else [data]
 
 
 def _key(*parts: object) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
+from mlbseg.data.formats import metaimage, nrrd
 from mlbseg.data.formats.dicom import open_dicom
 from mlbseg.data.formats.hdf5 import open_hdf5
 from mlbseg.data.formats.itk import itk_errors
@@ -161,6 +162,16 @@ def _open(path: Path, *, label: bool = False) -> Opened:
         return _OPENERS[kind](path, label=label)
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror or error})")
+
+
+def pixel_file(path: Path) -> Path:
+    """Return the file that holds the pixels of a scan file: itself, or one beside it that its header names.
+
+    Raises:
+        ReadError: If the header is damaged, or what it names may not be read.
+    """
+    find = {"MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}.get(SUFFIXES.get(suffix(path), ""))
+    return find(path) if find else path
 
 
 def is_hdf5(path: Path) -> bool:
