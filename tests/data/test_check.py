@@ -54,7 +54,7 @@ EXPECTED = {
     "zero_bytes_image": "^images/b.nii.gz: an empty file",
     "zero_bytes_label": "^labels/b.nii.gz: an empty file",
     "truncated_nii": "^images/b.nii: holds .* bytes",
-    "truncated_nrrd": "^images/b.nrrd: cannot be read: .* got only",
+    "truncated_nrrd": "^images/b.nrrd: b.nrrd holds .* bytes of pixels",
     "truncated_mha": "^images/b.mha: .* holds .* bytes",
     "mhd_without_pixels": "^images/b.mhd: its pixel file b.raw is missing",
     "truncated_png": "^images/b.png: cannot be read",

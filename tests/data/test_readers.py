@@ -180,7 +180,7 @@ def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:
         ("DimSize = 10 8 6", "DimSize = 10 80 6", "holds 1920 bytes"),
         ("DimSize = 10 8 6", "DimSize = ten 8 6", "damaged header"),
         ("ElementType = MET_FLOAT", "ElementType = MET_STRANGE", "damaged header"),
-        ("ElementDataFile = LOCAL", "ElementDataFile = LIST", "keeps its pixels in 'LIST'"),
+        ("ElementDataFile = LOCAL", "ElementDataFile = LIST", "names a file for each slice"),
         ("ElementDataFile = LOCAL", "Nothing = LOCAL", "not a MetaImage"),
     ],
 )

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,15 +14,15 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from mlbseg.data.formats import dicom
+from mlbseg.data.readers import pixel_file
 from mlbseg.data.records import read_record, validate, write_record
-from mlbseg.errors import Fault, FaultsError, UserError
+from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.types import Case, Role
 
 INPUTS = "inputs.json"
 """Name of the record in the folder of a run."""
 
 _RECORD = TypeAdapter(dict[str, dict[str, tuple[str, ...]]])
-_DETACHED = re.compile(rb"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(.+?)\s*$")
 _GRAIN = 2 * 10**9  # ns; file systems' clocks tick more often
 _hashes: dict[tuple[int, ...], str] = {}
 
@@ -207,12 +206,11 @@ def _file_hash(path: Path) -> str:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the pixel files beside a detached header (.mhd, .nhdr, .hdr)."""
-    if path.suffix.lower() not in (".mhd", ".nhdr", ".hdr"):
+    """Return the file beside a detached header that holds its pixels."""
+    if path.is_dir():
         return []
-    named = {name.decode(errors="replace") for name in _DETACHED.findall(path.read_bytes())}
-    return sorted(
-        p
-        for p in path.parent.iterdir()
-        if p != path and p.is_file() and (p.name in named or p.name.startswith(f"{path.stem}."))
-    )
+    try:
+        data = pixel_file(path)
+    except ReadError:  # whoever reads the scan says why
+        return []
+    return [] if data == path else [data]

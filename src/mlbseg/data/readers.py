@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
+from mlbseg.data.formats import metaimage, nifti, nrrd
 from mlbseg.data.formats.dicom import is_dicom, is_flat, open_dicom
 from mlbseg.data.formats.hdf5 import open_hdf5
 from mlbseg.data.formats.itk import itk_errors
@@ -58,6 +59,7 @@ _OPENERS = {
     "JPEG": open_jpeg,
     "DICOM": open_dicom,
 }
+_PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _ROUNDED = 1e-6
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
@@ -201,6 +203,16 @@ def _open(path: Path, *, label: bool = False) -> Opened:
     if path.stat().st_size == 0:
         fail(path, "an empty file", f"a {kind} file", "copy it again")
     return _OPENERS[kind](path, label=label)
+
+
+def pixel_file(path: Path) -> Path:
+    """Return the file that holds the pixels of a scan file: itself, or one beside it that its header names.
+
+    Raises:
+        ReadError: If the header is damaged, or what it names may not be read.
+    """
+    find = _PIXEL_FILES.get(SUFFIXES.get(suffix(path), ""))
+    return find(path) if find else path
 
 
 def is_hdf5(path: Path) -> bool:

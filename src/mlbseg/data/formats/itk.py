@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.data.formats.opened import Opened, fail
-from mlbseg.data.geometry import DIRECTION_TOLERANCE, listed, shown
+from mlbseg.data.formats.opened import Opened, checked_geometry, fail, require_axes, require_room
+from mlbseg.data.geometry import shown
 from mlbseg.types import Geometry
 
 MOST_PIXELS = 1 << 28
@@ -36,9 +36,11 @@ def open_itk(path: Path, kind: str, *, picture: bool = False) -> Opened:
     reader.SetFileName(str(path))
     with itk_errors(path, kind):
         reader.ReadImageInformation()
-    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+    kind_of_number = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if "complex" in kind_of_number:
         fail(path, "complex values", "real values", "save the magnitude", "complex")
     geometry = _geometry(path, reader, picture=picture)
+    require_room(path, geometry.size, reader.GetNumberOfComponents(), _itemsize(kind_of_number))
     reader.SetExtractSize([*geometry.size, *[0] * (reader.GetDimension() - geometry.ndim)])
 
     def read() -> npt.NDArray[Any]:
@@ -55,42 +57,24 @@ def channels(image: sitk.Image) -> npt.NDArray[Any]:
     return np.array(np.moveaxis(array, -1, 0) if vector else array[None], order="C")
 
 
+def _itemsize(kind: str) -> int:
+    """Return the bytes of a number of ITK's type, such as ``vector of 16-bit signed integer``."""
+    bits = re.search(r"(\d+)-bit", kind)
+    return int(bits[1]) // 8 if bits else 8
+
+
 def _geometry(path: Path, reader: sitk.ImageFileReader, *, picture: bool) -> Geometry:
-    size, total = reader.GetSize(), reader.GetDimension()
-    if total < 2:
-        fail(path, f"{total} axis", "2 or 3 axes")
-    ndim = total
-    while ndim > 3 and size[ndim - 1] == 1:
-        ndim -= 1
-    if ndim > 3:
-        fail(
-            path, f"{ndim}D image of {shown(size)}", "2D or 3D", "split it into channels or time points", "4d"
-        )
+    size = reader.GetSize()
     if picture:
-        if ndim == 3:
+        if require_axes(path, size) == 3:
             fail(path, f"{size[2]} pages", "one page", "save a stack as NIfTI with its spacing", "pages")
         if math.prod(size) > MOST_PIXELS:
-            fail(
-                path,
-                f"a picture of {shown(size)} pixels",
-                f"at most {MOST_PIXELS}",
-                "cut it into tiles",
-                "size",
-            )
+            found = f"a picture of {shown(size)} pixels"
+            fail(path, found, f"at most {MOST_PIXELS}", "cut it into tiles", "size")
         # Dots per inch in a picture say nothing about mm in the patient, and differ between image and mask.
         return Geometry.identity(size)
-    spacing, direction = (
-        reader.GetSpacing()[:ndim],
-        np.reshape(reader.GetDirection(), (total, total))[:ndim, :ndim],
-    )
-    if not (np.isfinite(spacing).all() and min(spacing) > 0):
-        fail(path, f"spacing {shown(spacing)} mm", "finite spacing above 0", "correct the header", "spacing")
-    if not np.allclose(direction @ direction.T, np.eye(ndim), atol=DIRECTION_TOLERANCE):
-        found = f"direction {listed(direction.ravel().tolist())}"
-        fail(path, found, "axes at right angles", "resample it onto a straight grid", "direction")
-    if not np.isfinite(reader.GetOrigin()).all():
-        fail(path, "origin is not a number", "finite numbers", "correct the header", "geometry")
-    return Geometry(size[:ndim], spacing, reader.GetOrigin()[:ndim], tuple(direction.ravel().tolist()))
+    direction = np.reshape(reader.GetDirection(), (len(size), len(size)))
+    return checked_geometry(path, size, reader.GetSpacing(), reader.GetOrigin(), direction)
 
 
 @contextmanager

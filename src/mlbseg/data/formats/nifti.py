@@ -79,7 +79,7 @@ def open_nifti(path: Path, *, label: bool = False) -> Opened:
     Raises:
         ReadError: If it is not readable.
     """
-    data = _pixel_file(path)
+    data = pixel_file(path)
     with _stream(path) as file:
         fields = _parse(path, file)
     _judge(path, fields)
@@ -101,7 +101,7 @@ def open_nifti(path: Path, *, label: bool = False) -> Opened:
     return Opened(geometry, components, read, (*notes, *more))
 
 
-def _pixel_file(path: Path) -> Path:
+def pixel_file(path: Path) -> Path:
     """Return the file with the voxels of a header, which is itself or lies beside it under the same name."""
     if not path.name.lower().endswith(".hdr"):
         return path
