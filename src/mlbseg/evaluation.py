@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.grey import find_greys, grey_fault
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
@@ -197,6 +198,8 @@ def evaluate(
     for done, case in enumerate(paired, start=1):
         try:
             prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
+            if classes is None:
+                _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
         except ReadError as error:
             faults += error.faults
         else:
@@ -288,6 +291,19 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
             Fault(prediction.name, found, f"{wanted} as in its reference", remedy, case, "geometry")
         )
     return predicted, expected, reference_geometry.spacing[::-1]
+
+
+def _require_no_greys(labels: Mapping[Path, LabelMap], case: str) -> None:
+    """Refuse masks with grey edges, each grey of which would count as a class.
+
+    Raises:
+        ReadError: If one has them.
+    """
+    for path, label in labels.items():
+        if greys := find_greys(label):
+            raise ReadError(
+                replace(grey_fault(f"{path.parent.name}/{path.name}", greys, stating=""), case_id=case)
+            )
 
 
 def _values(label: LabelMap) -> set[int]:
