@@ -66,10 +66,12 @@ class Scan:
     Attributes:
         array: (C, *S), S in NumPy order ([z,] y, x).
         geometry: Where it lies.
+        notes: What reading has left out or done to it.
     """
 
     array: npt.NDArray[np.float32]
     geometry: Geometry
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

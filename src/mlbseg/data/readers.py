@@ -19,7 +19,8 @@ from mlbseg.data.formats.metaimage import open_metaimage
 from mlbseg.data.formats.nifti import open_nifti
 from mlbseg.data.formats.nrrd import open_nrrd
 from mlbseg.data.formats.opened import Opened, fail
-from mlbseg.data.formats.pictures import open_jpeg, open_png, open_tiff
+from mlbseg.data.formats.pictures import open_picture
+from mlbseg.data.formats.tiff import is_stack, write_stack
 from mlbseg.data.geometry import geometry_difference
 from mlbseg.errors import ReadError, UserError
 from mlbseg.types import Geometry, Scan
@@ -47,9 +48,9 @@ _OPENERS = {
     "NRRD": open_nrrd,
     "MetaImage": open_metaimage,
     "HDF5": open_hdf5,
-    "PNG": open_png,
-    "TIFF": open_tiff,
-    "JPEG": open_jpeg,
+    "PNG": open_picture,
+    "TIFF": open_picture,
+    "JPEG": open_picture,
 }
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
@@ -73,6 +74,8 @@ def is_scan_file(path: Path) -> bool:
 
 def mask_suffix(images: Sequence[Path]) -> str:
     """Return the ending of the mask of these images: that of the input where its format can hold a mask."""
+    if SUFFIXES.get(suffix(images[0])) == "TIFF" and is_stack(images[0]):
+        return ".tif"
     return _MASK_SUFFIX.get(SUFFIXES.get(suffix(images[0]), ""), ".nii.gz")
 
 
@@ -88,7 +91,7 @@ def read_scan(paths: Sequence[Path]) -> Scan:
     Raises:
         ReadError: If a file is not readable or the geometries differ.
     """
-    arrays, geometries = zip(*(_read_image(path) for path in paths), strict=True)
+    arrays, geometries, notes = zip(*(_read_image(path) for path in paths), strict=True)
     for path, geometry in zip(paths[1:], geometries[1:], strict=True):
         if difference := geometry_difference(geometry, geometries[0]):
             found, expected = difference
@@ -100,7 +103,7 @@ def read_scan(paths: Sequence[Path]) -> Scan:
                 "geometry",
             )
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return Scan(array, geometries[0])
+    return Scan(array, geometries[0], tuple(dict.fromkeys(note for own in notes for note in own)))
 
 
 def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
@@ -143,9 +146,9 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
     _write(path, image, geometry)
 
 
-def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
+def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, tuple[str, ...]]:
     opened = _open(path)
-    return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry
+    return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry, opened.notes
 
 
 def _open(path: Path, *, label: bool = False) -> Opened:
@@ -193,8 +196,11 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
         image.SetDirection(geometry.direction)
     temporary = path.with_name(f".{uuid.uuid4().hex}{suffix(path)}")
     try:
-        with itk_errors(temporary, SUFFIXES.get(suffix(path), "scan")):
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+        if SUFFIXES.get(suffix(path)) == "TIFF" and image.GetDimension() == 3:
+            write_stack(temporary, sitk.GetArrayViewFromImage(image), geometry.spacing)
+        else:
+            with itk_errors(temporary, SUFFIXES.get(suffix(path), "scan")):
+                sitk.WriteImage(image, str(temporary), useCompression=True)
         _open(temporary).read()  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +16,13 @@ from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.geometry import DIRECTION_TOLERANCE, listed, shown
 from mlbseg.types import Geometry
 
-MOST_PIXELS = 1 << 28
-"""Pixels of a picture; a damaged header may announce more than any memory holds, and the decoder would believe it."""
 
-
-def open_itk(path: Path, kind: str, *, picture: bool = False) -> Opened:
+def open_itk(path: Path, kind: str) -> Opened:
     """Open a file that ITK reads; trailing axes of length 1 are dropped.
 
     Args:
         path: The file.
         kind: The name of its format, for messages.
-        picture: It has no place in the patient, and one page.
 
     Raises:
         ReadError: If it is not readable, or its geometry is none that scans have.
@@ -38,7 +33,7 @@ def open_itk(path: Path, kind: str, *, picture: bool = False) -> Opened:
         reader.ReadImageInformation()
     if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         fail(path, "complex values", "real values", "save the magnitude", "complex")
-    geometry = _geometry(path, reader, picture=picture)
+    geometry = _geometry(path, reader)
     reader.SetExtractSize([*geometry.size, *[0] * (reader.GetDimension() - geometry.ndim)])
 
     def read() -> npt.NDArray[Any]:
@@ -55,7 +50,7 @@ def channels(image: sitk.Image) -> npt.NDArray[Any]:
     return np.array(np.moveaxis(array, -1, 0) if vector else array[None], order="C")
 
 
-def _geometry(path: Path, reader: sitk.ImageFileReader, *, picture: bool) -> Geometry:
+def _geometry(path: Path, reader: sitk.ImageFileReader) -> Geometry:
     size, total = reader.GetSize(), reader.GetDimension()
     if total < 2:
         fail(path, f"{total} axis", "2 or 3 axes")
@@ -66,19 +61,6 @@ def _geometry(path: Path, reader: sitk.ImageFileReader, *, picture: bool) -> Geo
         fail(
             path, f"{ndim}D image of {shown(size)}", "2D or 3D", "split it into channels or time points", "4d"
         )
-    if picture:
-        if ndim == 3:
-            fail(path, f"{size[2]} pages", "one page", "save a stack as NIfTI with its spacing", "pages")
-        if math.prod(size) > MOST_PIXELS:
-            fail(
-                path,
-                f"a picture of {shown(size)} pixels",
-                f"at most {MOST_PIXELS}",
-                "cut it into tiles",
-                "size",
-            )
-        # Dots per inch in a picture say nothing about mm in the patient, and differ between image and mask.
-        return Geometry.identity(size)
     spacing, direction = (
         reader.GetSpacing()[:ndim],
         np.reshape(reader.GetDirection(), (total, total))[:ndim, :ndim],

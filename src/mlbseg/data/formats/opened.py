@@ -22,11 +22,13 @@ class Opened:
         components: Numbers per pixel.
         read: Returns the pixels, (C, *S) with C components, in the type that holds them best. Raises a
             `ReadError` if they are not what the header says.
+        notes: What was left out or done to the file, for the user to know.
     """
 
     geometry: Geometry
     components: int
     read: Callable[[], npt.NDArray[Any]]
+    notes: tuple[str, ...] = ()
 
 
 def fail(path: Path, found: str, expected: str = "", remedy: str = "", kind: str = "unreadable") -> NoReturn:
