@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.records import read_record
-from mlbseg.errors import Fault, UserError
+from mlbseg.data.unread import passed_over
+from mlbseg.errors import Fault, UserError, note_lines
 from mlbseg.inference import Progress
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
@@ -114,6 +115,8 @@ def report(
         if scored is not None:
             looked = slices_of(subjects(scored, opened, network, target), opened.plan.structures)
     found = findings(opened, log, scored, trained)
+    if predictions is not None and (others := passed_over(Path(predictions))):
+        found.append(Finding("Files beside the masks were passed over", " ".join(note_lines(others))))
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
     weights = sum(parameter.numel() for parameter in network.parameters())
