@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 _MOST_LISTED = 20
+_FIRST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,19 @@ class FaultsError(UserError):
         if advice:
             lines.append(advice)
         super().__init__("\n".join(lines), faults=faults)
+
+
+def note_lines(notes: Iterable[Fault]) -> list[str]:
+    """Return notes in words, those of one kind together: one line with their number and the first names."""
+    kinds: dict[tuple[str, str, str], list[Fault]] = {}
+    for note in notes:
+        kinds.setdefault((note.found, note.expected, note.remedy), []).append(note)
+    lines = []
+    for alike in kinds.values():
+        names = ", ".join(note.where for note in alike[:_FIRST]) + (", ..." if len(alike) > _FIRST else "")
+        first = alike[0] if len(alike) == 1 else replace(alike[0], where=f"{len(alike)} times ({names})")
+        lines.append(f"note: {first}")
+    return lines
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.data.geometry import onto
+from mlbseg.data.grey import find_greys, grey_fault
 from mlbseg.data.readers import is_scan_file, read_label, stem
+from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
@@ -68,6 +70,7 @@ class Evaluation:
         faults: Cases that were not scored, and label values that no class covers.
         not_predicted: References without a prediction.
         not_referenced: Predictions without a reference.
+        notes: Files of both folders that were passed over.
     """
 
     classes: dict[int, str]
@@ -76,6 +79,7 @@ class Evaluation:
     faults: tuple[Fault, ...]
     not_predicted: tuple[str, ...]
     not_referenced: tuple[str, ...] = ()
+    notes: tuple[Fault, ...] = ()
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -127,6 +131,7 @@ class Evaluation:
             "faults": [fault.as_dict() for fault in self.faults],
             "not_predicted": list(self.not_predicted),
             "not_referenced": list(self.not_referenced),
+            "notes": [note.as_dict() for note in self.notes],
         }
 
     def table(self) -> Table:
@@ -182,12 +187,14 @@ def evaluate(
     if out is not None:
         require_free(Path(out), overwrite=overwrite, suffixes=(".csv",))
     predicted, faults = mask_files(Path(predictions), "predicted masks")
+    notes = passed_over(Path(predictions))
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")
     else:
         where = Path(references)
         known, doubles = mask_files(where, "reference labels")
         faults += doubles
+        notes += passed_over(where)
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - known.keys() - ambiguous)
@@ -197,6 +204,8 @@ def evaluate(
     for done, case in enumerate(paired, start=1):
         try:
             prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
+            if classes is None:
+                _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
         except ReadError as error:
             faults += error.faults
         else:
@@ -227,6 +236,7 @@ def evaluate(
         faults=tuple(faults),
         not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
         not_referenced=tuple(alone),
+        notes=notes,
     )
     if out is not None:
         result.write_csv(Path(out))
@@ -291,6 +301,19 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
         case_id=case,
     )
     return predicted, expected, reference_geometry.spacing[::-1]
+
+
+def _require_no_greys(labels: Mapping[Path, LabelMap], case: str) -> None:
+    """Refuse masks with grey edges, each grey of which would count as a class.
+
+    Raises:
+        ReadError: If one has them.
+    """
+    for path, label in labels.items():
+        if greys := find_greys(label):
+            raise ReadError(
+                replace(grey_fault(f"{path.parent.name}/{path.name}", greys, stating=""), case_id=case)
+            )
 
 
 def _values(label: LabelMap) -> set[int]:

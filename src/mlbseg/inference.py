@@ -46,10 +46,12 @@ class Predictions:
     Attributes:
         masks: The file written for each case id.
         faults: Scans that could not be segmented or whose names cannot be used; the others were segmented.
+        notes: Files that were passed over.
     """
 
     masks: dict[str, Path] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
 
 
 def predict(
@@ -117,16 +119,17 @@ def predict(
             "largest": largest, "probabilities": probabilities, "overlap": overlap, "overwrite": overwrite,
             "part": part, "device": name, "precision": precision, "shown": progress is not None,
         }  # fmt: skip
-        masks, faults = launch("mlbseg.inference:_launched", arguments, devices)[0]
-        return Predictions({k: Path(v) for k, v in masks.items()}, [Fault(**fault) for fault in faults])
+        masks, *told = launch("mlbseg.inference:_launched", arguments, devices)[0]
+        faults, notes = ([Fault(**fault) for fault in each] for each in told)
+        return Predictions({k: Path(v) for k, v in masks.items()}, faults, notes)
 
-    def find(opened: Run) -> tuple[list[Case], list[Fault]]:
+    def find(opened: Run) -> tuple[list[Case], list[Fault], list[Fault]]:
         found = [find_scans(path, opened.plan.channels) for path in paths]
         selected = _select(
             [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
         )
         make_folder(Path(out))
-        return selected
+        return *selected, [note for f in found for note in f.notes if only is None]
 
     target = processes.own_device(name)
     with processes.joined(torch.device("cpu"), PATIENCE) as ranks:
@@ -141,7 +144,7 @@ def predict(
         except UserError as error:
             raise processes.same_on_all(ranks, error) from None
         # One looks for all: while another still looks, the folder may change.
-        cases, faults = processes.of_first(ranks, lambda: find(opened))
+        cases, faults, notes = processes.of_first(ranks, lambda: find(opened))
         place = {case.id: number for number, case in enumerate(cases)}
         for share in (part or (1, 1), (ranks.index + 1, ranks.count)):
             cases, faults = _share(cases, share), _share(faults, share)
@@ -155,10 +158,13 @@ def predict(
     return Predictions(
         dict(sorted(masks.items(), key=lambda item: place[item[0]])),
         sorted(faults, key=lambda fault: place.get(fault.case_id or "", -1)),
+        notes,
     )
 
 
-def _launched(shown: bool, part: list[int] | None, **arguments: Any) -> tuple[dict[str, str], list[Any]]:
+def _launched(
+    shown: bool, part: list[int] | None, **arguments: Any
+) -> tuple[dict[str, str], list[Any], list[Any]]:
     """Be one of the processes that `predict` starts."""
     console = Console(stderr=True) if shown and speaks() else None
     with StepProgress(console, "predicting (the first device's share)", 0) as progress:
@@ -167,7 +173,8 @@ def _launched(shown: bool, part: list[int] | None, **arguments: Any) -> tuple[di
             progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
             **arguments,
         )
-    return {k: str(v) for k, v in result.masks.items()}, [fault.as_dict() for fault in result.faults]
+    faults, notes = ([one.as_dict() for one in each] for each in (result.faults, result.notes))
+    return {k: str(v) for k, v in result.masks.items()}, faults, notes
 
 
 def _share(items: list[T], share: tuple[int, int]) -> list[T]:

@@ -243,7 +243,7 @@ _breaks("label_only_background", lambda r: save(r / "labels/b.nii.gz", np.zeros(
 _breaks("label_without_image", lambda r: save(r / "labels/z.nii.gz", mask()))
 _breaks(
     "label_in_colour",
-    lambda r: save(r / "labels/b.png", np.stack([mask((20, 24))] * 3, -1), vector=True),
+    lambda r: save(r / "labels/b.png", np.stack([mask((20, 24), v) for v in (9, 5, 1)], -1), vector=True),
     pictures,
 )
 _breaks("no_labels_at_all", lambda r: [p.unlink() for p in (r / "labels").iterdir()])

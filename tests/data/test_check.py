@@ -103,7 +103,7 @@ EXPECTED = {
     "label_wrapped_around": "^b: label values {0, 255}, expected {0, 1}",
     "label_only_background": "^labels/b.nii.gz: only background",
     "label_without_image": "^labels/z.nii.gz: a label without an image",
-    "label_in_colour": "^labels/b.png: 3 components",
+    "label_in_colour": r"^labels/b.png: a mask in colours \(RGB\), expected one label value",
     "no_labels_at_all": "no clean case among 4",
     "one_name_twice": r"^a: two cases of this name \(a.nii.gz, a.nrrd\)",
     "one_label_twice": r"^a: two labels \(a.nii.gz, a.nrrd\)",
@@ -272,7 +272,7 @@ def test_empty_label_of_a_test_scan_or_a_slice_is_a_warning(tmp_path: Path) -> N
         assert [(warning.case_id, warning.kind) for warning in result.warnings] == [("c", "empty-label")]
 
 
-def test_constant_alpha_channel_is_a_warning(tmp_path: Path) -> None:
+def test_constant_alpha_channel_is_left_out_with_a_note(tmp_path: Path) -> None:
     for seed, name in enumerate("abcd"):
         colours = noise(seed, (20, 24, 4)).astype(np.uint8)
         colours[..., 3] = 255
@@ -281,8 +281,8 @@ def test_constant_alpha_channel_is_a_warning(tmp_path: Path) -> None:
             save(tmp_path / "labels" / f"{name}.png", mask((20, 24)))
     result = run(tmp_path)
     assert result.faults == ()
-    assert {warning.kind for warning in result.warnings} == {"constant-channel"}
-    assert result.summary["channels"] == [4]
+    assert {(w.kind, w.found) for w in result.warnings} == {("note", "its transparency (alpha) is left out")}
+    assert result.summary["channels"] == [3]
 
 
 def test_spacing_is_compared_along_the_axes_of_the_patient(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from data.broken import mask, noise, patch
 from mlbseg import memory
-from mlbseg.data.cache import content_hash
+from mlbseg.data.inputs import content_hash
 from mlbseg.data.cases import find_cases, find_scans
 from mlbseg.data.check import check
 from mlbseg.data.formats import nifti as module

@@ -146,11 +146,6 @@ def test_picture_masks(tmp_path: Path) -> None:
     assert geometry == Geometry.identity((24, 20))
 
 
-def test_stack_of_tiff_pages_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReadError, match="3 pages, expected one page"):
-        read_scan([save(tmp_path / "a.tif", noise(0, (3, 20, 24)).astype(np.uint8))])
-
-
 def test_jpeg_that_announces_gigapixels_is_refused_unread(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", noise(0, (20, 24)).astype(np.uint8))
     raw = bytearray(path.read_bytes())

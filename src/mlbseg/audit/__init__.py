@@ -17,6 +17,7 @@ from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans, still_there
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
+from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
 from mlbseg.files import make_folder
@@ -78,7 +79,7 @@ def audit(
     opened = Run.open(Path(run))
     folder = Path(out) if out is not None else opened.root / "audit"
     _require_free(folder, overwrite=overwrite, propose=propose)
-    cases, faults = _cases(opened, labels, scans)
+    cases, faults, notes = _cases(opened, labels, scans)
     own = {case.id for case in cases} | _audited(folder)
     _require_own(folder / "trust", own)
     target = pick_device(device)
@@ -119,7 +120,7 @@ def audit(
             raise FaultsError(faults, f"{opened.root}: no label could be judged")
         found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
         unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
-        result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults))
+        result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
         _drop_others(folder / "trust", {one.case for one in found})
         write_csv(folder / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
         rows = [row for one in found for row in region_rows(one)]
@@ -166,13 +167,15 @@ def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
         )
 
 
-def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tuple[list[Case], list[Fault]]:
-    """Return the cases to judge, each with its label and the faults of others."""
+def _cases(
+    run: Run, labels: str | Path | None, scans: str | Path | None
+) -> tuple[list[Case], list[Fault], tuple[Fault, ...]]:
+    """Return the cases to judge, each with its label, the faults of others, and notes on what was passed over."""
     root = run.scans
     if labels is None:
         if scans is not None:
             raise UserError("--scans names the scans of --labels (give both, or neither)")
-        return _own_cases(run, root)
+        return *_own_cases(run, root), ()
     given, faults = mask_files(Path(labels), "labels")
     found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
     chosen = [replace(case, label=given[case.id]) for case in found.cases if case.id in given]
@@ -185,7 +188,7 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
         )
     if not chosen:
         raise FaultsError(faults, f"{labels}: no label belongs to a scan")
-    return chosen, faults
+    return chosen, faults, (*passed_over(Path(labels)), *found.notes)
 
 
 def _drop_tables(folder: Path) -> None:

@@ -37,6 +37,7 @@ from mlbseg.cli.export import export
 from mlbseg.cli.printing import (
     print_line,
     print_names,
+    print_notes,
     print_summary,
     progress_console,
     result_console,
@@ -166,8 +167,7 @@ def check(
             raise typer.Exit(2)
         return
     print_summary(result.summary, str(data))
-    for fault in result.warnings:
-        print_line(f"note: {fault}")
+    print_notes(result.warnings)
     if result.faults:
         raise FaultsError(
             result.faults, str(data), "fix them, or pass --skip-bad to train without these cases"
@@ -307,10 +307,12 @@ def predict(
         raise typer.Exit(2 if result.faults else 0)
     if as_json:
         print(json.dumps({"masks": {k: str(v) for k, v in result.masks.items()},
-                          "faults": [f.as_dict() for f in result.faults]}))  # fmt: skip
+                          "faults": [f.as_dict() for f in result.faults],
+                          "notes": [f.as_dict() for f in result.notes]}))  # fmt: skip
         if result.faults:
             raise typer.Exit(2)
         return
+    print_notes(result.notes)
     print_line(f"wrote {len(result.masks)} {'mask' if len(result.masks) == 1 else 'masks'} to {out}")
     if result.faults:
         raise FaultsError(
@@ -361,6 +363,7 @@ def evaluate(
             raise typer.Exit(2)
         return
     result_console().print(result.table())
+    print_notes(result.notes)
     print_names(result.not_referenced, "without a reference label, not scored")
     print_names(result.not_predicted, "of the references without a mask")
     if page is not None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
-from mlbseg.cli.printing import print_line, progress_console, result_console
+from mlbseg.cli.printing import print_line, print_notes, progress_console, result_console
 
 
 def audit(
@@ -80,6 +80,7 @@ def audit(
             str(found.count),
         )
     result_console().print(table)
+    print_notes(result.notes)
     if result.caution:
         print_line(f"note: {result.caution}")
     print_line(f"{len(result.cases)} labels judged; look at {result.out / 'audit.html'}")

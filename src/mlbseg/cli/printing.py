@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.errors import printable
+from mlbseg.errors import Fault, note_lines, printable
 from mlbseg.launch import speaks
 
 
@@ -34,6 +34,12 @@ def print_names(names: Sequence[str], what: str) -> None:
     if names:
         shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         print_line(f"note: {len(names)} {what}: {shown}")
+
+
+def print_notes(notes: Iterable[Fault]) -> None:
+    """Print notes, those of one kind as one line."""
+    for line in note_lines(notes):
+        print_line(line)
 
 
 def print_summary(summary: dict[str, Any], title: str) -> None:

@@ -34,7 +34,7 @@ FORMAT = 2
 FOREGROUND_VOXELS = 2_000
 """Positions kept per foreground class."""
 
-_ATTEMPTS = 3  # to have a whole entry
+_ATTEMPTS = 10  # to have a whole entry: others may be mending it, and a disk may be failing
 
 _IMAGE_FIELDS = ("scan_ndim", "channels", "spacing", "normalisation", "intensity", "crop", "orientation")
 

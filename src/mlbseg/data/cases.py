@@ -31,10 +31,12 @@ class Scans:
     Attributes:
         cases: Sorted by id, without labels.
         faults: What is wrong with the names of other scans, which are not among the cases.
+        notes: What was passed over, a note for each file.
     """
 
     cases: tuple[Case, ...]
     faults: tuple[Fault, ...] = ()
+    notes: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ def _images_only(found: Found, path: Path) -> Scans:
         raise FaultsError(found.faults, str(path))
     if not cases:
         raise UserError(f"{path}: no scans in it (found: {_contents(path)}); expected {' '.join(SUFFIXES)}")
-    return Scans(tuple(sorted(cases, key=lambda case: case.id)), tuple(found.faults))
+    unread = [fault for fault in found.label_faults if fault.kind == "format"]
+    notes = [fault for fault in [*found.warnings, *unread] if not fault.where.startswith("labels")]
+    return Scans(tuple(sorted(cases, key=lambda case: case.id)), tuple(found.faults), tuple(notes))
 
 
 def _require_exists(path: Path) -> None:

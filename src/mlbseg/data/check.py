@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
 from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
+from mlbseg.data.grey import find_greys, grey_fault
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import Fault, FaultsError, ReadError
 from mlbseg.types import Case, Geometry, Role
@@ -68,10 +69,11 @@ def check(
         progress: Called with (cases done, cases in all).
     """
     faults, warnings = list(dataset.faults), list(dataset.warnings)
+    stated = tuple(dataset.class_names) if labels is None else labels
     seen = []
     for done, case in enumerate(dataset.cases, 1):
         one = _Seen(case)
-        for fault in (*_check_image(one), *_check_label(one)):
+        for fault in (*_check_image(one), *_check_label(one, stated)):
             (warnings if fault.kind in _WARNINGS else faults).append(_named(fault, case, dataset.root))
         seen.append(one)
         if progress:
@@ -162,7 +164,7 @@ def _check_image(one: _Seen) -> Iterable[Fault]:
         yield Fault(name, found, "an image in each channel", kind="constant-channel")
 
 
-def _check_label(one: _Seen) -> Iterable[Fault]:
+def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
     if one.case.label is None:
         return
     name = str(one.case.label)
@@ -171,7 +173,10 @@ def _check_label(one: _Seen) -> Iterable[Fault]:
     except ReadError as error:
         yield error.fault
         return
-    one.labels = _histogram(array)
+    if greys := find_greys(array, stated):
+        yield grey_fault(name, greys)
+    else:  # greys are no values that other labels could be compared with
+        one.labels = _histogram(array)
     if one.geometry and (difference := geometry_difference(geometry, one.geometry)):
         found, expected = difference
         yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")

@@ -15,12 +15,11 @@ from typing import Any
 from mlbseg.data.dicom_folders import loose_scans, loose_series, nested_id, scans_below
 from mlbseg.data.formats import hdf5
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
+from mlbseg.data.unread import SEGMENTATION, judged, note, unread
 from mlbseg.errors import Fault, UserError
 from mlbseg.types import Case, Role
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_SEGMENTATION = "_segmentation"
-_PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixels
 
 
 @dataclass
@@ -33,7 +32,21 @@ class Found:
     faults: list[Fault] = field(default_factory=list)
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)  # files beside the scans that are none
     _by_id: dict[str, Case] = field(default_factory=dict)
+
+    def judge_unread(self) -> None:
+        """Say what the files that are no scans are, when all cases and labels are known."""
+        orphans = {fault.case_id or "" for fault in self.label_faults if fault.kind == "orphan"}
+        faults, notes = judged(self.unread, self.cases, orphans)
+        explained = {fault.case_id for fault in faults} & orphans
+        self.label_faults = [
+            fault
+            for fault in self.label_faults
+            if not (fault.kind == "orphan" and fault.case_id in explained)
+        ]
+        self.label_faults += faults
+        self.warnings += notes
 
     def add(self, case: Case) -> None:
         """Take a case, or say why its name cannot be used."""
@@ -95,6 +108,12 @@ def bare(root: Path, channels: int | None = None) -> Found:
     except OSError as error:
         raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
     _pass_over(others, root, found)
+    found.warnings += [note(path, folder=False) for path in found.unread]
+    found.warnings += [
+        Fault(f"{path.name}/", "a folder without scans, ignored", kind="ignored")
+        for path in listed
+        if path.is_dir() and not any(place.is_relative_to(path) for _, place in folders)
+    ]
     for name, path in [*folders, *((p.resolve().name, p) for p in loose if p == root)]:
         found.add(Case(name, (path,)))
     scans += [path for path in loose if path != root]
@@ -147,6 +166,7 @@ def _paired(root: Path, images: str, labels: str) -> Found:
             _collect(
                 found, scans, _by_stem(root / test_labels, found), is_nnunet, lambda _: Role.TEST, Role.TEST
             )
+    found.judge_unread()
     if not (found.cases or found.faults or found.label_faults):
         raise UserError(f"{root / images}: no scans in it; expected files ending in {' '.join(SUFFIXES)}")
     return found
@@ -156,10 +176,11 @@ def _promise12(root: Path) -> Found | None:
     """`CaseNN.mhd` beside `CaseNN_segmentation.mhd`."""
     found = Found("PROMISE12")
     scans = [p for p in _scans(root, found) if suffix(p)]
-    labels = {stem(p).removesuffix(_SEGMENTATION): p for p in scans if stem(p).endswith(_SEGMENTATION)}
+    labels = {stem(p).removesuffix(SEGMENTATION): p for p in scans if stem(p).endswith(SEGMENTATION)}
     if not labels:
         return None
     _collect(found, [p for p in scans if p not in labels.values()], labels, False, lambda _: Role.CLEAN)
+    found.judge_unread()
     return found
 
 
@@ -251,25 +272,10 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _scans(folder: Path, found: Found) -> list[Path]:
-    """Return the scan files and the folders in `folder`; a file that is neither is named in a warning."""
-    scans = []
-    for path in entries(folder):
-        if suffix(path) or path.is_dir():
-            scans.append(path)
-        elif path.name.lower().endswith(_PIXELS) or _of_pair(path):
-            continue
-        elif folder.name.startswith(("images", "labels")):
-            where = f"{folder.name}/{path.name}"
-            found.warnings.append(
-                Fault(where, "not a scan, ignored", f"{' '.join(SUFFIXES)}", kind="ignored")
-            )
-    return scans
-
-
-def _of_pair(path: Path) -> bool:
-    """Say whether a file holds the pixels of a NIfTI or Analyze header beside it."""
-    name = path.name.lower().removesuffix(".gz")
-    return name.endswith(".img") and path.with_name(f"{path.name[: len(name) - 4]}.hdr").exists()
+    """Return the scan files and the folders in `folder`; files that are neither are kept for `Found.judge_unread`."""
+    listed = entries(folder)
+    found.unread += unread(listed)
+    return [path for path in listed if suffix(path) or path.is_dir()]
 
 
 def _present(folder: Path) -> bool:

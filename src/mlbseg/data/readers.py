@@ -22,7 +22,8 @@ from mlbseg.data.formats.nifti import open_nifti
 from mlbseg.data.formats.nifti_writer import save_nifti
 from mlbseg.data.formats.nrrd import open_nrrd
 from mlbseg.data.formats.opened import Opened, fail
-from mlbseg.data.formats.pictures import open_jpeg, open_png, open_tiff
+from mlbseg.data.formats.pictures import open_picture
+from mlbseg.data.formats.tiff import is_stack, write_stack
 from mlbseg.data.geometry import onto
 from mlbseg.errors import ReadError, UserError
 from mlbseg.types import Geometry, Scan
@@ -54,9 +55,9 @@ _OPENERS = {
     "NRRD": open_nrrd,
     "MetaImage": open_metaimage,
     "HDF5": open_hdf5,
-    "PNG": open_png,
-    "TIFF": open_tiff,
-    "JPEG": open_jpeg,
+    "PNG": open_picture,
+    "TIFF": open_picture,
+    "JPEG": open_picture,
     "DICOM": open_dicom,
 }
 _PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
@@ -88,6 +89,8 @@ def mask_suffix(images: Sequence[Path]) -> str:
     """
     if _is_flat_dicom(images[0]):
         return ".png"
+    if SUFFIXES.get(suffix(images[0])) == "TIFF" and is_stack(images[0]):
+        return ".tif"
     return _MASK_SUFFIX.get(SUFFIXES.get(suffix(images[0]), ""), ".nii.gz")
 
 
@@ -246,6 +249,8 @@ def _write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     try:
         if SUFFIXES.get(suffix(path)) == "NIfTI":
             save_nifti(temporary, array, geometry)
+        elif SUFFIXES.get(suffix(path)) == "TIFF" and geometry.ndim == 3:
+            write_stack(temporary, array, geometry.spacing)
         else:
             _save_itk(temporary, array, geometry)
         with _reading(temporary):

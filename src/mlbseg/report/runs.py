@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.records import read_record
-from mlbseg.errors import Fault, UserError
+from mlbseg.data.unread import passed_over
+from mlbseg.errors import Fault, UserError, note_lines
 from mlbseg.inference import Progress
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
@@ -117,6 +118,8 @@ def report(
     looked_at = [*([] if scored is None else scored.cases.values()), *(clean if trained is not None else ())]
     if changed := opened.changed(looked_at):
         found.insert(0, Finding("Files have changed since the run began", changed))
+    if predictions is not None and (others := passed_over(Path(predictions))):
+        found.append(Finding("Files beside the masks were passed over", " ".join(note_lines(others))))
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
     weights = sum(parameter.numel() for parameter in network.parameters())

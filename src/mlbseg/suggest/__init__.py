@@ -73,7 +73,9 @@ def suggest(
         _require_room(target, {root, *([] if scans is None else [Path(scans)])}, overwrite=overwrite)
     place = pick_device(device)
     network = opened.network().to(place)
-    labelled, candidates, left_out, faults = _find(opened, root, None if scans is None else Path(scans))
+    labelled, candidates, left_out, faults, notes = _find(
+        opened, root, None if scans is None else Path(scans)
+    )
     with autocast(precision or opened.config.train.precision, place):
         looks, unreadable = _look(Looker(network, opened.plan, place), [*labelled, *candidates], progress)
     faults += unreadable
@@ -82,7 +84,12 @@ def suggest(
         what = "labelled scans" if not labelled else "scans to choose from"
         raise FaultsError(faults, f"the {what}", "none of them could be looked at")
     result = Suggestions(
-        _ranked(candidates, labelled, looks, n, gain), len(candidates), len(labelled), left_out, tuple(faults)
+        _ranked(candidates, labelled, looks, n, gain),
+        len(candidates),
+        len(labelled),
+        left_out,
+        tuple(faults),
+        notes,
     )
     if target is not None:
         result.write_csv(target)
@@ -112,8 +119,8 @@ def _key(case: Case) -> Path:
 
 def _find(
     run: Run, root: Path, scans: Path | None
-) -> tuple[list[Case], list[Case], tuple[str, ...], list[Fault]]:
-    """Return the run's labelled scans, the candidates, the ids that were passed over, and faults."""
+) -> tuple[list[Case], list[Case], tuple[str, ...], list[Fault], tuple[Fault, ...]]:
+    """Return the run's labelled scans, the candidates, the ids that were passed over, faults, and notes on files."""
     try:
         own = find_scans(root, run.plan.channels)
     except FaultsError:
@@ -135,7 +142,8 @@ def _find(
             raise UserError(f"{run.root}: all of the run's scans are labelled (name others with --scans)")
         candidates, gone = named(*split.unlabelled)
         run.warn_of_changes([*labelled, *candidates])
-        return labelled, candidates, (), [*faults, *gone, *(f for f in own.faults if f.case_id is None)]
+        others = (f for f in own.faults if f.case_id is None)
+        return labelled, candidates, (), [*faults, *gone, *others], own.notes
     run.warn_of_changes(labelled)
     found = find_scans(scans, run.plan.channels)
     known = {_key(case) for case in [*labelled, *named(*split.test)[0]]}
@@ -145,7 +153,7 @@ def _find(
             f"{scans}: all of its scans are labelled or set apart for testing in the run (name others)"
         )
     left_out = tuple(case.id for case in found.cases if _key(case) in known)
-    return labelled, candidates, left_out, [*faults, *found.faults]
+    return labelled, candidates, left_out, [*faults, *found.faults], found.notes
 
 
 def _require_room(out: Path, scans: set[Path], *, overwrite: bool) -> None:

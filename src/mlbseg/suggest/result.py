@@ -63,6 +63,7 @@ class Suggestions:
         labelled: Number of labelled scans that they were compared with.
         left_out: Ids of scans that are labelled or set apart for testing already, and were passed over.
         faults: Scans that could not be looked at.
+        notes: Files that were passed over.
     """
 
     suggested: tuple[Suggestion, ...]
@@ -70,6 +71,7 @@ class Suggestions:
     labelled: int
     left_out: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    notes: tuple[Fault, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as lists, strings and finite numbers, for JSON."""
@@ -79,6 +81,7 @@ class Suggestions:
             "labelled": self.labelled,
             "left_out": list(self.left_out),
             "faults": [fault.as_dict() for fault in self.faults],
+            "notes": [note.as_dict() for note in self.notes],
         }
 
     def table(self) -> Table:

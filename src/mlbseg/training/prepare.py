@@ -21,7 +21,7 @@ from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
-from mlbseg.errors import FaultsError, UserError
+from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
@@ -68,8 +68,8 @@ def prepare_run(
     cases = {case.id: case for case in without_bad(result).cases}
     split = leave_out(split, skipped)
     if console is not None:
-        for fault in result.warnings:
-            console.print(f"note: {fault}", markup=False, highlight=False)
+        for line in note_lines(result.warnings):
+            console.print(line, markup=False, highlight=False)
         if skipped:
             console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
     require_cases(data, config, split)
