@@ -186,6 +186,19 @@ def test_nifti_2(tmp_path: Path) -> None:
     assert read_label(tmp_path / "long.nii")[1].size == long.shape
 
 
+@pytest.mark.parametrize("code", [5, 7, 255, -1, 2**30])
+def test_codes_that_nobody_defined_stay(code: int, tmp_path: Path) -> None:
+    array = noise(0, (4, 5, 6))
+    path = save(tmp_path / "a.nii", array, nibabel.Nifti2Image)
+    raw = bytearray(path.read_bytes())
+    for field, value in (("sform_code", code), ("qform_code", 0), ("xyzt_units", 2)):
+        struct.pack_into("<i", raw, nibabel.Nifti2Header().structarr.dtype.fields[field][1], value)
+    path.write_bytes(raw)
+    write_label(tmp_path / "m.nii", mask((6, 5, 4)), read_scan([path]).geometry)
+    stored = np.frombuffer((tmp_path / "m.nii").read_bytes()[252:256], "<i2")
+    assert stored.tolist() == [0, min(code, 32767)]
+
+
 def test_pairs(tmp_path: Path) -> None:
     array = noise(0, (4, 5, 6))
     one = read_scan([save(tmp_path / "b.nii", array)])

@@ -146,7 +146,7 @@ def test_mixed_scans_are_refused(tmp_path: Path) -> None:
 def test_a_label_of_another_size_is_refused(tmp_path: Path) -> None:
     a = write_case(tmp_path, "a", np.random.default_rng(0).random((8, 8, 8)))
     b = write_case(tmp_path, "b", np.random.default_rng(0).random((8, 8, 9)), np.ones((8, 8, 9)))
-    with pytest.raises(UserError, match="a: the label has"):
+    with pytest.raises(UserError, match="size 9×8×8, expected 8×8×8 as its image"):
         fingerprint([replace(a, label=b.label, role=Role.CLEAN)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,8 @@ Number = TypeVar("Number", bound=np.generic)
 SPACING_TOLERANCE = 1e-3  # relative
 ORIGIN_TOLERANCE = 0.01  # mm, plus the same share of a voxel
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine
+
+_ROUNDED = 1e-6  # what single precision does to cosines
 
 RESAMPLE = "resample it onto the image"
 """What a user can do about a label that lies elsewhere."""
@@ -60,13 +63,24 @@ def orthogonalised(
     # The nearest orthonormal matrix: the polar decomposition (Higham, 1986).
     left, _, right = np.linalg.svd(cosines)
     # Axes that are at right angles but for rounding stay as they are written.
-    straight = cosines if np.allclose(cosines.T @ cosines, np.eye(n), rtol=0, atol=1e-6) else left @ right
+    nearest = cosines if np.allclose(cosines.T @ cosines, np.eye(n), rtol=0, atol=_ROUNDED) else left @ right
     middle = (np.asarray(size) - 1) / 2
-    shift = (steps - straight * spacing) @ middle if straight is not cosines else np.zeros(n)
+    shift = (steps - nearest * spacing) @ middle if nearest is not cosines else np.zeros(n)
     corners = np.array(list(itertools.product(*((-m, m) for m in middle))))
-    moved = np.abs(np.linalg.solve(steps, (straight * spacing - steps) @ corners.T)).max()
+    moved = np.abs(np.linalg.solve(steps, (nearest * spacing - steps) @ corners.T)).max()
     place = tuple(float(v) for v in np.asarray(origin) + shift)
-    return Geometry(tuple(size), unmoved.spacing, place, tuple(straight.ravel().tolist())), float(moved)
+    return Geometry(tuple(size), unmoved.spacing, place, tuple(nearest.ravel().tolist())), float(moved)
+
+
+def straight(geometry: Geometry) -> Geometry:
+    """Return where a file is to lie for programs that take no skewed axes, which ITK's are: on the straight lattice."""
+    if geometry.ndim == 3 and geometry.stored:
+        place = Placement.of_numbers(geometry.stored)
+        steps = place.sform[:, :3]
+        cosines = steps / np.linalg.norm(steps, axis=0) if place.has_sform else np.eye(3)
+        if not (place.has_qform or np.allclose(cosines.T @ cosines, np.eye(3), rtol=0, atol=_ROUNDED)):
+            return replace(geometry, stored=())
+    return geometry
 
 
 def onto(

@@ -54,7 +54,11 @@ class Placement:
             return tuple(float(v) for name in names for v in np.ravel(header[name]))
 
         return cls(
-            numbers("qform_code", "sform_code", "xyzt_units"),
+            # NIfTI-2 has room for codes that NIfTI-1 has not, and none of them means anything.
+            (
+                *np.clip(numbers("qform_code", "sform_code"), -1, 32767).tolist(),
+                numbers("xyzt_units")[0] % 256,
+            ),
             tuple(float(v) for v in header["pixdim"][:4]),
             numbers("quatern_b", "quatern_c", "quatern_d"),
             numbers("qoffset_x", "qoffset_y", "qoffset_z"),

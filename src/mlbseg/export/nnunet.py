@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mlbseg.data.cases import find_cases, still_there
-from mlbseg.data.geometry import onto
+from mlbseg.data.geometry import onto, straight
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
 from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_image, write_label
@@ -119,7 +119,7 @@ def export_nnunet(
                     with autocast(run.config.train.precision, target):
                         label, geometry = _pseudo(case, model, run.plan, target, source, trust)
                 _write_images(case, folder / "imagesTr", run.plan)
-                write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, geometry)
+                write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, straight(geometry))
                 result.labels[case.id] = float((label < run.plan.num_classes).mean())
             if len(result.faults) > failed:
                 _forget(case, folder)
@@ -232,7 +232,7 @@ def _write_images(case: Case, folder: Path, plan: Plan) -> None:
         if len(case.images) == plan.channels and _plain_nifti(case.images[index], scan.geometry.ndim):
             shutil.copyfile(case.images[index], place)
         else:
-            write_image(place, channel, scan.geometry)
+            write_image(place, channel, straight(scan.geometry))
 
 
 def _plain_nifti(path: Path, ndim: int) -> bool:
@@ -241,7 +241,10 @@ def _plain_nifti(path: Path, ndim: int) -> bool:
         return False
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # its axes are not quite at right angles, which ITK and so nnU-Net do not take
+        return False
     return bool(reader.GetDimension() == ndim and reader.GetNumberOfComponents() == 1)
 
 

@@ -36,10 +36,10 @@ def save_nifti(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
         voxels = voxels.reshape((*geometry.size, *between, len(array)))
         header["intent_code"] = _VECTOR
     header.set_data_shape(voxels.shape)
-    _place(header, geometry)
     image = (nibabel.Nifti1Image if kind is nibabel.Nifti1Header else nibabel.Nifti2Image)(
         voxels, None, header
     )
+    _place(image.header, geometry)  # of a header that it is given, nibabel mends codes that it does not know
     with path.open("wb") as raw:
         if not path.name.lower().endswith(".gz"):
             image.to_stream(raw)
