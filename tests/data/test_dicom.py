@@ -247,6 +247,17 @@ def test_a_slice_of_the_series_without_a_position_is_a_fault(tmp_path: Path) -> 
         read_scan([folder])
 
 
+def test_slices_without_the_size_of_a_pixel_are_noted(tmp_path: Path) -> None:
+    folder = slices(tmp_path / "a", volume())
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        del data.PixelSpacing
+        write(path, data)
+    scan = read_scan([folder])
+    assert scan.geometry.spacing == (1, 1, 2)
+    assert scan.notes == ("no PixelSpacing: pixels are taken for 1 mm",)
+
+
 def test_low_values_of_inverted_slices_stay_low(tmp_path: Path) -> None:
     plain = read_scan([slices(tmp_path / "a", volume())])
     inverted = slices(tmp_path / "b", volume(), PhotometricInterpretation="MONOCHROME1")
@@ -267,7 +278,7 @@ def test_files_without_preamble_or_ending(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keyword", "value", "found"),
     [
-        ("PixelSpacing", None, "no PixelSpacing"),
+        ("ImageOrientationPatient", None, "no ImageOrientationPatient"),
         ("PixelSpacing", [0, 1], "PixelSpacing 0, 1, expected numbers above 0"),
         ("PixelSpacing", [1], r"PixelSpacing \[1.0\], expected 2 numbers"),
         ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], r".* expected two directions at right angles"),

@@ -51,6 +51,8 @@ def open_dicom(path: Path, *, label: bool = False) -> Opened:
     if headers[0].flat:
         return _open_flat(path, headers, notes)
     volume = _series(path, headers)
+    if not all(frame.measured for frame in volume.frames):
+        notes = (*notes, "no PixelSpacing: pixels are taken for 1 mm")
 
     def read() -> np.ndarray:
         if volume.stored:

@@ -28,6 +28,7 @@ class Frame:
         count: Of frames in the file.
         size: Columns, rows.
         spacing: mm along a row, along a column.
+        measured: Whether the header says so; if not, a pixel is taken for 1 mm.
         thickness: mm to the next slice as the header says; 1 if it does not.
         position: (3,) of the middle of the first pixel, mm.
         axes: (3, 3), columns: along a row, along a column, and their normal, right-handed.
@@ -39,6 +40,7 @@ class Frame:
     count: int
     size: tuple[int, int]
     spacing: tuple[float, float]
+    measured: bool
     thickness: float
     position: Vector
     axes: Vector
@@ -124,8 +126,6 @@ def _frame(header: Header, groups: _Groups, index: int) -> Frame:
     spacing = groups.find(index, "PixelMeasuresSequence", "PixelSpacing") or header.data.get(
         "ImagerPixelSpacing"
     )
-    if not spacing:
-        fail(path, "no PixelSpacing", "the size of a pixel in mm", "export the series again", "dicom")
     thickness = groups.find(index, "PixelMeasuresSequence", "SpacingBetweenSlices") or groups.find(
         index, "PixelMeasuresSequence", "SliceThickness"
     )
@@ -136,7 +136,8 @@ def _frame(header: Header, groups: _Groups, index: int) -> Frame:
         index,
         header.count,
         header.size,
-        _spacing(path, spacing),
+        _spacing(path, spacing) if spacing else (1.0, 1.0),
+        bool(spacing),
         _thickness(thickness),
         _numbers(path, "ImagePositionPatient", position, 3) + groups.offsets[index] * axes[:, 2],
         axes,
