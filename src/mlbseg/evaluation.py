@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ def evaluate(
         try:
             prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
         except ReadError as error:
-            faults += error.faults
+            faults.append(replace(error.fault, case_id=case))
         else:
             values = _values(reference)
             in_references |= values
