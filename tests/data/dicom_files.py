@@ -49,7 +49,7 @@ def dataset(sop: str, pixels: np.ndarray | None = None, *, series: str = "1.2.3.
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = sop
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.PatientID = data.PatientName = "P"
+    data.PatientID, data.PatientName = "P", "A^B"
     data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = "1.2.3", series, "OT"
     data.FrameOfReferenceUID = "1.2.3.5"
     if pixels is not None:

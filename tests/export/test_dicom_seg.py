@@ -84,10 +84,10 @@ def test_a_file_of_many_frames_is_referred_to_frame_by_frame(
     array = blocks(61)[0].round().clip(0).astype(np.uint16)
     numbers = list(range(len(array)))
     stored = {"up": numbers, "down": numbers[::-1], "interleaved": numbers[::2] + numbers[1::2]}[order]
-    source = frames(tmp_path / "scans" / "one.dcm", array, stored)
-    done = export(supervised_run, tmp_path / "seg", "dicom-seg", scans=tmp_path / "scans", device="cpu")
+    source = frames(tmp_path / "one" / "a.dcm", array, stored)
+    done = export(supervised_run, tmp_path / "seg", "dicom-seg", scans=tmp_path / "one", device="cpu")
     assert not done.faults
-    masks = predict(supervised_run, tmp_path / "scans", tmp_path / "masks", device="cpu").masks
+    masks = predict(supervised_run, tmp_path / "one", tmp_path / "masks", device="cpu").masks
     mask, geometry = read_label(masks["one"])
     assert set(np.unique(mask)) == {0, 1, 2}
     found = highdicom.seg.segread(str(done.files[0]))
