@@ -207,7 +207,7 @@ def evaluate(
             if classes is None:
                 _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
         except ReadError as error:
-            faults += error.faults
+            faults.append(replace(error.fault, case_id=case))
         else:
             values = _values(reference)
             in_references |= values

@@ -15,11 +15,11 @@ import SimpleITK as sitk  # noqa: N813
 
 from data.broken import mask, noise, patch
 from mlbseg import memory
-from mlbseg.data.inputs import content_hash
 from mlbseg.data.cases import find_cases, find_scans
 from mlbseg.data.check import check
 from mlbseg.data.formats import nifti as module
 from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.inputs import content_hash
 from mlbseg.data.readers import read_label, read_scan, write_image, write_label
 from mlbseg.errors import ReadError
 from mlbseg.types import Geometry

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlbseg.data.dicom_folders import loose_scans, loose_series, nested_id, scans_below
+from mlbseg.data.dicom_folders import is_dicom_name, loose_scans, named_scans, pass_over, series_in
 from mlbseg.data.formats import hdf5
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
 from mlbseg.data.unread import SEGMENTATION, judged, note, unread
@@ -101,13 +101,13 @@ def bare(root: Path, channels: int | None = None) -> Found:
     """
     found = Found("a folder of scans")
     listed = _scans(root, found)
-    scans = [p for p in listed if suffix(p) and not _is_dicom(p)]
-    folders = _series(root, [p for p in listed if p.is_dir()], found)
+    scans = [p for p in listed if suffix(p) and not is_dicom_name(p)]
+    folders = series_in(root, [p for p in listed if p.is_dir()], found.warnings)
     try:
         loose, others = loose_scans(root, alone=not (scans or folders))
     except OSError as error:
         raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
-    _pass_over(others, root, found)
+    pass_over(others, root, found.warnings)
     found.warnings += [note(path, folder=False) for path in found.unread]
     found.warnings += [
         Fault(f"{path.name}/", "a folder without scans, ignored", kind="ignored")
@@ -205,7 +205,11 @@ def _collect(
 ) -> None:
     """Join images and labels by id; a label that no image has is a fault."""
     groups = _channels(scans, found) if by_channel else None
-    pairs = list(groups.items()) if groups else [(name, [p]) for name, p in _named(scans, labels, found)]
+    pairs = (
+        list(groups.items())
+        if groups
+        else [(name, [p]) for name, p in named_scans(scans, labels, found.faults, found.warnings)]
+    )
     for name, images in pairs:
         label = labels.get(name)
         if label is None and len(images) == 1 and is_hdf5(images[0]) and hdf5.has_label(images[0]):
@@ -220,55 +224,6 @@ def _collect(
         found.label_faults.append(
             Fault(where, "a label without an image", f"an image named {name}", remedy, name, "orphan")
         )
-
-
-def _named(scans: list[Path], labels: Mapping[str, Path], found: Found) -> list[tuple[str, Path]]:
-    """Name scans after their files and folders; a folder may hold its DICOM series, or several, in folders below."""
-    slices = [path for path in scans if _is_dicom(path)]
-    if loose_series(slices):
-        where = f"{slices[0].parent.name}/{slices[0].name}"
-        what, remedy = "one of several slices of a series", "put each series into a folder of its own"
-        found.faults.append(Fault(where, what, f"{slices[0].parent.name}/NAME/*.dcm", remedy, kind="dicom"))
-        scans = [path for path in scans if path not in slices]
-    pairs = []
-    for path in scans:
-        series = _series(path.parent, [path], found) if path.is_dir() else []
-        if len(series) > 1 and path.name in labels:
-            names = ", ".join(str(place.relative_to(path)) for _, place in series[:3])
-            remedy = "keep the one that the label was drawn on"
-            what = f"{len(series)} DICOM series ({names})"
-            found.faults.append(
-                Fault(path.name, what, "one, as there is a label", remedy, path.name, "dicom")
-            )
-            series = []
-        pairs += series or [(stem(path) if suffix(path) else path.name, path)]
-    return pairs
-
-
-def _series(root: Path, folders: list[Path], found: Found) -> list[tuple[str, Path]]:
-    """Return the DICOM scans in `folders` and below, named after their folders; several in one, after the way."""
-
-    def failed(error: OSError) -> None:
-        where = str(error.filename or "a folder").removeprefix(f"{root}/")
-        found.warnings.append(Fault(where, f"cannot be opened ({error.strerror}), ignored", kind="ignored"))
-
-    named = []
-    for folder in folders:
-        places, others = scans_below(folder, failed)
-        _pass_over(others, root, found)
-        named += [(folder.name if len(places) == 1 else nested_id(p, root), p) for p in places]
-    return named
-
-
-def _pass_over(files: list[Path], root: Path, found: Found) -> None:
-    """Name DICOM files that are no images: plans, reports, structure sets."""
-    for path in files:
-        what = "DICOM, but no image of a scan: passed over"
-        found.warnings.append(Fault(str(path.relative_to(root)), what, kind="ignored"))
-
-
-def _is_dicom(path: Path) -> bool:
-    return SUFFIXES.get(suffix(path)) == "DICOM"
 
 
 def _scans(folder: Path, found: Found) -> list[Path]:

@@ -98,7 +98,7 @@ def _is_flat_dicom(path: Path) -> bool:
     if not path.is_dir() and SUFFIXES.get(suffix(path), "DICOM") != "DICOM":
         return False
     try:
-        with _reading(path):
+        with reading(path):
             return is_flat(path)
     except ReadError:  # whoever reads it says why
         return False
@@ -141,7 +141,7 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
     Raises:
         ReadError: If the file is not readable, has several components or holds values that are not integers.
     """
-    with _reading(path):
+    with reading(path):
         opened = _open(path, label=True)
         if opened.components != 1:
             remedy = "save it with one grey value per class"
@@ -173,7 +173,7 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Let whatever goes wrong while a user's file is read be a fault of this file, so that it stops no other scan."""
     try:
         yield
@@ -189,7 +189,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, tuple[str, ...]]:
-    with _reading(path):
+    with reading(path):
         opened = _open(path)
         return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry, opened.notes
 
@@ -253,7 +253,7 @@ def _write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
             write_stack(temporary, array, geometry.spacing)
         else:
             _save_itk(temporary, array, geometry)
-        with _reading(temporary):
+        with reading(temporary):
             _open(temporary).read()  # a full disk must not leave half a mask under the final name
         os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlbseg.data.formats.dicom_header import Frame, Header, flat_spacing, read_frames, read_header
+from mlbseg.data.formats.dicom_frames import Frame, flat_spacing, read_frames
+from mlbseg.data.formats.dicom_header import Header, read_header
 from mlbseg.data.formats.dicom_pixels import read_flat, read_slices, read_stored
 from mlbseg.data.formats.dicom_stack import stack
 from mlbseg.data.formats.opened import Opened, fail
@@ -50,6 +51,8 @@ def open_dicom(path: Path, *, label: bool = False) -> Opened:
     if headers[0].flat:
         return _open_flat(path, headers, notes)
     volume = _series(path, headers)
+    if not all(frame.measured for frame in volume.frames):
+        notes = (*notes, "no PixelSpacing: pixels are taken for 1 mm")
 
     def read() -> np.ndarray:
         if volume.stored:

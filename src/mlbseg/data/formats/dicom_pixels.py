@@ -15,7 +15,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mlbseg.data.formats.dicom_header import Frame, Header, header_errors
+from mlbseg.data.formats.dicom_frames import Frame
+from mlbseg.data.formats.dicom_header import Header, header_errors
 from mlbseg.data.formats.itk import channels, itk_errors
 from mlbseg.data.formats.opened import fail
 from mlbseg.errors import ReadError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlbseg.data.formats.dicom_header import Frame, Vector
+from mlbseg.data.formats.dicom_frames import Frame, Vector
 from mlbseg.data.formats.opened import fail
 from mlbseg.types import Geometry
 
