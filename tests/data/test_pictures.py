@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,24 @@ def test_announced_sizes_are_compared_with_memory(
     )
     monkeypatch.setattr("mlbseg.memory.free_memory", lambda: 500_000)
     with pytest.raises(ReadError, match="of memory that are free"):
+        read_scan([path])
+
+
+@pytest.mark.parametrize(
+    ("size", "right", "found"),
+    [
+        ((16_000, 16_000), True, "announces more pixels than it can hold"),
+        ((60_000, 60_000), True, "announces more pixels than it can hold"),
+        ((24, 21), False, "a damaged header"),
+    ],
+)
+def test_png_headers_are_not_believed(size: tuple[int, int], right: bool, found: str, tmp_path: Path) -> None:
+    path = put(tmp_path / "a.png", GREY)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = struct.pack(">LL", *size)
+    raw[29:33] = struct.pack(">L", zlib.crc32(raw[12:29]) + (not right))
+    path.write_bytes(raw)
+    with pytest.raises(ReadError, match=found):
         read_scan([path])
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
 from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
-from mlbseg.data.grey import find_greys, grey_fault
+from mlbseg.data.grey import find_greys, grey_fault, value_counts
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import Fault, FaultsError, ReadError
 from mlbseg.types import Case, Geometry, Role
@@ -190,8 +190,7 @@ def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
 
 
 def _histogram(array: npt.NDArray[np.int32]) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+    return dict(zip(*(part.tolist() for part in value_counts(array)), strict=True))
 
 
 def _files(paths: Sequence[Path]) -> str:

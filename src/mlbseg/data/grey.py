@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ _SPECK = (
     3.0  # voxels that hang together, on average: scattered greys are 1 to 3, parcels of an atlas 7 and more
 )
 _SHELL = 0.95  # as `_BETWEEN`, of greys that form shells around a structure: few levels, rounded
+_RANGE = 1 << 16
 _SPREAD = (
     0.2  # of the box around all greys, the share that half of the values reach across: parcels stay below 0.1
 )
@@ -54,12 +56,11 @@ def find_greys(label: npt.NDArray[np.int32], stated: Collection[int] = ()) -> Gr
         label: (*S).
         stated: Values that are known to be meant; where no other occurs there are no greys.
     """
-    values, index, counts = np.unique(label, return_inverse=True, return_counts=True)
+    values, counts = value_counts(label)
     if len(values) <= _FEWEST or set(values.tolist()) <= {0, *stated}:
         return None
-    index = index.reshape(label.shape)
-    low = ndimage.minimum_filter(index, 3, mode="nearest")
-    high = ndimage.maximum_filter(index, 3, mode="nearest")
+    index = _ranks(label, values)
+    low, high = _over_neighbours(index, np.minimum), _over_neighbours(index, np.maximum)
     surrounded = np.bincount(index[low == high], minlength=len(values))
     edge = surrounded <= _INSIDE * counts
     if edge.sum() < max(_FEWEST, len(values) - edge.sum() + 1):
@@ -70,6 +71,16 @@ def find_greys(label: npt.NDArray[np.int32], stated: Collection[int] = ()) -> Gr
     if not (specks or (between >= _SHELL and _spread(index, edge) >= _SPREAD)):
         return None
     return Greys(tuple(values[edge].tolist()), int(counts[edge].sum()), tuple(values[~edge].tolist()))
+
+
+def value_counts(label: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the values of a label, ascending, and how many voxels hold each."""
+    least, most = int(label.min(initial=0)), int(label.max(initial=0))
+    if most - least >= _RANGE:
+        return np.unique(label, return_counts=True)
+    counts = np.bincount((label - least).ravel())  # much faster than sorting
+    held = np.flatnonzero(counts)
+    return held + least, counts[held]
 
 
 def grey_fault(
@@ -99,7 +110,28 @@ def _first(values: tuple[int, ...], most: int = 3) -> str:
     return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")
 
 
-def _mean_component(index: npt.NDArray[np.intp], among: npt.NDArray[np.bool_]) -> float:
+def _ranks(label: npt.NDArray[np.int32], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the place of each voxel's value among `values`, which are all that occur, ascending."""
+    least, kind = int(values[0]), np.min_scalar_type(len(values))
+    if values[-1] - least >= _RANGE:
+        return np.searchsorted(values, label).astype(kind)
+    table = np.zeros(int(values[-1]) - least + 1, kind)
+    table[values - least] = np.arange(len(values))
+    return table[label - least]
+
+
+def _over_neighbours(index: npt.NDArray[Any], which: np.ufunc) -> npt.NDArray[Any]:
+    """Return the least or the largest of each voxel and those around it, corners included."""
+    for axis, length in enumerate(index.shape):
+        padded = np.moveaxis(
+            np.pad(index, [(int(a == axis),) * 2 for a in range(index.ndim)], mode="edge"), axis, 0
+        )
+        before, here, after = (padded[start : start + length] for start in range(3))
+        index = np.moveaxis(which(which(before, here), after), 0, axis)
+    return index
+
+
+def _mean_component(index: npt.NDArray[Any], among: npt.NDArray[np.bool_]) -> float:
     """Return how many of the voxels `among` hang together with one value, on average (corners count as touching)."""
     count = int(among.sum())
     number = np.full(index.shape, -1)
@@ -117,7 +149,7 @@ def _mean_component(index: npt.NDArray[np.intp], among: npt.NDArray[np.bool_]) -
     return count / int(connected_components(graph, directed=False)[0])
 
 
-def _spread(index: npt.NDArray[np.intp], edge: npt.NDArray[np.bool_]) -> float:
+def _spread(index: npt.NDArray[Any], edge: npt.NDArray[np.bool_]) -> float:
     """Return the median, over the values at edges, of the share that a value's box takes of the box of all of them."""
     ordinal = np.where(edge, np.cumsum(edge), 0)[index]
     (whole,) = ndimage.find_objects((ordinal > 0).astype(np.int8))

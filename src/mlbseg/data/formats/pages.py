@@ -16,24 +16,8 @@ from mlbseg.data.formats.opened import fail
 
 MOST_PAGES = 65_535
 _LONGEST_TEXT = 1 << 24  # bytes of a description; OME's holds a line for each page
-_SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+_BYTES = {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}  # of a value -> types
+_SIZES = {kind: size for size, kinds in _BYTES.items() for kind in kinds}
 _NUMBERS = {1: "B", 3: "H", 4: "L", 5: "LL", 13: "L", 16: "Q"}
 
 _KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262

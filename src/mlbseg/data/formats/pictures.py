@@ -8,6 +8,7 @@ channels are one.
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 from PIL import ExifTags
@@ -20,6 +21,8 @@ from mlbseg.data.formats.tiff import open_tiff
 
 _GREY, _COLOURS, _PALETTE, _GREY_ALPHA, _COLOURS_ALPHA = 0, 2, 3, 4, 6  # PNG, third edition, section 11.2.1
 _BANDS = {_GREY: 1, _COLOURS: 3, _PALETTE: 3, _GREY_ALPHA: 2, _COLOURS_ALPHA: 4}
+
+_BEST_RATIO = 1032  # of deflate: a byte of a file is that many of pixels at most
 
 
 def open_picture(path: Path, *, label: bool = False) -> Opened:
@@ -44,10 +47,15 @@ def _open_png(path: Path, head: bytes, label: bool) -> Opened:
     if len(head) < 33 or head[12:16] != b"IHDR":
         fail(path, "cannot be read: no complete header", "a complete PNG file", "copy it again")
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
-    if colour not in _BANDS or bits not in (1, 2, 4, 8, 16):
+    sound = zlib.crc32(head[12:29]) == int.from_bytes(head[29:])
+    if not sound or colour not in _BANDS or bits not in (1, 2, 4, 8, 16):
         fail(path, "cannot be read: a damaged header", "a complete PNG file", "copy it again")
     if bits == 16 and colour == _GREY_ALPHA:
         refuse(path, "16-bit grey with transparency", "grey", "save it without transparency")
+    samples = 1 if colour == _PALETTE else _BANDS[colour]
+    if width * height * samples * bits // 8 > _BEST_RATIO * path.stat().st_size:
+        found = "cannot be read: its header announces more pixels than it can hold"
+        fail(path, found, "a complete PNG file", "copy it again")
     coloured = colour == _PALETTE and not label
     alpha = colour in (_GREY_ALPHA, _COLOURS_ALPHA)
     kind = Kind(1 if colour == _PALETTE and label else _BANDS[colour], alpha, 2 if bits == 16 else 1)
