@@ -1004,7 +1004,7 @@ def test_a_run_folder_in_use_is_refused(scans: Path, mlb_run: Path, tmp_path: Pa
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"exists already and is not empty \(choose another --out\)"):
         small(scans, tmp_path / "notes")
-    with pytest.raises(UserError, match="cannot be made a run folder: Not a directory"):
+    with pytest.raises(UserError, match=r"mine\.txt: cannot be made a folder: Not a directory"):
         small(scans, tmp_path / "notes" / "mine.txt" / "run")
     assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
 

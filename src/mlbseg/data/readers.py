@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlbseg.data import dicom, hdf5
 from mlbseg.data.geometry import DIRECTION_TOLERANCE, geometry_difference, listed, shown
 from mlbseg.data.headers import fail, verify
 from mlbseg.errors import ReadError, UserError
+from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
 # ITK's warnings would run through the progress bar; what matters in them is checked here and said once.
@@ -273,16 +273,14 @@ def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
         image.SetSpacing(geometry.spacing)
         image.SetOrigin(geometry.origin)
         image.SetDirection(geometry.direction)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix(path)}")
     try:
-        with _itk_errors(temporary):
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-        verify(temporary)  # a full disk must not leave half a mask under the final name
-        os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
+        with temporary_file(path.parent, suffix(path)) as temporary:
+            with _itk_errors(temporary):
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+            verify(temporary)  # a full disk must not leave half a mask under the final name
+            os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))
         raise UserError(
             f"{path}: could not be written ({reason}); is the disk full or the folder read-only?"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
