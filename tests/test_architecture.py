@@ -21,6 +21,7 @@ FLOORS = {
     "types": 0,
     "errors": 0,
     "temporaries": 0,
+    "account": 0,
     "core": 1,
     "nets": 1,
     "metrics": 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,9 +23,6 @@ from mlbseg.training.signals import Interrupted, how_to_continue
 from mlbseg.training.stages import Training, TrainResult
 
 __all__ = ["Interrupted", "TrainResult", "begin_from_stage1", "stage1_settings", "train", "train_stage1"]
-
-# Lightning's hints and device notes would drown the progress; its warnings still come through.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def train(
