@@ -469,9 +469,10 @@ def test_a_machine_without_a_temporary_folder_is_no_traceback(
     def none() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
-    monkeypatch.setattr("mlbseg.data.cases.find_cases", matplotlib_without)
-    monkeypatch.setattr(tempfile, "gettempdir", none)
-    outcome = command("check", scans)
+    with monkeypatch.context() as patch:  # pytest itself has use for temporary files
+        patch.setattr("mlbseg.data.cases.find_cases", matplotlib_without)
+        patch.setattr(tempfile, "gettempdir", none)
+        outcome = command("check", scans)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: no folder for temporary files can be written (set TMPDIR")
 

@@ -4,8 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
-import tempfile
 import signal
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path

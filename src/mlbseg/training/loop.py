@@ -188,9 +188,9 @@ class Loop(pl.LightningModule):
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
             _lightning_hushed(),
         ):
-            self._trainer().fit(self, loader)
+            self._make_trainer().fit(self, loader)
 
-    def _trainer(self) -> pl.Trainer:
+    def _make_trainer(self) -> pl.Trainer:
         """Return what takes the steps from here to the end of the stage."""
         root, device = str(self.run.root), self.target
         return pl.Trainer(
