@@ -20,6 +20,8 @@ SOURCE = REPOSITORY / "src" / "mlbseg"
 FLOORS = {
     "types": 0,
     "errors": 0,
+    "temporaries": 0,
+    "account": 0,
     "core": 1,
     "nets": 1,
     "metrics": 1,
@@ -27,6 +29,7 @@ FLOORS = {
     "config": 1,
     "files": 1,
     "memory": 1,
+    "staging": 1,
     "data": 2,
     "methods": 2,
     "launch": 3,

@@ -599,6 +599,7 @@ def test_other_data_and_another_meaning_of_a_row_are_contradictions_too(
         ({"variants": ["x=mlb plan.steps=3"]}, "sets plan.steps, which all cells share"),
         ({"variants": ["x=mlb 'a"]}, "expected LABEL=METHOD"),
         ({"variants": ["Stage 1=mlb"]}, "gives no folder name to use"),
+        ({"variants": [f"{'v' * 201}=mlb"]}, "a label of 201 bytes, expected at most 200"),
         ({"variants": ["mean teacher=mlb"]}, "is a method's own name"),
         ({"variants": ["x=mlb weighting=loud"]}, "setting mlb.weighting: found 'loud'"),
         ({"devices": 2}, "--devices: found 2, but cpu is a single one (use --jobs 2)"),

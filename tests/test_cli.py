@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -457,6 +458,23 @@ def test_the_machines_limits_are_no_traceback(
     monkeypatch.setattr("mlbseg.data.cases.find_cases", limited)
     outcome = command("check", scans)
     assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {message}\n")
+
+
+def test_a_machine_without_a_temporary_folder_is_no_traceback(
+    scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def matplotlib_without(*_: object, **__: object) -> None:
+        raise OSError("Matplotlib requires access to a writable cache directory")
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    with monkeypatch.context() as patch:  # pytest itself has use for temporary files
+        patch.setattr("mlbseg.data.cases.find_cases", matplotlib_without)
+        patch.setattr(tempfile, "gettempdir", none)
+        outcome = command("check", scans)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: no folder for temporary files can be written (set TMPDIR")
 
 
 @pytest.mark.parametrize(

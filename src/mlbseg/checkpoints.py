@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mlbseg.errors import UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.run import dump_tensors
 
 _NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
@@ -68,6 +68,7 @@ def save(folder: Path, stage: int, step: int, content: dict[str, Any], *, final:
     Raises:
         UserError: if it cannot be written; the checkpoints before it are intact.
     """
+    make_folder(folder)  # of a run that never trained, or whose checkpoints were deleted
     path = folder / f"stage{stage}-{step:08d}.pt"
     write_atomic(path, dump_tensors({**content, "stage": stage, "step": step}))
     mine = [c for c in find(folder) if c.stage == stage]

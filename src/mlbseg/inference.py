@@ -20,15 +20,19 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
-from mlbseg.files import make_folder, require_free
+from mlbseg.files import make_folder, require_free, working_folder
 from mlbseg.launch import launch, speaks
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, autocast, device_name, one_case
+from mlbseg.temporaries import sweep
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
 PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
 """The parts of a run's split that `only` may name."""
+
+PROBABILITIES = "probabilities"
+"""The folder of probabilities among the masks."""
 
 PATIENCE = 24 * 60.0
 """Minutes to wait for the slowest of several processes; one that dies is noticed at once."""
@@ -129,6 +133,8 @@ def predict(
             [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
         )
         make_folder(Path(out))
+        for folder in (Path(out), Path(out) / PROBABILITIES):
+            sweep(folder)
         return *selected, [note for f in found for note in f.notes if only is None]
 
     target = processes.own_device(name)
@@ -239,11 +245,19 @@ def _predict_case(
     label = restore_label(probability, frame, plan)
     if largest:
         label = largest_components(label)
-    if probabilities:
+    if not probabilities:
+        write_label(mask, label, frame.native)
+        return
+    # A case is there with its mask: its probabilities come with it, or not at all.
+    with working_folder(mask.parent) as work:
+        write_label(work / mask.name, label, frame.native)
         _write_probabilities(
-            case, mask, probability, frame.native, plan, lambda p: restore_probability(p, frame)
+            case, work / mask.name, probability, frame.native, plan, lambda p: restore_probability(p, frame)
         )
-    write_label(mask, label, frame.native)
+        make_folder(mask.parent / PROBABILITIES)
+        for path in _probability_files(case, mask, plan):
+            (work / PROBABILITIES / path.name).replace(path)
+        (work / mask.name).replace(mask)
 
 
 def _write_probabilities(
@@ -268,7 +282,7 @@ def _write_probabilities(
 def _probability_files(case: Case, mask: Path, plan: Plan) -> list[Path]:
     suffix = mask.name.removeprefix(case.id)
     suffix = ".tiff" if suffix == ".png" else suffix  # PNG holds no floating point
-    folder = mask.parent / "probabilities"
+    folder = mask.parent / PROBABILITIES
     return [folder / f"{case.id}_{value}{suffix}" for value in plan.label_values]
 
 

@@ -35,6 +35,7 @@ from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
 _SUM = "crc32"  # in the metadata of the file
+CONFIG = "config.yaml"
 _PACKAGES = (
     "mlbseg",
     "torch",
@@ -72,11 +73,11 @@ class Run:
         Raises:
             UserError: if it is not one, or a file in it is damaged.
         """
-        if not (root / "config.yaml").is_file():
+        if not (root / CONFIG).is_file():
             raise UserError(f"{root}: not a run folder, expected one that `mlbseg train --out` made")
         return cls(
             root,
-            load_config(root / "config.yaml"),
+            load_config(root / CONFIG),
             Plan.read(root / "plan.json"),
             Split.read(root / "split.json"),
         )

@@ -31,7 +31,7 @@ def predict_grid(
 ) -> npt.NDArray[np.float32]:
     """Return class probabilities of a prepared scan by sliding windows with Gaussian weights.
 
-    A 2D network sees a 3D scan slice by slice along its first axis.
+    A 2D network sees a 3D scan slice by slice along its first axis. What it holds in memory, see `slide_windows`.
 
     Args:
         network: In evaluation mode, on `device`.
@@ -72,6 +72,9 @@ def slide_windows(
     """Return maps of a whole scan from those of its windows, which are weighed by a Gaussian where they overlap.
 
     Windows of a 2D patch go through a 3D scan slice by slice along its first axis.
+
+    Held at once, whatever the overlap and the size of the windows: the array, the maps and, in 3D, the sum of the
+    windows' weights, 4 bytes each: 4 (C + M + 1) bytes a voxel of the grid, besides what the windows at hand take.
 
     Args:
         function: Maps windows (B, C, *patch_size) to (B, M, *patch_size).

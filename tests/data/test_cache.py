@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -510,6 +511,37 @@ def test_the_root_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch,
     assert default_cache_root() == Path("/x/mlbseg")
     monkeypatch.setenv("MLBSEG_CACHE", "/y")
     assert default_cache_root() == Path("/y")
+
+
+def test_without_a_home_that_can_be_written_a_private_temporary_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLBSEG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"mlbseg-{os.getuid()}"
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "home", no_home)
+        assert default_cache_root() == own
+    assert own.stat().st_mode & 0o077 == 0
+    with monkeypatch.context() as patch:  # root may write everywhere
+        patch.setattr(Path, "home", lambda: tmp_path / "home")
+        patch.setattr(os, "access", lambda path, _: path != tmp_path)
+        assert default_cache_root() == own
+        own.chmod(0o755)
+        with pytest.raises(UserError, match=r"expected a folder of your own .*--cache DIR .*MLBSEG_CACHE"):
+            default_cache_root()
+        own.rmdir()
+        own.symlink_to(tmp_path)
+        with pytest.raises(UserError, match="expected a folder of your own"):
+            default_cache_root()
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(UserError, match=r"no folder for prepared scans: .*--cache DIR .*MLBSEG_CACHE"):
+            default_cache_root()
 
 
 def _die_before_renaming(root: Path, case: Case) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,10 @@ from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
 from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
-from mlbseg.files import make_folder
+from mlbseg.files import make_folder, working_folder
 from mlbseg.inference import Progress
 from mlbseg.run import Run, one_case, pick_device
+from mlbseg.staging import in_use, staged
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -105,27 +105,26 @@ def audit(
     auditor.look_first(say)
     names = opened.plan.structures
     found: list[Audited] = []
-    with tempfile.TemporaryDirectory() as kept:
-        least = _Least(Path(kept))
-        for case in cases:
-            say(case)
-            with one_case(case.id, faults, "audit"):
-                judged = auditor.judge(case)
-                if not found:
-                    _drop_tables(folder)
-                _write_maps(folder, case, judged)
-                found.append(judged.audited)
-                least.offer(judged.audited, judged.sight)
-        if not found:
-            raise FaultsError(faults, f"{opened.root}: no label could be judged")
-        found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
-        unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
-        result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
-        _drop_others(folder / "trust", {one.case for one in found})
-        write_csv(folder / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
-        rows = [row for one in found for row in region_rows(one)]
-        write_csv(folder / REGIONS, rows, REGION_COLUMNS)
-        write_page(folder / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
+    with staged(folder, overwrite=overwrite, last=CASES) as stage:
+        with working_folder(stage) as kept:
+            least = _Least(kept)
+            for case in cases:
+                say(case)
+                with one_case(case.id, faults, "audit"):
+                    judged = auditor.judge(case)
+                    _write_maps(stage, case, judged)
+                    found.append(judged.audited)
+                    least.offer(judged.audited, judged.sight)
+            if not found:
+                raise FaultsError(faults, f"{opened.root}: no label could be judged")
+            found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
+            unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
+            result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
+            write_csv(stage / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
+            rows = [row for one in found for row in region_rows(one)]
+            write_csv(stage / REGIONS, rows, REGION_COLUMNS)
+            write_page(stage / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
+        _drop_old(folder, {one.case for one in found})
     if progress is not None:
         progress(steps, steps, "")
     return result
@@ -158,7 +157,7 @@ class _Least:
 def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    if in_use(folder) and not overwrite:
         raise UserError(f"{folder} holds something already (pass --overwrite, or another --out)")
     if propose and (folder / "proposed").exists():
         raise UserError(
@@ -189,12 +188,6 @@ def _cases(
     if not chosen:
         raise FaultsError(faults, f"{labels}: no label belongs to a scan")
     return chosen, faults, (*passed_over(Path(labels)), *found.notes)
-
-
-def _drop_tables(folder: Path) -> None:
-    """Remove the tables and the page of an earlier audit, so that none is ever beside the maps of a later one."""
-    for name in (CASES, REGIONS, PAGE):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
@@ -239,9 +232,16 @@ def _require_own(folder: Path, cases: Collection[str]) -> None:
         )
 
 
-def _drop_others(folder: Path, cases: Collection[str]) -> None:
-    """Remove the trust maps of an earlier audit of other cases: nobody could tell them from this one's."""
-    for path in folder.iterdir():
+def _drop_old(folder: Path, cases: Collection[str]) -> None:
+    """Remove what an earlier audit has left that this one does not replace, or would for a moment contradict.
+
+    The table of cases stays until it is replaced: it says which maps are an audit's.
+    """
+    for name in (REGIONS, PAGE):
+        (folder / name).unlink(missing_ok=True)
+    maps = folder / "trust"
+    for path in maps.iterdir() if maps.is_dir() else ():
+        # Maps of other cases: nobody could tell them from this audit's.
         if path.is_file() and stem(path) not in cases and not path.name.startswith("."):
             path.unlink()
 

@@ -71,6 +71,10 @@ class Cell:
         return Cell(STAGE1, self.budget, self.seed)
 
 
+LONGEST = 200
+"""Bytes of a row's folder name; locks and logs are named after it too, and file systems take names of 255."""
+
+
 def slug(label: str) -> str:
     """Return a label as a folder's name: small letters, digits, dots and hyphens."""
     return re.sub(r"[^\w.]+", "-", label.lower()).strip("-.")
@@ -118,6 +122,11 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
     for row in rows:
         if not row.slug or row.slug == STAGE1:
             raise UserError(f"--variant {row.label!r}: gives no folder name to use (choose another label)")
+        if (length := len(row.slug.encode())) > LONGEST:
+            raise UserError(
+                f"--variant {row.label!r}: found a label of {length} bytes, expected at most {LONGEST}, as folders are "
+                "named after it (choose a shorter one)"
+            )
         if row.slug in by_slug:
             raise UserError(
                 f"found {by_slug[row.slug].label!r} and {row.label!r}, which would share the folder {row.slug}, "

@@ -26,6 +26,7 @@ from mlbseg.errors import FaultsError, UserError
 from mlbseg.files import write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
+from mlbseg.temporaries import is_temporary
 from mlbseg.training.lock import locked
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
 from mlbseg.types import Role
@@ -164,14 +165,11 @@ def _existing(folder: Path) -> Setup | None:
     except OSError as error:
         raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
     # Of a bench that was killed at its beginning. The lock is made first: without it, the settings are the user's.
-    parts = (
-        SETTINGS,
-        INPUTS,
-        f".{SETTINGS}.",
-        f".{RECORD}.",
-        f".{INPUTS}.",
-    )  # and what writing them leaves behind
-    ours = {name for name in names if name == LOCK or (LOCK in names and name.startswith(parts))}
+    ours = {
+        name
+        for name in names
+        if name == LOCK or (LOCK in names and (name in (SETTINGS, INPUTS) or is_temporary(name)))
+    }
     if others := names - ours:
         raise UserError(
             f"{folder}: holds something else than a bench, such as {sorted(others)[0]} (choose another --out)"

@@ -45,6 +45,7 @@ from mlbseg.cli.printing import (
 from mlbseg.cli.report import report, report_of_training
 from mlbseg.cli.suggest import suggest
 from mlbseg.errors import Fault, OtherRank, UserError
+from mlbseg.files import machines_temporary_folder
 from mlbseg.launch import speaks
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def main() -> None:
     except OSError as error:
         # The machine's limits, met where no function expected them; any other is a fault of ours.
         if error.errno not in _MACHINE:
+            _require_temporary_folder()
             raise
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 2)
     if code == _INTERRUPTED:
@@ -110,6 +112,14 @@ _MACHINE = (
     errno.ENOMEM,
     errno.EIO,
 )
+
+
+def _require_temporary_folder() -> None:
+    """Say so if no temporary file can be made: libraries raise all sorts of errors then, matplotlib at its import."""
+    try:
+        machines_temporary_folder()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
 
 
 def _fail(message: str, code: int, faults: Sequence[Fault] = ()) -> NoReturn:

@@ -19,6 +19,9 @@ from mlbseg.data.unread import SEGMENTATION, judged, note, unread
 from mlbseg.errors import Fault, UserError
 from mlbseg.types import Case, Role
 
+LONGEST_ID = 255 - len("_2147483647.nii.gz")
+"""Bytes. File systems take names of 255, and no output has a longer ending than the probabilities of a class."""
+
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -68,6 +71,8 @@ def unsafe(name: str) -> str:
         return "a name that is empty or starts with a dot"
     if any(c in "/\\" or not c.isprintable() for c in name):
         return "a name with a separator, a control character or bytes that are not UTF-8"
+    if (length := len(name.encode())) > LONGEST_ID:
+        return f"a name of {length} bytes, of which {LONGEST_ID} are the most that outputs can be named after"
     return ""
 
 

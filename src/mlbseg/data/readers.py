@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from mlbseg.data.formats.pictures import open_picture
 from mlbseg.data.formats.tiff import is_stack, write_stack
 from mlbseg.data.geometry import onto
 from mlbseg.errors import ReadError, UserError
+from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
 SUFFIXES: dict[str, str] = {
@@ -245,24 +245,22 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 
 def _write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix(path)}")
     try:
-        if SUFFIXES.get(suffix(path)) == "NIfTI":
-            save_nifti(temporary, array, geometry)
-        elif SUFFIXES.get(suffix(path)) == "TIFF" and geometry.ndim == 3:
-            write_stack(temporary, array, geometry.spacing)
-        else:
-            _save_itk(temporary, array, geometry)
-        with reading(temporary):
-            _open(temporary).read()  # a full disk must not leave half a mask under the final name
-        os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
+        with temporary_file(path.parent, suffix(path)) as temporary:
+            if SUFFIXES.get(suffix(path)) == "NIfTI":
+                save_nifti(temporary, array, geometry)
+            elif SUFFIXES.get(suffix(path)) == "TIFF" and geometry.ndim == 3:
+                write_stack(temporary, array, geometry.spacing)
+            else:
+                _save_itk(temporary, array, geometry)
+            with reading(temporary):
+                _open(temporary).read()  # a full disk must not leave half a mask under the final name
+            os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))
         raise UserError(
             f"{path}: could not be written ({reason}); is the disk full or the folder read-only?"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _save_itk(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:

@@ -23,10 +23,11 @@ from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_i
 from mlbseg.data.records import write_record
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.export.labels import class_indices
-from mlbseg.export.output import require_new, staged, write_json
+from mlbseg.export.output import write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
 from mlbseg.files import make_folder
 from mlbseg.run import Run, autocast, one_case, pick_device
+from mlbseg.staging import require_new, staged
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.records import read_record
 from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, UserError, note_lines
+from mlbseg.files import working_folder
 from mlbseg.inference import Progress
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
@@ -97,8 +97,8 @@ def report(
     target = pick_device(device)
     network = opened.network().to(target)
     log = read_log(opened.root / "log.csv")
-    with tempfile.TemporaryDirectory(prefix="mlbseg-report-") as folder:
-        work = Path(folder)
+    # Beside the page, and not among the temporary files of all users: there will be masks in it.
+    with working_folder(path.parent) as work:
         groups, gone, missing = _groups(opened)
         scored = _score(opened, network, groups, predictions, cases, work, target, progress)
         if scored is not None:

@@ -35,13 +35,18 @@ LOG_EVERY = 10  # steps between rows of log.csv
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back Lightning's hints and device notes, which would drown the progress; its warnings still come through."""
+def _lightning_hushed() -> Iterator[None]:
+    """Keep Lightning's hints and device notes from drowning the progress; its other warnings still come through."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(max(level, logging.WARNING))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Lightning's own use of torch, and its surprise at a network that just predicted.
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            yield
     finally:
         logger.setLevel(level)
 
@@ -166,46 +171,44 @@ class Loop(pl.LightningModule):
 
     def fit(self, title: str, until: int) -> None:
         """Train until so many steps are done, and save."""
-        root, device = self.run.root, self.target
         # Weights before the first step, so that an early end can be resumed too.
         if self.step == 0:
             self.save()
         if self.ranks.index == 0:
-            cut_log(root / "log.csv", self.stage, self.step)
+            cut_log(self.run.root / "log.csv", self.stage, self.step)
         self.until = until
         loader = make_loader(
             self.dataset,
             range(self.step, until),
             workers=self.settings.workers,
-            device=device,
+            device=self.target,
             channels=self.run.plan.channels,
             ranks=1 if self.ranks.count == 1 else processes.nodes()[0],
         )
         with (
             StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
-            _quiet(),
-            warnings.catch_warnings(),
+            _lightning_hushed(),
         ):
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # Lightning's own use of torch, and its surprise at a network that just predicted.
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-            trainer = pl.Trainer(
-                accelerator="gpu" if device.type == "cuda" else device.type,
-                **self._placement(),
-                use_distributed_sampler=False,  # the dataset draws this rank's slice itself
-                max_epochs=1,
-                logger=TensorBoardLogger(
-                    str(root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
-                ),
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
-                num_sanity_val_steps=0,
-                default_root_dir=str(root),
-            )
-            trainer.fit(self, loader)
+            self._make_trainer().fit(self, loader)
+
+    def _make_trainer(self) -> pl.Trainer:
+        """Return what takes the steps from here to the end of the stage."""
+        root, device = str(self.run.root), self.target
+        return pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            **self._placement(),
+            use_distributed_sampler=False,  # the dataset draws this rank's slice itself
+            max_epochs=1,
+            logger=TensorBoardLogger(
+                root, "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
+            ),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
+            num_sanity_val_steps=0,
+            default_root_dir=root,
+        )
 
     def _placement(self) -> dict[str, Any]:
         """Return where Lightning is to train: on this device alone, or as one of the ranks that have been started."""

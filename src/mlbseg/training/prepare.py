@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +22,17 @@ from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
+from mlbseg.run import (
+    CONFIG,
+    Run,
+    available_memory,
+    environment,
+    make_method,
+    make_student,
+    use_bf16,
+    weighing,
+)
+from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.types import Case, Role
 
 
@@ -181,23 +189,25 @@ def write_run(
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     # What cannot be built must fail before there is a run folder, and not after the stage before it.
     make_method(make_student(plan, config), Run(root, config, plan, split))
-    with _all_or_nothing(root):
-        split.write(root / "split.json")
-        plan.write(root / "plan.json")
+    if in_use(root):
+        raise UserError(f"{root}: another process has begun a run there meanwhile (choose another --out)")
+    with staged(root, last=CONFIG) as folder:
+        split.write(folder / "split.json")
+        plan.write(folder / "plan.json")
         write_record(
-            root / "env.json",
+            folder / "env.json",
             {**environment(), "device": str(device), "bf16": use_bf16(config.train.precision, device)},
         )
         write_record(
-            root / "data.json",
+            folder / "data.json",
             {
                 "root": str(data.resolve()),
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
             },
         )
-        inputs.write(root / INPUTS)
-        config.write(root / "config.yaml")  # last: its presence makes the folder a run
+        inputs.write(folder / INPUTS)
+        config.write(folder / CONFIG)  # its presence makes the folder a run
 
 
 def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = False) -> None:
@@ -240,43 +250,8 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
 
 
 def _require_free(root: Path) -> None:
-    """Refuse a run folder that is in use."""
-    try:
-        free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
-    except OSError as error:
-        raise UserError(f"{root}: cannot be looked into: {error.strerror}") from None
-    if not free:
-        hint = f", or continue it with --resume {root}" if (root / "config.yaml").is_file() else ""
+    """Refuse a run folder that is in use; what a killed process left of making it does not count."""
+    sweep_around(root)
+    if in_use(root):
+        hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
         raise UserError(f"{root}: exists already and is not empty (choose another --out{hint})")
-
-
-@contextmanager
-def _all_or_nothing(root: Path) -> Iterator[None]:
-    """Make a run folder, and take back all that was written into it if anything goes wrong."""
-    existed = root.is_dir()
-    try:
-        # Of processes that were started together on one folder, a single one succeeds in making this.
-        (root / "checkpoints").mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"{root}: another process has begun a run there meanwhile (choose another --out)"
-        ) from None
-    except OSError as error:
-        raise _not_made(root, error) from None
-    try:
-        yield
-    except BaseException as error:
-        for path in root.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        if not existed:
-            root.rmdir()
-        if isinstance(error, OSError):
-            raise _not_made(root, error) from None
-        raise
-
-
-def _not_made(root: Path, error: OSError) -> UserError:
-    return UserError(f"{root}: cannot be made a run folder: {error.strerror or error}")

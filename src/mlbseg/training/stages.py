@@ -30,7 +30,16 @@ from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, peak_memory, save_weights
+from mlbseg.run import (
+    WEIGHTS,
+    Run,
+    autocast,
+    make_method,
+    make_student,
+    out_of_memory,
+    peak_memory,
+    save_weights,
+)
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
 from mlbseg.training.scan_labels import check_label, write_label
@@ -39,6 +48,8 @@ from mlbseg.types import Case, Role
 from mlbseg.windows import predict_grid
 
 T = TypeVar("T")
+INITIAL_LABELS = "initial_labels"
+RESULT = "result.json"
 PSEUDO_LABELS = "pseudo_labels"  # in the run folder, while stage 2 goes on
 
 
@@ -147,6 +158,8 @@ class Training:
 
     def _stages(self) -> TrainResult:
         kind = find_method(self.run.config.method)
+        if processes.of_first(self.ranks, lambda: self._is_over(2 if kind.uses_unlabelled else 1)):
+            return self._recorded()
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
@@ -170,7 +183,7 @@ class Training:
         if self.ranks.index == 0:
             save_weights(self.run.root, method.networks())
             write_record(
-                self.run.root / "result.json",
+                self.run.root / RESULT,
                 {
                     "steps": steps,
                     "validation_dice": best,
@@ -182,6 +195,38 @@ class Training:
         processes.wait_for_all(self.ranks)
         return result
 
+    def _is_over(self, last: int) -> bool:
+        """Return whether nothing is left to do, although the checkpoints that would say so were deleted.
+
+        Args:
+            last: The last stage.
+        """
+        found = checkpoints.find(self.folder)
+        over = (self.run.root / WEIGHTS).is_file() and (self.run.root / RESULT).is_file()
+        if over and not any(checkpoint.stage == last for checkpoint in found):
+            self._note("training has finished, nothing is left to do")
+            return True
+        if not found and (self.run.root / "log.csv").is_file():
+            self._note("no checkpoint is there, so training starts from its first step")
+        return False
+
+    def _note(self, text: str) -> None:
+        if self.console is not None:
+            self.console.print(
+                f"note: {self.run.root}: {text}", markup=False, highlight=False, soft_wrap=True
+            )
+
+    def _recorded(self) -> TrainResult:
+        """Return what the run folder says of a training that has finished."""
+        record = read_record(self.run.root / RESULT, "the result of a run")
+        best = record.get("validation_dice")
+        return TrainResult(
+            self.run.root,
+            self.run.plan.steps,
+            best if isinstance(best, float) else None,
+            str(record.get("selection")),
+        )
+
     @property
     def _first_steps(self) -> int:
         """Steps of stage 1."""
@@ -189,10 +234,27 @@ class Training:
         return min(max(1, round(steps * self.run.config.train.stage1_share)), steps - 1)
 
     def _first_stage(self) -> Supervised:
-        """Train on the clean cases alone."""
+        """Train on the clean cases alone, unless stage 2 has all that it needs."""
         initialiser = Supervised(make_student(self.run.plan, self.run.config))
-        self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
+        if not processes.of_first(self.ranks, self._first_is_idle):
+            self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
         return initialiser
+
+    def _first_is_idle(self) -> bool:
+        """Return whether stage 1's checkpoints were deleted when stage 2 had its own, and all initial labels."""
+        if {checkpoint.stage for checkpoint in checkpoints.find(self.folder)} != {2}:
+            return False
+        config = self.run.config
+        if not (find_method(config.method).needs_initial_labels and config.mlb.freezes_labels):
+            return True
+        return all(self._initial_label(case).is_file() for case in self._unlabelled)
+
+    @property
+    def _unlabelled(self) -> list[Case]:
+        return [case for case in self.others if case.role is Role.UNLABELLED]
+
+    def _initial_label(self, case: Case) -> Path:
+        return self.run.root / INITIAL_LABELS / f"{case.id}.npy"
 
     def _fill_cache(self, *, with_others: bool) -> None:
         cases = [*self.clean, *self.meta, *self.validation, *(self.others if with_others else ())]
@@ -236,8 +298,7 @@ class Training:
 
     def _initial_labels(self, network: torch.nn.Module) -> dict[str, Path]:
         """Predict every unlabelled case once; these labels stay frozen through stage 2."""
-        unlabelled = [case for case in self.others if case.role is Role.UNLABELLED]
-        return self._label(unlabelled, network, self.run.root / "initial_labels", "initial labels")
+        return self._label(self._unlabelled, network, self.run.root / INITIAL_LABELS, "initial labels")
 
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
         """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
