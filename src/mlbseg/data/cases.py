@@ -9,6 +9,7 @@ from pathlib import Path
 from mlbseg.data import dicom, layouts
 from mlbseg.data.datalist import read_datalist
 from mlbseg.data.layouts import Found
+from mlbseg.data.places import entries, is_file, is_folder, unusable
 from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
@@ -67,7 +68,7 @@ def find_cases(root: Path) -> Dataset:
         UserError: If nothing is at `root`, or nothing recognised. Faults of single cases are in the result.
     """
     _require_exists(root)
-    if root.is_file():
+    if is_file(root):
         if root.suffix.lower() not in (".csv", ".json"):
             raise UserError(
                 f"{root}: a file that is no datalist; expected a folder, or a .csv or .json datalist"
@@ -110,6 +111,8 @@ def find_scans(path: Path, channels: int | None = None) -> Scans:
             as two scans that would get the same one, is in the result.
     """
     _require_exists(path)
+    if odd := unusable(path):
+        raise UserError(f"{path}: {odd}, expected a folder of scans or a scan")
     if path.is_file() and path.suffix.lower() not in (".csv", ".json"):
         if not is_scan_file(path):
             raise UserError(
@@ -185,7 +188,7 @@ def _require_exists(path: Path) -> None:
 
 
 def _contents(folder: Path) -> str:
-    names = [path.name + "/" * path.is_dir() for path in layouts.entries(folder)]
+    names = [path.name + "/" * is_folder(path) for path in entries(folder)]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 

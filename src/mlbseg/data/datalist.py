@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbseg.data.layouts import Found, class_names
+from mlbseg.data.places import unusable
 from mlbseg.data.readers import stem
 from mlbseg.errors import Fault, UserError, nearest
 from mlbseg.types import Case, Role
@@ -101,10 +102,12 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
                 "move the list up, or write an absolute path",
             )
             fault = Fault(where, f"{value!r} leaves the folder", expected, remedy, name, "path")
-        elif not resolved.exists():
+        elif not _exists(resolved):
             fault = Fault(
                 where, f"no file {value!r}", "an existing file", "correct the path", name, "missing"
             )
+        elif odd := unusable(resolved):
+            fault = Fault(where, f"{value!r} is {odd}", "a file", "correct the path", name, "missing")
         paths.append(resolved)
     role = str(row.get("role") or (Role.CLEAN if label else Role.UNLABELLED)).lower()
     if role not in set(Role):
@@ -120,6 +123,14 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
         return
     label_path = paths.pop() if label else None
     found.add(Case(name, tuple(paths), label_path, Role(role), str(row.get("patient") or "")))
+
+
+def _exists(path: Path) -> bool:
+    """Say whether something is there; what no file can be called is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, or one with a null character
+        return False
 
 
 def _images(row: dict[str, Any]) -> list[Any]:

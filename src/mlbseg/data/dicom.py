@@ -11,6 +11,7 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from mlbseg.data.headers import fail
+from mlbseg.data.places import is_file
 from mlbseg.types import Geometry
 
 _SERIES_UID = "0020|000e"
@@ -33,19 +34,27 @@ class _Slice:
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """Return the DICOM files directly in `folder`: by suffix, or by the magic word of DICOM part 10."""
-    return [
-        p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.is_file() and _is_dicom(p)
-    ]
+    """Return the DICOM files directly in `folder`: by suffix, or by the magic word of DICOM part 10.
+
+    Raises:
+        OSError: If it is no folder that can be listed.
+    """
+    found = {p: _is_dicom(p) for p in sorted(folder.iterdir()) if not p.name.startswith(".") and is_file(p)}
+    # A file that may not be opened is a slice where others are: reading says what is wrong with it.
+    return [p for p, dicom in found.items() if dicom is not False] if any(found.values()) else []
 
 
-def _is_dicom(path: Path) -> bool:
+def _is_dicom(path: Path) -> bool | None:
+    """Return whether a file is DICOM; None if it may not be opened."""
     if path.name == "DICOMDIR":
         return False
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return None
 
 
 def series(folder: Path) -> tuple[list[Path], Geometry, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbseg.data import dicom, hdf5
+from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_special, unusable
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
 from mlbseg.errors import Fault, UserError
 from mlbseg.types import Case, Role
@@ -57,18 +58,6 @@ def unsafe(name: str) -> str:
     return ""
 
 
-def entries(folder: Path) -> list[Path]:
-    """Return what lies in `folder`, sorted, without hidden files.
-
-    Raises:
-        UserError: If it is not a folder that can be listed.
-    """
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
-
-
 def recognise(root: Path) -> Found | None:
     """Return the cases of the first layout that `root` has, or None."""
     names = {p.name for p in entries(root)}
@@ -86,7 +75,7 @@ def bare(root: Path, channels: int | None = None) -> Found:
     when None); else they are what numbered exports are, a scan each.
     """
     found = Found("a folder of scans")
-    scans = [p for p in _scans(root, found) if suffix(p) or (p.is_dir() and dicom.slice_files(p))]
+    scans = [p for p in _scans(root, found) if suffix(p) or (is_folder(p) and dicom.slice_files(p))]
     joined = Found(found.layout, warnings=found.warnings)
     groups = _channels(scans, joined) if _look_like_channels(scans) else {}
     fits = not joined.faults and all(len(images) == channels for images in groups.values())
@@ -101,9 +90,11 @@ def bare(root: Path, channels: int | None = None) -> Found:
 
 def read_list(path: Path) -> tuple[str, ...]:
     """Return the case ids in a list, one a line, a scan's ending dropped; () if there is no such file."""
-    if not path.exists():
+    if not _present(path):
         return ()
     try:
+        if odd := unusable(path):
+            raise UserError(f"{path}: {odd}, expected a file with one case id a line")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); write one case id a line") from None
@@ -154,8 +145,8 @@ def _promise12(root: Path) -> Found | None:
 
 def _left_atrium(root: Path) -> Found | None:
     """`NAME/mri_norm2.h5`, which holds image and label."""
-    files = [p / "mri_norm2.h5" for p in entries(root) if (p / "mri_norm2.h5").is_file()]
     found = Found("Left Atrium HDF5")
+    files = [p / "mri_norm2.h5" for p in _scans(root, found) if is_file(p / "mri_norm2.h5")]
     for file in files:
         labelled = hdf5.has_label(file)
         role = Role.CLEAN if labelled else Role.UNLABELLED
@@ -191,10 +182,16 @@ def _collect(
 
 
 def _scans(folder: Path, found: Found) -> list[Path]:
-    """Return the scan files and the folders in `folder`; a file that is neither is named in a warning."""
+    """Return the scan files and the folders in `folder`; what is neither is named in a warning.
+
+    A broken link with the name of a scan is among them: it stands for a scan that is lost.
+    """
     scans = []
     for path in entries(folder):
-        if suffix(path) or path.is_dir():
+        odd = _passed_over(path)
+        if odd is not None:
+            found.warnings.append(odd)
+        elif suffix(path) or is_folder(path):
             scans.append(path)
         elif not path.name.lower().endswith(_PIXELS) and folder.name.startswith(("images", "labels")):
             where = f"{folder.name}/{path.name}"
@@ -202,6 +199,14 @@ def _scans(folder: Path, found: Found) -> list[Path]:
                 Fault(where, "not a scan, ignored", f"{' '.join(SUFFIXES)}", kind="ignored")
             )
     return scans
+
+
+def _passed_over(path: Path) -> Fault | None:
+    """Return the note on what is never opened, or None; a lost scan is not one that is passed over."""
+    odd = "the file system's own folder" if path.name == LOST_AND_FOUND else unusable(path)
+    if not odd or (suffix(path) and path.is_symlink() and not is_special(path)):
+        return None
+    return Fault(f"{path.parent.name}/{path.name}", f"{odd}, ignored", kind="ignored")
 
 
 def _present(folder: Path) -> bool:
@@ -214,6 +219,12 @@ def _by_stem(folder: Path, found: Found) -> dict[str, Path]:
     labels: dict[str, Path] = {}
     if not _present(folder):
         return labels
+    for path in entries(folder):
+        if suffix(path) and is_special(path):  # ignored, it would make its case one without a label
+            fault = Fault(
+                f"{folder.name}/{path.name}", unusable(path), "a label file", "remove it", stem(path), "label"
+            )
+            found.label_faults.append(fault)
     for path in _scans(folder, found):
         name = stem(path)
         if name in labels:
@@ -279,9 +290,11 @@ def _channels(scans: list[Path], found: Found) -> dict[str, list[Path]]:
 def _description(root: Path, found: Found) -> dict[str, Any]:
     """Read what `dataset.json` says beyond the folders: the names of the classes and the file ending."""
     path = root / "dataset.json"
-    if not path.exists():
+    if not _present(path):
         return {}
     try:
+        if odd := unusable(path):
+            raise ValueError(odd)
         description = json.loads(path.read_text(encoding="utf-8-sig"))
         found.class_names = class_names(description.get("labels", {}))
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -33,6 +33,8 @@ def read_record(path: Path, what: str) -> dict[str, object]:
         UserError: The file is missing, unreadable or not a JSON object; `what` names what it should be.
     """
     try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise UserError(f"{path}: is no file, expected {what}")
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}, expected {what}") from error
