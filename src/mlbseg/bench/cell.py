@@ -116,7 +116,7 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
         shutil.rmtree(root, ignore_errors=True)  # what a kill left half made
         write_run(
             root, setup.config(folder, cell), setup.split(cell, dataset), Plan.from_dict(setup.plan),
-            data=Path(setup.data), skipped=(), device=target, cache=setup.cache,
+            data=Path(setup.data), skipped=(), patients=setup.patients, device=target, cache=setup.cache,
         )  # fmt: skip
     if cell.row == STAGE1:
         return _train_stage1(root, target)

@@ -10,7 +10,8 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlbseg.bench.cells import STAGE1, SUPERVISED, Cell, Row
 from mlbseg.config import Config, config_of, load_config, parse_override
-from mlbseg.data.cases import Dataset
+from mlbseg.data.cases import Dataset, with_patients
+from mlbseg.data.patients import Patients
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.data.splits import Split, make_split
 from mlbseg.methods import METHODS, find_method
@@ -40,9 +41,10 @@ class Setup:
         cells: Row, budget and seed of each cell that was ever asked for, in the order to run them.
         commands: The commands that asked.
         labels: The label values that were named, none of them if none were; None if nobody wrote that down, as in
-            folders of earlier versions. So too the next two.
+            folders of earlier versions. So too the next three.
         noisy: Cases whose label came with them and is not trusted.
         unlabelled: Cases without a label.
+        patients: Which cases are of one patient.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -62,6 +64,7 @@ class Setup:
     labels: tuple[int, ...] | None = None
     noisy: tuple[str, ...] | None = None
     unlabelled: tuple[str, ...] | None = None
+    patients: Patients | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Setup:
@@ -90,12 +93,14 @@ class Setup:
 
     def split(self, cell: Cell, dataset: Dataset) -> Split:
         """Return the split of a cell, which is that of `mlbseg train` with the same cases named."""
+        dataset = dataset if self.patients is None else with_patients(dataset, known=self.patients)
         return make_split(
             dataset.cases,
             order=dataset.order,
             labelled=self.clean[: cell.budget],
             test=self.test,
             seed=cell.seed,
+            patients=self.patients,
         )
 
     def shares_stage1(self, row: Row) -> bool:

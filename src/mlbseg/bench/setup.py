@@ -16,12 +16,12 @@ from mlbseg.bench.record import RECORD, SETTINGS, Setup, shares_stage1, with_row
 from mlbseg.bench.same import require_planned, require_same, shown
 from mlbseg.config import Config, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
-from mlbseg.data.cases import Dataset, find_cases
+from mlbseg.data.cases import Dataset, find_cases, with_patients
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.splits import Split, apply_split, make_split
-from mlbseg.errors import FaultsError, UserError
+from mlbseg.errors import FaultsError, UserError, printable
 from mlbseg.files import write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
@@ -48,6 +48,7 @@ class Request:
         config: The settings of all cells.
         cache: Where prepared scans are kept.
         command: As typed.
+        patient: A regular expression that finds the patient in a case id.
     """
 
     data: Path
@@ -61,6 +62,7 @@ class Request:
     config: Config
     cache: Path | None
     command: str
+    patient: str | None = None
 
 
 def load_settings(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Config:
@@ -95,7 +97,15 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     """
     existing = _existing(folder)
     dataset = find_cases(request.data)
-    wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
+    if existing is None or existing.patients is not None or request.patient is not None:
+        dataset = with_patients(dataset, request.patient)
+    wide = make_split(
+        dataset.cases,
+        order=dataset.order,
+        test=request.test,
+        seed=request.split_seed,
+        patients=dataset.patients,
+    )
     fresh = _facts(request, dataset, wide)
     if existing is not None:
         require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -126,6 +136,9 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             require_cases(request.data, config, fresh.split(cell, dataset))
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, console)
+    if existing is None and console is not None and fresh.patients is not None:
+        said = printable(f"patients: {fresh.patients} ({fresh.patients.advice})")
+        console.print(said, markup=False, highlight=False)
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, console).as_dict())
     _make(folder)
@@ -201,6 +214,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
+        patients=dataset.patients,
     )
 
 

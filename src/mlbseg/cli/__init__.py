@@ -20,6 +20,7 @@ from mlbseg.cli.arguments import (
     Device,
     Devices,
     Json,
+    Patient,
     Quiet,
     Threads,
     Timeout,
@@ -138,16 +139,17 @@ def _options(
 def check(
     data: Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")],
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Read every scan and label once and report all faults together."""
-    from mlbseg.data.cases import find_cases
+    from mlbseg.data.cases import find_cases, with_patients
     from mlbseg.data.check import check as run_check
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
 
-    dataset = find_cases(data)
+    dataset = with_patients(find_cases(data), patient)
     with StepProgress(progress_console(quiet or as_json), "reading", len(dataset.cases)) as progress:
         result = run_check(
             dataset, labels=label_values(labels), progress=lambda done, _: progress.update(done)
@@ -197,6 +199,7 @@ def train(
         str, typer.Option(help="Take N clean cases (or a file, or id,id,...) to choose the checkpoint by.")
     ] = "0",
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     preset: Annotated[
         str | None,
@@ -230,7 +233,8 @@ def train(
     set_threads(threads)
     result = run_train(
         data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
-        validation=count_or_ids(validation) or 0, labels=label_values(labels), seed=seed, preset=preset, config=config,
+        validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient,
+        seed=seed, preset=preset, config=config,
         overrides=override or (), skip_bad=skip_bad, device=device, devices=devices,
         accelerator=accelerator, timeout=timeout, cache=cache,
         console=progress_console(quiet or as_json),
@@ -416,6 +420,7 @@ def bench(
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     preset: Annotated[str | None, typer.Option(help="As for train, for all cells.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for all cells.")] = None,
     override: Annotated[
@@ -441,8 +446,9 @@ def bench(
     result = run_bench(
         data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
-        upper=upper, labels=label_values(labels), preset=preset, config=config, overrides=override or (), jobs=jobs,
-        device=device, devices=devices, threads=threads, cache=cache, retry=retry,
+        upper=upper, labels=label_values(labels), patient=patient, preset=preset,
+        config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
+        cache=cache, retry=retry,
         command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:

@@ -20,6 +20,13 @@ Accelerator = Annotated[
 Timeout = Annotated[
     float, typer.Option(help="Minutes that one of several processes waits for another.", min=0.01)
 ]
+Patient = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression whose first group, found in a case id, is the patient, such as '(patient[0-9]+)_' "
+        "(default: recognised; '(.*)': each case is one)."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
 
 

@@ -42,6 +42,7 @@ def print_summary(summary: dict[str, Any], title: str) -> None:
     rows = {
         "layout": summary["layout"],
         "scans": f"{summary['cases']} ({_counts(summary['roles'])})",
+        "patients": (summary["patients"] or {}).get("words"),
         "channels": ", ".join(map(str, summary["channels"])),
         "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
         "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),

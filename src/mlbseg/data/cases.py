@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlbseg.data import dicom, layouts
 from mlbseg.data.datalist import read_datalist
 from mlbseg.data.layouts import Found
+from mlbseg.data.patients import Patients, find_patients
 from mlbseg.data.places import entries, is_file, is_folder, unusable
 from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
 from mlbseg.errors import Fault, FaultsError, UserError
@@ -48,6 +49,8 @@ class Dataset:
         order: Case ids as `train.list` has them; empty where there is none.
         faults: What is wrong with names and lists, to be reported by `check` with all else.
         warnings: What was ignored.
+        listed: The patient of each case whose list names one.
+        patients: How cases were joined to patients; None before `with_patients` has.
     """
 
     root: Path
@@ -57,6 +60,8 @@ class Dataset:
     order: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    listed: Mapping[str, str] = field(default_factory=dict)
+    patients: Patients | None = None
 
 
 def find_cases(root: Path) -> Dataset:
@@ -92,8 +97,30 @@ def find_cases(root: Path) -> Dataset:
     faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)
     return Dataset(
-        folder, found.layout, tuple(cases), found.class_names, order, tuple(faults), tuple(found.warnings)
+        folder,
+        found.layout,
+        tuple(cases),
+        found.class_names,
+        order,
+        tuple(faults),
+        tuple(found.warnings),
+        {case.id: found.patients[case.id] for case in cases if case.id in found.patients},
     )
+
+
+def with_patients(dataset: Dataset, pattern: str | None = None, known: Patients | None = None) -> Dataset:
+    """Return the data set with the cases of each patient joined, for those who divide it.
+
+    Args:
+        dataset: As `find_cases` returns it.
+        pattern: The user's regular expression; see `find_patients`.
+        known: What was found before and written down, in place of looking again.
+
+    Raises:
+        UserError: The pattern is none, or does not fit the ids.
+    """
+    patients = known or find_patients(dataset.cases, pattern, listed=dataset.listed)
+    return replace(dataset, cases=patients.join(dataset.cases), patients=patients)
 
 
 def find_scans(path: Path, channels: int | None = None) -> Scans:

@@ -121,6 +121,8 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
     if fault:
         found.faults.append(fault)
         return
+    if row.get("patient"):
+        found.patients[name] = str(row["patient"])
     label_path = paths.pop() if label else None
     found.add(Case(name, tuple(paths), label_path, Role(role), str(row.get("patient") or "")))
 

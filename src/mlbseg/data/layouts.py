@@ -25,7 +25,7 @@ _PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixe
 
 @dataclass
 class Found:
-    """What a layout yields: cases, and what is wrong with the names of images and of labels."""
+    """What a layout yields: cases, what is wrong with the names of images and of labels, patients that are named."""
 
     layout: str
     cases: list[Case] = field(default_factory=list)
@@ -33,6 +33,7 @@ class Found:
     faults: list[Fault] = field(default_factory=list)
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
+    patients: dict[str, str] = field(default_factory=dict)
     _by_id: dict[str, Case] = field(default_factory=dict)
 
     def add(self, case: Case) -> None:

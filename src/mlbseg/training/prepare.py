@@ -14,13 +14,14 @@ from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache import default_cache_root
-from mlbseg.data.cases import find_cases
+from mlbseg.data.cases import find_cases, with_patients
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
-from mlbseg.errors import FaultsError, UserError
+from mlbseg.errors import FaultsError, UserError, printable
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
@@ -41,17 +42,22 @@ def prepare_run(
     count: int,
     cache: str | Path | None,
     console: Console | None,
+    patient: str | None = None,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
     _require_free(root)
-    found = find_cases(data)
+    found = with_patients(find_cases(data), patient)
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
     split = make_split(
-        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed
-    )
+        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed,
+        patients=found.patients,
+    )  # fmt: skip
+    if console is not None and found.patients is not None:
+        said = printable(f"patients: {found.patients} ({found.patients.advice})")
+        console.print(said, markup=False, highlight=False)
     dataset = replace(found, cases=apply_split(found.cases, split))
     labels = labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
@@ -85,7 +91,17 @@ def prepare_run(
         overrides=config.plan.model_dump(exclude_none=True),
     )
     require_shares(plan, config, count)
-    write_run(root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache)
+    write_run(
+        root,
+        config,
+        split,
+        plan,
+        data=data,
+        skipped=skipped,
+        patients=found.patients,
+        device=device,
+        cache=cache,
+    )
 
 
 def views_of(config: Config) -> int:
@@ -156,6 +172,7 @@ def write_run(
     skipped: Sequence[str],
     device: torch.device,
     cache: str | Path | None,
+    patients: Patients | None = None,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
 
@@ -179,6 +196,7 @@ def write_run(
                 "root": str(data.resolve()),
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
+                "patients": None if patients is None else patients.as_dict(),
             },
         )
         config.write(root / "config.yaml")  # last: its presence makes the folder a run
