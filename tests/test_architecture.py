@@ -26,6 +26,7 @@ FLOORS = {
     "components": 1,
     "config": 1,
     "files": 1,
+    "terminal": 1,
     "data": 2,
     "methods": 2,
     "launch": 3,

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.data.geometry import geometry_difference
@@ -24,6 +23,7 @@ from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
+from mlbseg.terminal import plain
 
 LabelMap = npt.NDArray[np.int32]
 
@@ -142,7 +142,7 @@ class Evaluation:
                 table.add_section()
             cells = [_cell(scores[name], 1 if "_" in name else 3) for name in HEADINGS]
             cases = scores["dice"].count
-            table.add_row(escape(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
+            table.add_row(plain(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
         return table
 
     def _name(self, value: int | None) -> str:

@@ -21,10 +21,11 @@ from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.splits import Split, apply_split, make_split
-from mlbseg.errors import FaultsError, UserError, printable
+from mlbseg.errors import FaultsError, UserError
 from mlbseg.files import write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
+from mlbseg.terminal import say
 from mlbseg.training.lock import locked
 from mlbseg.training.prepare import require_cases, views_of
 from mlbseg.types import Role
@@ -136,9 +137,8 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             require_cases(request.data, config, fresh.split(cell, dataset))
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, console)
-    if existing is None and console is not None and fresh.patients is not None:
-        said = printable(f"patients: {fresh.patients} ({fresh.patients.advice})")
-        console.print(said, markup=False, highlight=False)
+    if existing is None and fresh.patients is not None:
+        say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, console).as_dict())
     _make(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -34,6 +35,7 @@ from mlbseg.cli.arguments import (
     set_threads,
 )
 from mlbseg.cli.audit import audit
+from mlbseg.cli.crash import crash_message
 from mlbseg.cli.export import export
 from mlbseg.cli.printing import (
     print_line,
@@ -44,7 +46,7 @@ from mlbseg.cli.printing import (
 )
 from mlbseg.cli.report import report, report_of_training
 from mlbseg.cli.suggest import suggest
-from mlbseg.errors import Fault, OtherRank, UserError
+from mlbseg.errors import Fault, OtherRank, UserError, printable
 from mlbseg.launch import speaks
 
 if TYPE_CHECKING:
@@ -66,6 +68,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding lacks is escaped; it would be an error in the middle of a table.
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = sys.argv[1:]
         if arguments[:1] == ["bench"]:
@@ -88,11 +94,18 @@ def main() -> None:
     except OSError as error:
         # The machine's limits, met where no function expected them; any other is a fault of ours.
         if error.errno not in _MACHINE:
-            raise
+            _fail(crash_message(error, _command(arguments)), 1)
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 2)
+    except Exception as error:
+        _fail(crash_message(error, _command(arguments)), 1)
     if code == _INTERRUPTED:
         _fail("interrupted", _INTERRUPTED)
     sys.exit(code)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    return next((argument for argument in arguments if argument in names), "none")
 
 
 _LISTS = ("--methods", "--labelled", "--seeds")
@@ -116,7 +129,7 @@ def _fail(message: str, code: int, faults: Sequence[Fault] = ()) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message, "faults": [f.as_dict() for f in faults]}))
     else:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

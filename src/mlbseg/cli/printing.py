@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import printable
 from mlbseg.launch import speaks
+from mlbseg.terminal import plain
 
 
 def result_console() -> Console:
@@ -38,7 +38,7 @@ def print_names(names: Sequence[str], what: str) -> None:
 
 def print_summary(summary: dict[str, Any], title: str) -> None:
     """Print what `mlbseg check` found as a table."""
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    table = Table("", "", title=plain(title), show_header=False, title_justify="left")
     rows = {
         "layout": summary["layout"],
         "scans": f"{summary['cases']} ({_counts(summary['roles'])})",
@@ -51,7 +51,7 @@ def print_summary(summary: dict[str, Any], title: str) -> None:
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, plain(value))
     result_console().print(table)
 
 

@@ -21,10 +21,11 @@ from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
-from mlbseg.errors import FaultsError, UserError, printable
+from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
 from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
+from mlbseg.terminal import say
 from mlbseg.types import Role
 
 
@@ -55,9 +56,8 @@ def prepare_run(
         found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed,
         patients=found.patients,
     )  # fmt: skip
-    if console is not None and found.patients is not None:
-        said = printable(f"patients: {found.patients} ({found.patients.advice})")
-        console.print(said, markup=False, highlight=False)
+    if found.patients is not None:
+        say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
     labels = labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
@@ -70,11 +70,10 @@ def prepare_run(
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     cases = {case.id: case for case in without_bad(result).cases}
     split = leave_out(split, skipped)
-    if console is not None:
-        for fault in result.warnings:
-            console.print(f"note: {fault}", markup=False, highlight=False)
-        if skipped:
-            console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
+    for fault in result.warnings:
+        say(console, f"note: {fault}")
+    if skipped:
+        say(console, f"left out: {', '.join(skipped)}")
     require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
