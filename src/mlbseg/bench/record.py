@@ -12,8 +12,9 @@ from mlbseg.bench.cells import STAGE1, SUPERVISED, Cell, Row
 from mlbseg.config import Config, config_of, load_config, parse_override
 from mlbseg.data.cases import Dataset, with_patients
 from mlbseg.data.patients import Patients
-from mlbseg.data.records import read_record, validate, write_record
+from mlbseg.data.records import PathText, read_as, write_record
 from mlbseg.data.splits import Split, make_split
+from mlbseg.errors import UserError, brief
 from mlbseg.methods import METHODS, find_method
 from mlbseg.training import stage1_settings
 
@@ -49,8 +50,8 @@ class Setup:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    data: str
-    cache: str
+    data: PathText
+    cache: PathText
     split_seed: int
     rule: str
     clean: tuple[str, ...]
@@ -74,7 +75,17 @@ class Setup:
             UserError: if it is missing or damaged.
         """
         path = folder / RECORD
-        return validate(TypeAdapter(cls), read_record(path, "the record of a bench"), str(path))
+        setup = read_as(TypeAdapter(cls), path, "the record of a bench")
+        for name, row in setup.rows.items():
+            if name != row.slug:  # it names a folder
+                raise UserError(f"{path}: row {brief(name)}, expected {row.slug!r} as its label has it")
+        known = {*setup.rows, STAGE1}
+        for cell in setup.cells:
+            if cell.row not in known and not (cell.row == SUPERVISED and cell.budget is None):
+                raise UserError(
+                    f"{path}: a cell of the row {brief(cell.row)}, expected {brief(sorted(known))}"
+                )
+        return setup
 
     def write(self, folder: Path) -> None:
         """Write the record, whole or not at all."""

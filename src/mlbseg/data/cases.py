@@ -210,8 +210,9 @@ def _images_only(found: Found, path: Path) -> Scans:
 def _require_exists(path: Path) -> None:
     try:
         path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a folder of scans") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be opened ({why}); expected a folder of scans") from None
 
 
 def _contents(folder: Path) -> str:

@@ -5,22 +5,36 @@ Nothing is read here but names, `dataset.json` and the two lists; whether a scan
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from mlbseg.data import dicom, hdf5
 from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_special, unusable
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
-from mlbseg.errors import Fault, UserError
+from mlbseg.data.records import parse_json, validate
+from mlbseg.errors import Fault, UserError, brief
 from mlbseg.types import Case, Role
 
+MOST_VALUE = 2**31 - 1
+"""The largest label value."""
+
+_LABELS: TypeAdapter[dict[str, int | str | list[int]]] = TypeAdapter(dict[str, int | str | list[int]])
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _SEGMENTATION = "_segmentation"
 _PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixels
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What is used of a dataset.json; the rest is not looked at."""
+
+    labels: dict[str, Any] | None = None
+    file_ending: str | None = None
 
 
 @dataclass
@@ -105,8 +119,8 @@ def read_list(path: Path) -> tuple[str, ...]:
 def _paired(root: Path, images: str, labels: str) -> Found:
     """`images/` + `labels/` by stem, the Decathlon's folders, or nnU-Net's with one file per channel."""
     found = Found(f"{images}/ + {labels}/")
-    description = _description(root, found) if images == "imagesTr" else {}
-    ending = description.get("file_ending")
+    description = _description(root, found) if images == "imagesTr" else _Description()
+    ending = description.file_ending
     clean = _by_stem(root / labels, found)
     noisy = _by_stem(root / "labels_noisy", found)
     for name in sorted(clean.keys() & noisy.keys()):
@@ -288,22 +302,24 @@ def _channels(scans: list[Path], found: Found) -> dict[str, list[Path]]:
     return {name: [files[n] for n in sorted(files)] for name, files in groups.items()}
 
 
-def _description(root: Path, found: Found) -> dict[str, Any]:
+def _description(root: Path, found: Found) -> _Description:
     """Read what `dataset.json` says beyond the folders: the names of the classes and the file ending."""
     path = root / "dataset.json"
     if not _present(path):
-        return {}
+        return _Description()
     try:
         if odd := unusable(path):
             raise ValueError(odd)
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-        found.class_names = class_names(description.get("labels", {}))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        described = parse_json(path.read_text(encoding="utf-8-sig"))
+        description = validate(TypeAdapter(_Description), described, "dataset.json")
+        found.class_names = class_names(description.labels or {})
+    except (OSError, ValueError, UserError) as error:
+        said = str(error).replace("\n", "; ")
         fault = Fault(
-            "dataset.json", f"cannot be used ({error})", "a JSON object with labels", "mend or remove it"
+            "dataset.json", f"cannot be used ({said})", "a JSON object with labels", "mend or remove it"
         )
         found.faults.append(fault)
-        return {}
+        return _Description()
     return description
 
 
@@ -311,9 +327,21 @@ def class_names(labels: Mapping[str, Any]) -> dict[int, str]:
     """Return value -> name from the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
 
     nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+
+    Raises:
+        UserError: A value or a name is neither text nor a whole number.
+        ValueError: A value is none that a label can have.
     """
-    if any(isinstance(value, list) for value in labels.values()):
+    checked = validate(_LABELS, dict(labels), "labels")
+    if any(isinstance(value, list) for value in checked.values()):
         return {}
-    if all(isinstance(value, int) for value in labels.values()):
-        return {value: name for name, value in labels.items()}
-    return {int(value): str(name) for value, name in labels.items()}
+    by_name = {name: value for name, value in checked.items() if isinstance(value, int)}
+    if len(by_name) == len(checked):
+        names = {value: name for name, value in by_name.items()}
+    else:
+        if wrong := [value for value in checked if not re.fullmatch(r"-?\d{1,18}", value)]:
+            raise ValueError(f"label value {brief(wrong[0])} is no whole number")
+        names = {int(value): str(name) for value, name in checked.items()}
+    if outside := [value for value in names if not 0 <= value <= MOST_VALUE]:
+        raise ValueError(f"label value {brief(outside[0])}, expected 0 to {MOST_VALUE}")
+    return names

@@ -20,7 +20,7 @@ from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
-from mlbseg.data.records import read_record, write_record
+from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
 from mlbseg.methods import Method, find_method
@@ -70,15 +70,15 @@ class Training:
         self.device = device
         self.console = console
         self.ranks = ranks
-        record = read_record(run.root / "data.json", "the data of a run")
-        dataset = find_cases(Path(str(record["root"])))
+        record = run.data
+        dataset = find_cases(Path(record.root))
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
         self.clean, self.meta = clean[:trained], clean[trained:]
         self.others = [cases[i] for i in (*run.split.noisy, *run.split.unlabelled)]
         self.validation = [cases[i] for i in run.split.validation]
-        self.cache = Cache(Path(str(record["cache"])), run.plan)
+        self.cache = Cache(Path(record.cache), run.plan)
         self.folder = run.root / "checkpoints"
         self.signals = StopSignals(run.root)
         self.seconds_per_step: float | None = None
