@@ -30,6 +30,7 @@ FLOORS = {
     "files": 1,
     "memory": 1,
     "staging": 1,
+    "terminal": 1,
     "data": 2,
     "methods": 2,
     "launch": 3,

@@ -57,7 +57,7 @@ def find(folder: Path) -> list[Checkpoint]:
     found = []
     for path in folder.glob("stage*.pt"):
         match = _NAME.fullmatch(path.name)
-        if match:
+        if match and path.is_file():
             found.append(Checkpoint(int(match[1]), int(match[2]), path))
     return sorted(found)
 

@@ -6,6 +6,7 @@ The command line prints a `UserError` as one clear line (or one line per fault) 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -99,6 +100,23 @@ def note_lines(notes: Iterable[Fault]) -> list[str]:
         first = alike[0] if len(alike) == 1 else replace(alike[0], where=f"{len(alike)} times ({names})")
         lines.append(f"note: {first}")
     return lines
+
+
+class _Brief(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # Python refuses to write very long ones out
+            return f"<a number of some {x.bit_length() * 3 // 10} digits>"
+        return repr(x)
+
+
+_BRIEF = _Brief()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
+_BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 8
+
+
+def brief(value: object) -> str:
+    """Return a value for a message, however large it is: nobody reads a million of its items."""
+    return _BRIEF.repr(value)
 
 
 def printable(text: str) -> str:

@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.data.geometry import onto
 from mlbseg.data.grey import find_greys, grey_fault
+from mlbseg.data.places import is_file, is_folder
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
+from mlbseg.terminal import plain
 
 LabelMap = npt.NDArray[np.int32]
 
@@ -146,7 +147,7 @@ class Evaluation:
                 table.add_section()
             cells = [_cell(scores[name], 1 if "_" in name else 3) for name in HEADINGS]
             cases = scores["dice"].count
-            table.add_row(escape(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
+            table.add_row(plain(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
         return table
 
     def _name(self, value: int | None) -> str:
@@ -254,13 +255,14 @@ def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
         UserError: If it is missing or holds no masks.
     """
     try:
-        files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-        files += sorted(p for p in folder.glob("*/mri_norm2.h5") if not p.parent.name.startswith("."))
+        files = sorted(p for p in folder.iterdir() if is_scan_file(p))
+        folders = (p for p in folder.iterdir() if not p.name.startswith(".") and is_folder(p))
+        files += sorted(file for p in folders if is_file(file := p / "mri_norm2.h5"))
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}, expected a folder of {what}") from error
     found: dict[str, Path] = {}
     faults: list[Fault] = []
-    for path, case in _named(p for p in files if is_scan_file(p)):
+    for path, case in _named(files):
         if case in found:
             text = f"{found[case].name} and {path.name} are both {case}"
             faults.append(Fault(case, text, "one file", "remove one of them", case, "duplicate"))

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from mlbseg.config import Config, MLBSettings, load_config
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
-from mlbseg.data.records import read_record
+from mlbseg.data.records import PathText, read_as
 from mlbseg.data.splits import Split
 from mlbseg.errors import Fault, ReadError, UserError, nearest, printable
 from mlbseg.files import write_atomic
@@ -48,6 +49,29 @@ _PACKAGES = (
     "h5py",
     "safetensors",
 )
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What data.json says: the folder or list of scans, the cache, and the cases that were left out."""
+
+    root: PathText
+    cache: PathText
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """What result.json says; see `mlbseg.training.stages.TrainResult`."""
+
+    steps: int
+    selection: str
+    validation_dice: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    seconds_per_step: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    peak_memory_bytes: Annotated[float, Field(ge=0, le=2**63)] | None = None
+
+
+_DATA, _RESULT = TypeAdapter(DataRecord), TypeAdapter(ResultRecord)
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,25 @@ class Run:
         Raises:
             UserError: if the run's record of it is missing or damaged.
         """
-        return Path(str(read_record(self.root / "data.json", "the data of a run")["root"]))
+        return Path(self.data.root)
+
+    @property
+    def data(self) -> DataRecord:
+        """What the run knows of its data.
+
+        Raises:
+            UserError: if the record is missing or damaged.
+        """
+        return read_as(_DATA, self.root / "data.json", "the data of a run")
+
+    @property
+    def result(self) -> ResultRecord:
+        """What training ended with.
+
+        Raises:
+            UserError: if the record is missing or damaged.
+        """
+        return read_as(_RESULT, self.root / "result.json", "the result of a run")
 
     @property
     def inputs(self) -> Inputs | None:
@@ -157,11 +199,30 @@ class Run:
         if chosen not in groups:
             raise UserError(f"{path} has no {chosen!r} network: {nearest(chosen, groups)}")
         network = make_student(self.plan, self.config)
+        _require_numbers(path, groups[chosen], network.state_dict())
         try:
             network.load_state_dict(groups[chosen])
         except RuntimeError:
             raise UserError(f"{path}: does not fit plan.json's network ({self.plan.network})") from None
         return network.eval()
+
+
+def _require_numbers(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that would be loaded without a word, and predict nothing.
+
+    Raises:
+        UserError: naming the weight.
+    """
+    for name, tensor in found.items():
+        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point():
+            kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, expected[name])]
+            raise UserError(
+                f"{path}: weight {name!r} is of type {kinds[0]}, expected {kinds[1]} as training wrote it"
+            )
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{path}: weight {name!r} holds values that are no finite numbers (copy the file again, or train anew)"
+            )
 
 
 def make_student(plan: Plan, config: Config) -> nn.Module:

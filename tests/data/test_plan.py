@@ -412,7 +412,7 @@ def test_overrides_are_taken(overrides: dict[str, object], field: str, value: ob
         ({"spacng": 1}, r"plan\.spacng: no such field, did you mean 'spacing'"),
         ({"channels": 2}, r"plan\.channels: is a fact"),
         ({"spacing": "wide"}, r"plan\.spacing\.0: .*number.*\(found 'wide'\)"),
-        ({"spacing": -1}, r"plan\.spacing\.0: .*greater than or equal to 0.*\(found '-1'\)"),
+        ({"spacing": -1}, r"plan\.spacing\.0: .*greater than or equal to 0.*\(found -1\)"),
         ({"spacing": float("nan")}, r"plan\.spacing\.0: .*finite"),
         ({"spacing": [1, 1]}, r"plan\.spacing: found 2 values"),
         ({"patch_size": 50}, r"plan\.patch_size: found \(50, 50, 50\), expected multiples of 8.*56, 56, 56"),

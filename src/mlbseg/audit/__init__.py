@@ -214,6 +214,8 @@ def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
 def _audited(folder: Path) -> set[str]:
     """Return the cases that the table of an earlier audit names."""
     try:
+        if not (folder / CASES).is_file():
+            return set()
         with (folder / CASES).open(newline="", encoding="utf-8") as file:
             return {row["case"].removeprefix("'") for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):

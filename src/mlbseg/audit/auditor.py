@@ -31,7 +31,6 @@ from mlbseg.data.cases import find_cases
 from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_label, restore_probability
 from mlbseg.data.readers import read_label, read_scan
-from mlbseg.data.records import read_record
 from mlbseg.errors import UserError
 from mlbseg.run import Run, one_case
 from mlbseg.types import Case, Geometry, Role
@@ -197,14 +196,13 @@ class Auditor:
     def _careful(self) -> StepDataset:
         """Return batches of careful labels: of scans that nothing was trained on, where the run has some."""
         run, config = self.run, self.run.config
-        record = read_record(run.root / "data.json", "the data of a run")
         cases = {c.id: c.with_role(Role.CLEAN) for c in find_cases(run.scans).cases if c.label is not None}
         apart = run.split.validation or run.split.clean[len(run.split.clean) - config.train.meta_cases :]
         careful = [cases[i] for i in apart or run.split.clean if i in cases]
         if not careful:
             raise UserError(f"{run.scans}: none of the run's careful labels is there ({run.moved_scans})")
         return StepDataset(
-            Cache(Path(str(record["cache"])), run.plan),
+            Cache(Path(run.data.cache), run.plan),
             careful,
             patch_size=run.plan.patch_size,
             batch_size=run.plan.batch_size,

@@ -10,11 +10,14 @@ import platform
 import shutil
 import sys
 import threading
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from mlbseg.bench.cells import STAGE1, Cell
-from mlbseg.data.records import read_record, write_record
+from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError
 from mlbseg.launch import end_with_parent
 
@@ -31,6 +34,33 @@ BUSY = 75
 """Exit code where another process runs the cell: EX_TEMPFAIL."""
 
 
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What cell.json may say; what is measured of a finished cell is there."""
+
+    status: Literal["done", "failed", "trained"]
+    reason: str = ""
+    dice: _Number | None = None
+    jaccard: _Number | None = None
+    hd95_mm: _Number | None = None
+    assd_mm: _Number | None = None
+    no_distance: int = 0
+    steps: int = 0
+    seconds: _Number | None = None
+    seconds_per_step: _Number | None = None
+    peak_memory_bytes: int = 0
+    device: str = ""
+    processor: str = ""
+    threads: int = 0
+    host: str = ""
+
+
+_OUTCOME = TypeAdapter(_Outcome)
+
+
 def outcome(folder: Path, cell: Cell) -> dict[str, Any] | None:
     """Return how a cell of a bench's folder ended; None if it has not.
 
@@ -40,10 +70,27 @@ def outcome(folder: Path, cell: Cell) -> dict[str, Any] | None:
     root = folder / "runs" / cell.key
     if not (root / OUTCOME).is_file():
         return None
-    record = read_record(root / OUTCOME, "the outcome of a cell")
-    if record.get("status") == "done" and (cell.row == STAGE1 or (root / SCORES).is_file()):
+    record = _recorded(root)
+    if record["status"] == "done" and cell.row != STAGE1 and record.get("dice") is None:
+        raise UserError(f"{root / OUTCOME}: without dice (delete it and run the bench again)")
+    if record["status"] == "done" and (cell.row == STAGE1 or (root / SCORES).is_file()):
         return record
-    return record if record.get("status") == "failed" else None
+    return record if record["status"] == "failed" else None
+
+
+def _recorded(root: Path) -> dict[str, Any]:
+    """Return what cell.json says, and no more than it says.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = root / OUTCOME
+    record = read_record(path, "the outcome of a cell")
+    checked = asdict(validate(_OUTCOME, record, str(path)))
+    needed = ("reason",) if checked["status"] == "failed" else ("steps", "device", "processor", "threads")
+    if missing := [name for name in needed if name not in record]:
+        raise UserError(f"{path}: without {', '.join(missing)} (delete it and run the bench again)")
+    return {name: value for name, value in checked.items() if name in record}
 
 
 def lock_of(folder: Path, cell: Cell) -> Path:
@@ -122,7 +169,7 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
         used = [case for case in apply_split(dataset.cases, split) if case.role is not Role.TEST]
         write_run(
             root, setup.config(folder, cell), split, Plan.from_dict(setup.plan), data=Path(setup.data),
-            skipped=(), device=target, cache=setup.cache, inputs=inputs.of(used),
+            skipped=(), patients=setup.patients, device=target, cache=setup.cache, inputs=inputs.of(used),
         )  # fmt: skip
     if cell.row == STAGE1:
         return _train_stage1(root, target)
@@ -147,7 +194,7 @@ def _train(folder: Path, cell: Cell, root: Path, setup: Setup, target: torch.dev
     from mlbseg.training import begin_from_stage1, train
 
     if (root / "model.safetensors").is_file() and (root / OUTCOME).is_file():
-        record = read_record(root / OUTCOME, "the outcome of a cell")
+        record = _recorded(root)
         if record.get("status") == "trained":  # and then killed
             return {name: value for name, value in record.items() if name != "status"}
     if setup.needs_stage1(cell):

@@ -6,6 +6,9 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from mlbseg.config import parse_override
 from mlbseg.errors import UserError
@@ -50,8 +53,8 @@ class Cell:
     """
 
     row: str
-    budget: int | None
-    seed: int
+    budget: Annotated[int, Field(ge=1, lt=2**31)] | None
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
 
     @property
     def key(self) -> str:

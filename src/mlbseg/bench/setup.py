@@ -16,7 +16,7 @@ from mlbseg.bench.record import RECORD, SETTINGS, Setup, shares_stage1, with_row
 from mlbseg.bench.same import require_planned, require_same, shown
 from mlbseg.config import Config, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
-from mlbseg.data.cases import Dataset, find_cases
+from mlbseg.data.cases import Dataset, find_cases, with_patients
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
@@ -27,6 +27,7 @@ from mlbseg.files import write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
 from mlbseg.temporaries import is_temporary
+from mlbseg.terminal import say
 from mlbseg.training.lock import locked
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
 from mlbseg.types import Role
@@ -50,6 +51,7 @@ class Request:
         config: The settings of all cells.
         cache: Where prepared scans are kept.
         command: As typed.
+        patient: A regular expression that finds the patient in a case id.
     """
 
     data: Path
@@ -63,6 +65,7 @@ class Request:
     config: Config
     cache: Path | None
     command: str
+    patient: str | None = None
 
 
 def load_settings(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Config:
@@ -97,7 +100,15 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     """
     existing = _existing(folder)
     dataset = find_cases(request.data)
-    wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
+    if existing is None or existing.patients is not None or request.patient is not None:
+        dataset = with_patients(dataset, request.patient)
+    wide = make_split(
+        dataset.cases,
+        order=dataset.order,
+        test=request.test,
+        seed=request.split_seed,
+        patients=dataset.patients,
+    )
     fresh = _facts(request, dataset, wide)
     if existing is not None:
         require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -129,6 +140,8 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     inputs = _inputs(folder)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
+    if existing is None and fresh.patients is not None:
+        say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, inputs, console).as_dict())
     _make(folder)
@@ -214,6 +227,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
+        patients=dataset.patients,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from mlbseg.cli.arguments import (
     Device,
     Devices,
     Json,
+    Patient,
     Quiet,
     Threads,
     Timeout,
@@ -33,6 +35,7 @@ from mlbseg.cli.arguments import (
     set_threads,
 )
 from mlbseg.cli.audit import audit
+from mlbseg.cli.crash import crash_message
 from mlbseg.cli.export import export
 from mlbseg.cli.printing import (
     print_line,
@@ -44,7 +47,7 @@ from mlbseg.cli.printing import (
 )
 from mlbseg.cli.report import report, report_of_training
 from mlbseg.cli.suggest import suggest
-from mlbseg.errors import Fault, OtherRank, UserError
+from mlbseg.errors import Fault, OtherRank, UserError, printable
 from mlbseg.files import machines_temporary_folder
 from mlbseg.launch import speaks
 
@@ -67,6 +70,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding lacks is escaped; it would be an error in the middle of a table.
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = sys.argv[1:]
         if arguments[:1] == ["bench"]:
@@ -90,11 +97,18 @@ def main() -> None:
         # The machine's limits, met where no function expected them; any other is a fault of ours.
         if error.errno not in _MACHINE:
             _require_temporary_folder()
-            raise
+            _fail(crash_message(error, _command(arguments)), 1)
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 2)
+    except Exception as error:
+        _fail(crash_message(error, _command(arguments)), 1)
     if code == _INTERRUPTED:
         _fail("interrupted", _INTERRUPTED)
     sys.exit(code)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    return next((argument for argument in arguments if argument in names), "none")
 
 
 _LISTS = ("--methods", "--labelled", "--seeds")
@@ -126,7 +140,7 @@ def _fail(message: str, code: int, faults: Sequence[Fault] = ()) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message, "faults": [f.as_dict() for f in faults]}))
     else:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -149,16 +163,17 @@ def _options(
 def check(
     data: Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")],
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Read every scan and label once and report all faults together."""
-    from mlbseg.data.cases import find_cases
+    from mlbseg.data.cases import find_cases, with_patients
     from mlbseg.data.check import check as run_check
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
 
-    dataset = find_cases(data)
+    dataset = with_patients(find_cases(data), patient)
     with StepProgress(progress_console(quiet or as_json), "reading", len(dataset.cases)) as progress:
         result = run_check(
             dataset, labels=label_values(labels), progress=lambda done, _: progress.update(done)
@@ -207,6 +222,7 @@ def train(
         str, typer.Option(help="Take N clean cases (or a file, or id,id,...) to choose the checkpoint by.")
     ] = "0",
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     preset: Annotated[
         str | None,
@@ -240,7 +256,8 @@ def train(
     set_threads(threads)
     result = run_train(
         data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
-        validation=count_or_ids(validation) or 0, labels=label_values(labels), seed=seed, preset=preset, config=config,
+        validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient,
+        seed=seed, preset=preset, config=config,
         overrides=override or (), skip_bad=skip_bad, device=device, devices=devices,
         accelerator=accelerator, timeout=timeout, cache=cache,
         console=progress_console(quiet or as_json),
@@ -429,6 +446,7 @@ def bench(
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     preset: Annotated[str | None, typer.Option(help="As for train, for all cells.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for all cells.")] = None,
     override: Annotated[
@@ -454,8 +472,9 @@ def bench(
     result = run_bench(
         data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
-        upper=upper, labels=label_values(labels), preset=preset, config=config, overrides=override or (), jobs=jobs,
-        device=device, devices=devices, threads=threads, cache=cache, retry=retry,
+        upper=upper, labels=label_values(labels), patient=patient, preset=preset,
+        config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
+        cache=cache, retry=retry,
         command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
 from mlbseg.cli.printing import print_line, print_notes, progress_console, result_console
+from mlbseg.terminal import plain
 
 
 def audit(
@@ -73,8 +73,8 @@ def audit(
     )
     for found in result.cases[:10]:
         table.add_row(
-            escape(found.case),
-            found.role,
+            plain(found.case),
+            plain(found.role),
             f"{found.trust:.3f}",
             f"{found.suspected:.0f} {result.unit}",
             str(found.count),

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import Fault, note_lines, printable
 from mlbseg.launch import speaks
+from mlbseg.terminal import plain
 
 
 def result_console() -> Console:
@@ -44,10 +44,11 @@ def print_notes(notes: Iterable[Fault]) -> None:
 
 def print_summary(summary: dict[str, Any], title: str) -> None:
     """Print what `mlbseg check` found as a table."""
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    table = Table("", "", title=plain(title), show_header=False, title_justify="left")
     rows = {
         "layout": summary["layout"],
         "scans": f"{summary['cases']} ({_counts(summary['roles'])})",
+        "patients": (summary["patients"] or {}).get("words"),
         "channels": ", ".join(map(str, summary["channels"])),
         "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
         "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),
@@ -56,7 +57,7 @@ def print_summary(summary: dict[str, Any], title: str) -> None:
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, plain(value))
     result_console().print(table)
 
 

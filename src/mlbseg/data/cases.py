@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlbseg.data import layouts
 from mlbseg.data.datalist import read_datalist
 from mlbseg.data.formats.dicom import is_dicom
 from mlbseg.data.layouts import Found
+from mlbseg.data.patients import Patients, find_patients
+from mlbseg.data.places import entries, is_file, is_folder, unusable
 from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
@@ -51,6 +53,8 @@ class Dataset:
         order: Case ids as `train.list` has them; empty where there is none.
         faults: What is wrong with names and lists, to be reported by `check` with all else.
         warnings: What was ignored.
+        listed: The patient of each case whose list names one.
+        patients: How cases were joined to patients; None before `with_patients` has.
     """
 
     root: Path
@@ -60,6 +64,8 @@ class Dataset:
     order: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    listed: Mapping[str, str] = field(default_factory=dict)
+    patients: Patients | None = None
 
 
 def find_cases(root: Path) -> Dataset:
@@ -71,7 +77,7 @@ def find_cases(root: Path) -> Dataset:
         UserError: If nothing is at `root`, or nothing recognised. Faults of single cases are in the result.
     """
     _require_exists(root)
-    if root.is_file():
+    if is_file(root):
         if root.suffix.lower() not in (".csv", ".json"):
             raise UserError(
                 f"{root}: a file that is no datalist; expected a folder, or a .csv or .json datalist"
@@ -95,8 +101,30 @@ def find_cases(root: Path) -> Dataset:
     faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)
     return Dataset(
-        folder, found.layout, tuple(cases), found.class_names, order, tuple(faults), tuple(found.warnings)
+        folder,
+        found.layout,
+        tuple(cases),
+        found.class_names,
+        order,
+        tuple(faults),
+        tuple(found.warnings),
+        {case.id: found.patients[case.id] for case in cases if case.id in found.patients},
     )
+
+
+def with_patients(dataset: Dataset, pattern: str | None = None, known: Patients | None = None) -> Dataset:
+    """Return the data set with the cases of each patient joined, for those who divide it.
+
+    Args:
+        dataset: As `find_cases` returns it.
+        pattern: The user's regular expression; see `find_patients`.
+        known: What was found before and written down, in place of looking again.
+
+    Raises:
+        UserError: The pattern is none, or does not fit the ids.
+    """
+    patients = known or find_patients(dataset.cases, pattern, listed=dataset.listed)
+    return replace(dataset, cases=patients.join(dataset.cases), patients=patients)
 
 
 def find_scans(path: Path, channels: int | None = None) -> Scans:
@@ -114,6 +142,8 @@ def find_scans(path: Path, channels: int | None = None) -> Scans:
             as two scans that would get the same one, is in the result.
     """
     _require_exists(path)
+    if odd := unusable(path):
+        raise UserError(f"{path}: {odd}, expected a folder of scans or a scan")
     if path.is_file() and path.suffix.lower() not in (".csv", ".json"):
         if not (is_scan_file(path) or is_dicom(path)):
             raise UserError(
@@ -180,12 +210,13 @@ def _images_only(found: Found, path: Path) -> Scans:
 def _require_exists(path: Path) -> None:
     try:
         path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a folder of scans") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be opened ({why}); expected a folder of scans") from None
 
 
 def _contents(folder: Path) -> str:
-    names = [path.name + "/" * path.is_dir() for path in layouts.entries(folder)]
+    names = [path.name + "/" * is_folder(path) for path in entries(folder)]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 

@@ -298,6 +298,7 @@ def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
             str(value): sum(value in one.labels for one in seen)
             for value in sorted({value for one in seen for value in one.labels})
         },
+        "patients": None if dataset.patients is None else dataset.patients.summary(),
         "class_names": {str(value): name for value, name in dataset.class_names.items()},
         "per_case": [_entry(one) for one in seen],
     }

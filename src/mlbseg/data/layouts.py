@@ -5,29 +5,44 @@ Nothing is read here but names, `dataset.json` and the two lists; whether a scan
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from mlbseg.data.dicom_folders import is_dicom_name, loose_scans, named_scans, pass_over, series_in
 from mlbseg.data.formats import hdf5
+from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_special, unusable
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
+from mlbseg.data.records import parse_json, validate
 from mlbseg.data.unread import SEGMENTATION, judged, note, unread
-from mlbseg.errors import Fault, UserError
+from mlbseg.errors import Fault, UserError, brief
 from mlbseg.types import Case, Role
 
 LONGEST_ID = 255 - len("_2147483647.nii.gz")
 """Bytes. File systems take names of 255, and no output has a longer ending than the probabilities of a class."""
 
+MOST_VALUE = 2**31 - 1
+"""The largest label value."""
+
+_LABELS: TypeAdapter[dict[str, int | str | list[int]]] = TypeAdapter(dict[str, int | str | list[int]])
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What is used of a dataset.json; the rest is not looked at."""
+
+    labels: dict[str, Any] | None = None
+    file_ending: str | None = None
 
 
 @dataclass
 class Found:
-    """What a layout yields: cases, and what is wrong with the names of images and of labels."""
+    """What a layout yields: cases, what is wrong with the names of images and of labels, patients that are named."""
 
     layout: str
     cases: list[Case] = field(default_factory=list)
@@ -36,6 +51,7 @@ class Found:
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)  # files beside the scans that are none
+    patients: dict[str, str] = field(default_factory=dict)
     _by_id: dict[str, Case] = field(default_factory=dict)
 
     def judge_unread(self) -> None:
@@ -74,18 +90,6 @@ def unsafe(name: str) -> str:
     if (length := len(name.encode())) > LONGEST_ID:
         return f"a name of {length} bytes, of which {LONGEST_ID} are the most that outputs can be named after"
     return ""
-
-
-def entries(folder: Path) -> list[Path]:
-    """Return what lies in `folder`, sorted, without hidden files.
-
-    Raises:
-        UserError: If it is not a folder that can be listed.
-    """
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
 
 
 def recognise(root: Path) -> Found | None:
@@ -136,9 +140,11 @@ def bare(root: Path, channels: int | None = None) -> Found:
 
 def read_list(path: Path) -> tuple[str, ...]:
     """Return the case ids in a list, one a line, a scan's ending dropped; () if there is no such file."""
-    if not path.exists():
+    if not _present(path):
         return ()
     try:
+        if odd := unusable(path):
+            raise UserError(f"{path}: {odd}, expected a file with one case id a line")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); write one case id a line") from None
@@ -148,8 +154,8 @@ def read_list(path: Path) -> tuple[str, ...]:
 def _paired(root: Path, images: str, labels: str) -> Found:
     """`images/` + `labels/` by stem, the Decathlon's folders, or nnU-Net's with one file per channel."""
     found = Found(f"{images}/ + {labels}/")
-    description = _description(root, found) if images == "imagesTr" else {}
-    ending = description.get("file_ending")
+    description = _description(root, found) if images == "imagesTr" else _Description()
+    ending = description.file_ending
     clean = _by_stem(root / labels, found)
     noisy = _by_stem(root / "labels_noisy", found)
     for name in sorted(clean.keys() & noisy.keys()):
@@ -191,8 +197,8 @@ def _promise12(root: Path) -> Found | None:
 
 def _left_atrium(root: Path) -> Found | None:
     """`NAME/mri_norm2.h5`, which holds image and label."""
-    files = [p / "mri_norm2.h5" for p in entries(root) if (p / "mri_norm2.h5").is_file()]
     found = Found("Left Atrium HDF5")
+    files = [p / "mri_norm2.h5" for p in _scans(root, found) if is_file(p / "mri_norm2.h5")]
     for file in files:
         labelled = hdf5.has_label(file)
         role = Role.CLEAN if labelled else Role.UNLABELLED
@@ -232,10 +238,26 @@ def _collect(
 
 
 def _scans(folder: Path, found: Found) -> list[Path]:
-    """Return the scan files and the folders in `folder`; files that are neither are kept for `Found.judge_unread`."""
-    listed = entries(folder)
+    """Return the scan files and the folders in `folder`; what is neither is named in a warning, or kept to be judged.
+
+    A broken link with the name of a scan is among them: it stands for a scan that is lost.
+    """
+    listed = []
+    for path in entries(folder):
+        if odd := _passed_over(path):
+            found.warnings.append(odd)
+        else:
+            listed.append(path)
     found.unread += unread(listed)
-    return [path for path in listed if suffix(path) or path.is_dir()]
+    return [path for path in listed if suffix(path) or is_folder(path)]
+
+
+def _passed_over(path: Path) -> Fault | None:
+    """Return the note on what is never opened, or None; a lost scan is not one that is passed over."""
+    odd = "the file system's own folder" if path.name == LOST_AND_FOUND else unusable(path)
+    if not odd or (suffix(path) and path.is_symlink() and not is_special(path)):
+        return None
+    return Fault(f"{path.parent.name}/{path.name}", f"{odd}, ignored", kind="ignored")
 
 
 def _present(folder: Path) -> bool:
@@ -248,6 +270,12 @@ def _by_stem(folder: Path, found: Found) -> dict[str, Path]:
     labels: dict[str, Path] = {}
     if not _present(folder):
         return labels
+    for path in entries(folder):
+        if suffix(path) and is_special(path):  # ignored, it would make its case one without a label
+            fault = Fault(
+                f"{folder.name}/{path.name}", unusable(path), "a label file", "remove it", stem(path), "label"
+            )
+            found.label_faults.append(fault)
     for path in _scans(folder, found):
         name = stem(path)
         if name in labels:
@@ -310,20 +338,24 @@ def _channels(scans: list[Path], found: Found) -> dict[str, list[Path]]:
     return {name: [files[n] for n in sorted(files)] for name, files in groups.items()}
 
 
-def _description(root: Path, found: Found) -> dict[str, Any]:
+def _description(root: Path, found: Found) -> _Description:
     """Read what `dataset.json` says beyond the folders: the names of the classes and the file ending."""
     path = root / "dataset.json"
-    if not path.exists():
-        return {}
+    if not _present(path):
+        return _Description()
     try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-        found.class_names = class_names(description.get("labels", {}))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if odd := unusable(path):
+            raise ValueError(odd)
+        described = parse_json(path.read_text(encoding="utf-8-sig"))
+        description = validate(TypeAdapter(_Description), described, "dataset.json")
+        found.class_names = class_names(description.labels or {})
+    except (OSError, ValueError, UserError) as error:
+        said = str(error).replace("\n", "; ")
         fault = Fault(
-            "dataset.json", f"cannot be used ({error})", "a JSON object with labels", "mend or remove it"
+            "dataset.json", f"cannot be used ({said})", "a JSON object with labels", "mend or remove it"
         )
         found.faults.append(fault)
-        return {}
+        return _Description()
     return description
 
 
@@ -331,9 +363,21 @@ def class_names(labels: Mapping[str, Any]) -> dict[int, str]:
     """Return value -> name from the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
 
     nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+
+    Raises:
+        UserError: A value or a name is neither text nor a whole number.
+        ValueError: A value is none that a label can have.
     """
-    if any(isinstance(value, list) for value in labels.values()):
+    checked = validate(_LABELS, dict(labels), "labels")
+    if any(isinstance(value, list) for value in checked.values()):
         return {}
-    if all(isinstance(value, int) for value in labels.values()):
-        return {value: name for name, value in labels.items()}
-    return {int(value): str(name) for value, name in labels.items()}
+    by_name = {name: value for name, value in checked.items() if isinstance(value, int)}
+    if len(by_name) == len(checked):
+        names = {value: name for name, value in by_name.items()}
+    else:
+        if wrong := [value for value in checked if not re.fullmatch(r"-?\d{1,18}", value)]:
+            raise ValueError(f"label value {brief(wrong[0])} is no whole number")
+        names = {int(value): str(name) for value, name in checked.items()}
+    if outside := [value for value in names if not 0 <= value <= MOST_VALUE]:
+        raise ValueError(f"label value {brief(outside[0])}, expected 0 to {MOST_VALUE}")
+    return names

@@ -110,7 +110,7 @@ def find_scans(folder: str, channels: int) -> list[dict[str, Any]]:
     Raises:
         UserError: if there is none, or a scan lacks a channel.
     """
-    files = sorted(p for p in Path(folder).glob("*.nii*") if not p.name.startswith("."))
+    files = sorted(p for p in Path(folder).glob("*.nii*") if p.is_file() and not p.name.startswith("."))
     if not files:
         raise UserError(f"{folder}: no NIfTI files, expected scans such as case_01.nii.gz")
     matches = [_CHANNEL.fullmatch(path.name) for path in files]

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.geometry import onto
-from mlbseg.data.readers import read_scan, stem, suffix
+from mlbseg.data.places import entries
+from mlbseg.data.readers import is_scan_file, read_scan, stem
 from mlbseg.errors import Fault, ReadError, UserError
 from mlbseg.types import Case, Geometry
 
@@ -55,7 +56,7 @@ class TrustMaps:
         Raises:
             UserError: if there is none, it lies elsewhere than the scan, or holds other values than 0 to 1.
         """
-        path = next((p for p in sorted(self.folder.iterdir()) if suffix(p) and stem(p) == case.id), None)
+        path = next((p for p in entries(self.folder) if is_scan_file(p) and stem(p) == case.id), None)
         if path is None:
             raise UserError(
                 f"{self.folder}: no trust map called {case.id}.nii.gz (make it, or leave the folder out)"

@@ -10,7 +10,6 @@ import torch
 from markupsafe import Markup
 
 from mlbseg.data.readers import is_scan_file, stem
-from mlbseg.data.records import read_record
 from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, UserError, note_lines
 from mlbseg.files import working_folder
@@ -124,7 +123,7 @@ def report(
         found.insert(0, Finding("The scans are not where they were", missing))
     weights = sum(parameter.numel() for parameter in network.parameters())
     content = render_page(
-        f"{opened.config.method} on {Path(str(read_record(opened.root / 'data.json', 'data')['root'])).name}",
+        f"{opened.config.method} on {opened.scans.name}",
         _sections(opened, log, scored, looked, found),
         subtitle=_subtitle(opened, weights),
         facts=_facts(opened, scored),
@@ -228,11 +227,10 @@ def _sections(
 
 
 def _subtitle(run: Run, weights: int) -> str:
-    result = read_record(run.root / "result.json", "the result of a run")
     patch = "×".join(map(str, run.plan.patch_size))
     return (
         f"{run.plan.ndim}D {run.plan.network} of {weights / 1e6:.2f} million parameters, patches of {patch}; kept: "
-        f"{result.get('selection')}."
+        f"{run.result.selection}."
     )
 
 

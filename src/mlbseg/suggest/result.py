@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import Fault
 from mlbseg.evaluation import harmless
 from mlbseg.files import write_atomic
+from mlbseg.terminal import plain
 
 COLUMNS = (
     "rank",
@@ -90,7 +90,7 @@ class Suggestions:
         table = Table("", "case", "score", "reason", title=title)
         table.columns[0].justify = table.columns[2].justify = "right"
         for row in self.suggested:
-            table.add_row(str(row.rank), escape(row.case), f"{row.score:.3f}", escape(row.reason))
+            table.add_row(str(row.rank), plain(row.case), f"{row.score:.3f}", plain(row.reason))
         return table
 
     def write_csv(self, path: Path) -> None:

@@ -35,6 +35,7 @@ def train(
     test: int | Sequence[str] | None = None,
     validation: int | Sequence[str] = 0,
     labels: Sequence[int] | None = None,
+    patient: str | None = None,
     seed: int | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
@@ -59,6 +60,8 @@ def train(
         validation: Clean cases taken out of training to choose the checkpoint by: the last N, or the named ones.
         labels: All label values that may occur; those that the data declares, else those of the clean training
             labels, when None.
+        patient: A regular expression whose first group, found in each case id, is the patient; recognised when
+            None. Cases of one patient are never on two sides of the split.
         seed: Of everything random.
         preset: A name in `mlbseg.config.PRESETS`.
         config: A YAML file of settings.
@@ -87,7 +90,7 @@ def train(
             root = Path(resume)
             choices = {
                 "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
-                "validation": validation or None, "seed": seed, "preset": preset, "config": config,
+                "validation": validation or None, "seed": seed, "patient": patient, "preset": preset, "config": config,
                 "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
             }  # fmt: skip
             if given := [name for name, value in choices.items() if value is not None]:
@@ -106,7 +109,7 @@ def train(
         )
         prepare_run(
             Path(data), Path(out), settings, labelled=labelled, test=test, validation=validation, labels=labels,
-            skip_bad=skip_bad, device=target, count=count, cache=cache, console=console,
+            patient=patient, skip_bad=skip_bad, device=target, count=count, cache=cache, console=console,
         )  # fmt: skip
         return Path(out)
 

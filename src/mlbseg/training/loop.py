@@ -142,8 +142,9 @@ class Loop(pl.LightningModule):
         try:
             self.method.load_state_dict(content["method"])
             self.sgd.load_state_dict(content["optimiser"])
-            self.best, self.best_weights = content["best"], content["best_weights"]
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            self.best, self.best_weights = float(content["best"]), dict(content["best_weights"])
+            self._require_fitting()
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             if out_of_memory(error):
                 raise
             raise UserError(
@@ -151,6 +152,21 @@ class Loop(pl.LightningModule):
                 "or train anew)"
             ) from None
         self.step = self.saved = checkpoint.step
+
+    def _require_fitting(self) -> None:
+        """Raise ValueError for momenta and best weights of other shapes, which would fail in the middle of a step."""
+        for parameter, state in self.sgd.state.items():
+            momentum = state.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError
+        shapes = {name: tensor.shape for name, tensor in self.method.state_dict().items()}
+        if self.best_weights and {n: t.shape for n, t in self.best_weights.items()} != shapes:
+            raise ValueError
+        numbers = ("lr", "momentum", "dampening", "weight_decay")
+        if any(
+            not isinstance(group[name], int | float) for group in self.sgd.param_groups for name in numbers
+        ):
+            raise ValueError
 
     def save(self) -> None:
         """Write a checkpoint of the state after `step` steps.

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache import default_cache_root
-from mlbseg.data.cases import find_cases
+from mlbseg.data.cases import find_cases, with_patients
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
@@ -33,6 +34,7 @@ from mlbseg.run import (
     weighing,
 )
 from mlbseg.staging import in_use, staged, sweep_around
+from mlbseg.terminal import say
 from mlbseg.types import Case, Role
 
 
@@ -50,17 +52,21 @@ def prepare_run(
     count: int,
     cache: str | Path | None,
     console: Console | None,
+    patient: str | None = None,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
     _require_free(root)
-    found = find_cases(data)
+    found = with_patients(find_cases(data), patient)
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
     split = make_split(
-        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed
-    )
+        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed,
+        patients=found.patients,
+    )  # fmt: skip
+    if found.patients is not None:
+        say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
     inputs = Inputs(since="the run began")
     note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
@@ -75,11 +81,10 @@ def prepare_run(
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     cases = {case.id: case for case in without_bad(result).cases}
     split = leave_out(split, skipped)
-    if console is not None:
-        for line in note_lines(result.warnings):
-            console.print(line, markup=False, highlight=False)
-        if skipped:
-            console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
+    for line in note_lines(result.warnings):
+        say(console, line)
+    if skipped:
+        say(console, f"left out: {', '.join(skipped)}")
     require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
@@ -98,7 +103,16 @@ def prepare_run(
     require_shares(plan, config, count)
     inputs = inputs.of([*training, *(cases[i] for i in split.validation)])
     write_run(
-        root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache, inputs=inputs
+        root,
+        config,
+        split,
+        plan,
+        data=data,
+        skipped=skipped,
+        patients=found.patients,
+        device=device,
+        cache=cache,
+        inputs=inputs,
     )
 
 
@@ -179,6 +193,7 @@ def write_run(
     device: torch.device,
     cache: str | Path | None,
     inputs: Inputs,
+    patients: Patients | None = None,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
 
@@ -204,6 +219,7 @@ def write_run(
                 "root": str(data.resolve()),
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
+                "patients": None if patients is None else patients.as_dict(),
             },
         )
         inputs.write(folder / INPUTS)

@@ -23,7 +23,7 @@ from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
-from mlbseg.data.records import read_record, write_record
+from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
 from mlbseg.methods import Method, find_method
@@ -84,8 +84,8 @@ class Training:
         self.device = device
         self.console = console
         self.ranks = ranks
-        record = read_record(run.root / "data.json", "the data of a run")
-        dataset = find_cases(Path(str(record["root"])))
+        record = run.data
+        dataset = find_cases(Path(record.root))
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
@@ -98,7 +98,7 @@ class Training:
                 f"{run.root / INPUTS}: is missing, so a scan that has changed since the run began goes unnoticed",
                 stacklevel=3,
             )
-        self.cache = Cache(Path(str(record["cache"])), run.plan, self.inputs)
+        self.cache = Cache(Path(record.cache), run.plan, self.inputs)
         self.folder = run.root / "checkpoints"
         self.signals = StopSignals(run.root)
         self.seconds_per_step: float | None = None
@@ -218,14 +218,8 @@ class Training:
 
     def _recorded(self) -> TrainResult:
         """Return what the run folder says of a training that has finished."""
-        record = read_record(self.run.root / RESULT, "the result of a run")
-        best = record.get("validation_dice")
-        return TrainResult(
-            self.run.root,
-            self.run.plan.steps,
-            best if isinstance(best, float) else None,
-            str(record.get("selection")),
-        )
+        record = self.run.result
+        return TrainResult(self.run.root, record.steps, record.validation_dice, record.selection)
 
     @property
     def _first_steps(self) -> int:

@@ -14,6 +14,7 @@ from mlbseg.data.formats.dicom_header import Header, read_header
 from mlbseg.data.formats.dicom_pixels import read_flat, read_slices, read_stored
 from mlbseg.data.formats.dicom_stack import stack
 from mlbseg.data.formats.opened import Opened, fail
+from mlbseg.data.places import is_file
 from mlbseg.types import Geometry
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -76,8 +77,22 @@ def series(path: Path) -> Series:
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """Return the DICOM files directly in `folder`: by suffix, or by the magic word of DICOM part 10."""
-    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.is_file() and is_dicom(p)]
+    """Return the DICOM files directly in `folder`: by suffix, or by the magic word of DICOM part 10.
+
+    Raises:
+        OSError: If it is no folder that can be listed.
+    """
+    found = {p: _looks(p) for p in sorted(folder.iterdir()) if not p.name.startswith(".") and is_file(p)}
+    # A file that may not be opened is a slice where others are: reading says what is wrong with it.
+    return [p for p, dicom in found.items() if dicom is not False] if any(found.values()) else []
+
+
+def _looks(path: Path) -> bool | None:
+    """Return whether a file is DICOM; None if it may not be opened."""
+    try:
+        return is_dicom(path)
+    except OSError:
+        return None
 
 
 def is_dicom(path: Path) -> bool:
