@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
@@ -68,6 +69,8 @@ class Evaluation:
         faults: Cases that were not scored, and label values that no class covers.
         not_predicted: References without a prediction.
         not_referenced: Predictions without a reference.
+        unknown: Voxels by case whose class the reference leaves open, where there are any: they count for nothing.
+        unknown_value: What stands for them in the references.
     """
 
     classes: dict[int, str]
@@ -76,6 +79,8 @@ class Evaluation:
     faults: tuple[Fault, ...]
     not_predicted: tuple[str, ...]
     not_referenced: tuple[str, ...] = ()
+    unknown: dict[str, int] = field(default_factory=dict)
+    unknown_value: int | None = None
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -127,6 +132,7 @@ class Evaluation:
             "faults": [fault.as_dict() for fault in self.faults],
             "not_predicted": list(self.not_predicted),
             "not_referenced": list(self.not_referenced),
+            "unknown": self.unknown,
         }
 
     def table(self) -> Table:
@@ -153,6 +159,7 @@ def evaluate(
     references: str | Path | Mapping[str, Path],
     *,
     classes: Mapping[int, str] | None = None,
+    unknown: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -166,6 +173,8 @@ def evaluate(
             mask without a reference and a reference without a mask are listed, not scored.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named ``label 1`` and so on.
+        unknown: The value of the references that stands for "not known here": such voxels count for nothing. When None,
+            the value that a `dataset.json` in the folder of references, or beside it, calls ``ignore``.
         out: CSV file to write.
         overwrite: Replace one that is there.
         progress: Called after each case with the number done and the number in all.
@@ -188,11 +197,13 @@ def evaluate(
         where = Path(references)
         known, doubles = mask_files(where, "reference labels")
         faults += doubles
+        unknown = declared_unknown(where, where.resolve().parent) if unknown is None else unknown
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - known.keys() - ambiguous)
     scored: dict[str, dict[int, Scores]] = {}
     stray: dict[str, set[int]] = {}
+    left_out: dict[str, int] = {}
     in_references: set[int] = set()
     for done, case in enumerate(paired, start=1):
         try:
@@ -200,6 +211,7 @@ def evaluate(
         except ReadError as error:
             faults += error.faults
         else:
+            left_out[case] = leave_out(prediction, reference, unknown)
             values = _values(reference)
             in_references |= values
             stray[case] = _values(prediction)
@@ -215,8 +227,8 @@ def evaluate(
     if not names:
         raise UserError(f"{where}: every label is empty, expected values above 0 (name the classes to score)")
     for case, values in stray.items():
-        if unknown := values - names.keys() - in_references:
-            faults.append(_stray_fault(case, unknown, names))
+        if beyond := values - names.keys() - in_references:
+            faults.append(_stray_fault(case, beyond, names))
     table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in scored.items()}
     result = Evaluation(
         classes=names,
@@ -227,6 +239,8 @@ def evaluate(
         faults=tuple(faults),
         not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
         not_referenced=tuple(alone),
+        unknown={case: count for case, count in left_out.items() if count},
+        unknown_value=unknown,
     )
     if out is not None:
         result.write_csv(Path(out))
@@ -288,6 +302,15 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
             Fault(prediction.name, found, f"{wanted} as in its reference", remedy, case, "geometry")
         )
     return predicted, expected, reference_geometry.spacing[::-1]
+
+
+def leave_out(prediction: LabelMap, reference: LabelMap, unknown: int | None) -> int:
+    """Make both (*S) background, in place, where the reference leaves the class open; return the number of voxels."""
+    if unknown is None:
+        return 0
+    open_ = reference == unknown
+    prediction[open_] = reference[open_] = 0
+    return int(open_.sum())
 
 
 def _values(label: LabelMap) -> set[int]:

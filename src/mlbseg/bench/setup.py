@@ -45,6 +45,7 @@ class Request:
         split_seed: Of the shuffle of the cases.
         upper: Also train with all labels.
         labels: Label values that may occur.
+        allow_empty: Labels without any structure are meant.
         config: The settings of all cells.
         cache: Where prepared scans are kept.
         command: As typed.
@@ -58,6 +59,7 @@ class Request:
     split_seed: int
     upper: bool
     labels: Sequence[int] | None
+    allow_empty: bool
     config: Config
     cache: Path | None
     command: str
@@ -94,7 +96,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data)
+    dataset = find_cases(request.data, allow_empty=request.allow_empty)
     wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
     fresh = _facts(request, dataset, wide)
     if existing is not None:

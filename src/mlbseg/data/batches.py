@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
+from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Role
 
 _CLEAN, _UNLABELLED, _BATCH, _META = range(4)  # streams of random numbers
@@ -161,7 +162,10 @@ class StepDataset(Dataset[Batch]):
                 unknown = np.broadcast_to(np.int64(UNLABELLED), self.cache.image(case).array.shape[1:])
                 return _cut(unknown, start, size, leading=0)
             return _cut(_stored(path), start, size, leading=0)
-        return _cut(self.cache.label(case), start, size, leading=0)
+        label = _cut(self.cache.label(case), start, size, leading=0).astype(np.int64)
+        # What a careful label leaves open is not learnt; in a noisy case it is as any voxel without a label.
+        label[label == UNKNOWN] = UNLABELLED if case.role is Role.NOISY else IGNORE
+        return label
 
     def _foreground_voxel(self, case: Case, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
         if rng.random() >= self.foreground:

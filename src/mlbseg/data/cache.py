@@ -95,7 +95,7 @@ class Cache:
         return self._images[case]
 
     def label(self, case: Case) -> zarr.Array:
-        """Return the prepared label of a clean or noisy case: (*S) uint8 class indices.
+        """Return the prepared label of a clean or noisy case: (*S) uint8 class indices, `UNKNOWN` where not known.
 
         Raises:
             ValueError: The case is in another role: its label is not to be seen.
@@ -120,7 +120,7 @@ class Cache:
         if case.role not in (Role.CLEAN, Role.NOISY) or case.label is None:
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
-            key = _key(self._image_key(case), content_hash(case.label), self.plan.label_values)
+            key = _key(self._image_key(case), content_hash(case.label), self.plan.label_values, case.unknown)
             self._labels[case] = self._entry(
                 f"label-{key}", lambda: self._prepare_label(case, seed=int(key[:16], 16))
             )
@@ -143,7 +143,7 @@ class Cache:
             label, geometry = read_label(case.label)
             if difference := geometry_difference(geometry, frame.native):
                 raise UserError(f"label has {difference[0]}, expected {difference[1]} as the image has")
-            prepared = prepare_label(label, frame.native, frame.grid, self.plan)
+            prepared = prepare_label(label, frame.native, frame.grid, self.plan, case.unknown)
         positions = _foreground(prepared, self.plan.num_classes, seed)
         return _Content(
             {

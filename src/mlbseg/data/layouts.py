@@ -14,11 +14,13 @@ from typing import Any
 
 from mlbseg.data.formats import dicom, hdf5
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
-from mlbseg.errors import Fault, UserError
+from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _SEGMENTATION = "_segmentation"
+IGNORED = "ignore"
+"""nnU-Net's name for the label value of voxels that are not labelled."""
 _PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixels
 
 
@@ -29,6 +31,7 @@ class Found:
     layout: str
     cases: list[Case] = field(default_factory=list)
     class_names: dict[int, str] = field(default_factory=dict)
+    unknown: int | None = None
     faults: list[Fault] = field(default_factory=list)
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
@@ -283,7 +286,7 @@ def _description(root: Path, found: Found) -> dict[str, Any]:
         return {}
     try:
         description = json.loads(path.read_text(encoding="utf-8-sig"))
-        found.class_names = class_names(description.get("labels", {}))
+        found.class_names, found.unknown = declared_labels(description.get("labels", {}))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         fault = Fault(
             "dataset.json", f"cannot be used ({error})", "a JSON object with labels", "mend or remove it"
@@ -293,13 +296,34 @@ def _description(root: Path, found: Found) -> dict[str, Any]:
     return description
 
 
-def class_names(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Return value -> name from the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
+def declared_unknown(*folders: Path) -> int | None:
+    """Return the value that the `dataset.json` of the first folder that has one calls ``ignore``; None without one.
 
-    nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+    Raises:
+        FaultsError: If the file cannot be used.
     """
+    for folder in folders:
+        found = Found("")
+        if _description(folder, found):
+            return found.unknown
+        if found.faults:
+            raise FaultsError(found.faults, str(folder))
+    return None
+
+
+def declared_labels(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | None]:
+    """Read ``labels`` of a `dataset.json`: the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
+
+    Returns:
+        Value -> name, and the value that nnU-Net calls ``ignore``, which names no class; None if there is none.
+        nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+    """
+    unknown = labels.get(IGNORED)
+    if unknown is not None and not isinstance(unknown, int):
+        raise ValueError(f"the label {IGNORED!r} is {unknown!r}, expected one whole number")
+    labels = {name: value for name, value in labels.items() if name != IGNORED}
     if any(isinstance(value, list) for value in labels.values()):
-        return {}
+        return {}, unknown
     if all(isinstance(value, int) for value in labels.values()):
-        return {value: name for name, value in labels.items()}
-    return {int(value): str(name) for value, name in labels.items()}
+        return {value: name for name, value in labels.items()}, unknown
+    return {int(value): str(name) for value, name in labels.items()}, unknown

@@ -184,7 +184,7 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
 
 
 def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
-    """Return a careful label as class indices (*S), and where its scan lies."""
+    """Return a careful label as class indices (*S), the number of classes where it is not known, and where it lies."""
     if case.label is None:
         raise UserError(f"{case.id}: no label")
     label, geometry = read_label(case.label)
@@ -192,7 +192,10 @@ def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
     if difference := geometry_difference(geometry, native):
         where = f"{difference[1]} as its scan"
         raise ReadError(Fault(case.label.name, difference[0], where, "", case.id, "geometry"))
-    return class_indices(label, plan, case.label.name).astype(np.uint16), native
+    open_ = label == case.unknown  # of voxels; compared with None, none is
+    indices = class_indices(np.where(open_, 0, label), plan, case.label.name).astype(np.uint16)
+    indices[open_] = plan.num_classes
+    return indices, native
 
 
 def _pseudo(

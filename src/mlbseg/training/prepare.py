@@ -36,6 +36,7 @@ def prepare_run(
     test: int | Sequence[str] | None,
     validation: int | Sequence[str],
     labels: Sequence[int] | None,
+    allow_empty: bool,
     skip_bad: bool,
     device: torch.device,
     count: int,
@@ -45,7 +46,7 @@ def prepare_run(
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
     _require_free(root)
-    found = find_cases(data)
+    found = find_cases(data, allow_empty=allow_empty)
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
