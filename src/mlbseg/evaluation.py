@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from mlbseg.data.geometry import onto
 from mlbseg.data.grey import find_greys, grey_fault
+from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.places import is_file, is_folder
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.data.unread import passed_over
@@ -72,6 +73,8 @@ class Evaluation:
         not_predicted: References without a prediction.
         not_referenced: Predictions without a reference.
         notes: Files of both folders that were passed over.
+        unknown: Voxels by case whose class the reference leaves open, where there are any: they count for nothing.
+        unknown_value: What stands for them in the references.
     """
 
     classes: dict[int, str]
@@ -81,6 +84,8 @@ class Evaluation:
     not_predicted: tuple[str, ...]
     not_referenced: tuple[str, ...] = ()
     notes: tuple[Fault, ...] = ()
+    unknown: dict[str, int] = field(default_factory=dict)
+    unknown_value: int | None = None
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -133,6 +138,7 @@ class Evaluation:
             "not_predicted": list(self.not_predicted),
             "not_referenced": list(self.not_referenced),
             "notes": [note.as_dict() for note in self.notes],
+            "unknown": self.unknown,
         }
 
     def table(self) -> Table:
@@ -159,6 +165,7 @@ def evaluate(
     references: str | Path | Mapping[str, Path],
     *,
     classes: Mapping[int, str] | None = None,
+    unknown: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -172,6 +179,8 @@ def evaluate(
             mask without a reference and a reference without a mask are listed, not scored.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named ``label 1`` and so on.
+        unknown: The value of the references that stands for "not known here": such voxels count for nothing. When None,
+            the value that a `dataset.json` in the folder of references, or beside it, calls ``ignore``.
         out: CSV file to write.
         overwrite: Replace one that is there.
         progress: Called after each case with the number done and the number in all.
@@ -196,11 +205,13 @@ def evaluate(
         known, doubles = mask_files(where, "reference labels")
         faults += doubles
         notes += passed_over(where)
+        unknown = declared_unknown(where, where.resolve().parent) if unknown is None else unknown
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - known.keys() - ambiguous)
     scored: dict[str, dict[int, Scores]] = {}
     stray: dict[str, set[int]] = {}
+    left_out: dict[str, int] = {}
     in_references: set[int] = set()
     for done, case in enumerate(paired, start=1):
         try:
@@ -210,6 +221,7 @@ def evaluate(
         except ReadError as error:
             faults.append(replace(error.fault, case_id=case))
         else:
+            left_out[case] = leave_out(prediction, reference, unknown)
             values = _values(reference)
             in_references |= values
             stray[case] = _values(prediction)
@@ -225,8 +237,8 @@ def evaluate(
     if not names:
         raise UserError(f"{where}: every label is empty, expected values above 0 (name the classes to score)")
     for case, values in stray.items():
-        if unknown := values - names.keys() - in_references:
-            faults.append(_stray_fault(case, unknown, names))
+        if beyond := values - names.keys() - in_references:
+            faults.append(_stray_fault(case, beyond, names))
     table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in scored.items()}
     result = Evaluation(
         classes=names,
@@ -238,6 +250,8 @@ def evaluate(
         not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
         not_referenced=tuple(alone),
         notes=notes,
+        unknown={case: count for case, count in left_out.items() if count},
+        unknown_value=unknown,
     )
     if out is not None:
         result.write_csv(Path(out))
@@ -316,6 +330,15 @@ def _require_no_greys(labels: Mapping[Path, LabelMap], case: str) -> None:
             raise ReadError(
                 replace(grey_fault(f"{path.parent.name}/{path.name}", greys, stating=""), case_id=case)
             )
+
+
+def leave_out(prediction: LabelMap, reference: LabelMap, unknown: int | None) -> int:
+    """Make both (*S) background, in place, where the reference leaves the class open; return the number of voxels."""
+    if unknown is None:
+        return 0
+    open_ = reference == unknown
+    prediction[open_] = reference[open_] = 0
+    return int(open_.sum())
 
 
 def _values(label: LabelMap) -> set[int]:

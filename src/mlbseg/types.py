@@ -87,6 +87,9 @@ class Case:
         label: The label file; None where there is none. May equal the image file (HDF5 holds both).
         role: What the label is to training.
         patient: Cases of one patient are never split between training and validation; defaults to `id`.
+        unknown: The value in the label file that stands for "not known here" (nnU-Net's *ignore*); None where no
+            value does. Such voxels are of no class: nothing is learnt from them, and nothing is scored there.
+        may_be_empty: A label without any structure is meant: there is nothing to find in the scan.
     """
 
     id: str
@@ -94,6 +97,8 @@ class Case:
     label: Path | None = None
     role: Role = Role.UNLABELLED
     patient: str = ""
+    unknown: int | None = None
+    may_be_empty: bool = False
 
     def __post_init__(self) -> None:
         if not self.patient:

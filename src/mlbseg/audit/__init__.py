@@ -15,6 +15,7 @@ from mlbseg.audit.page import Sight, write_page
 from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans, still_there
+from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
 from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
@@ -177,7 +178,10 @@ def _cases(
         return *_own_cases(run, root), ()
     given, faults = mask_files(Path(labels), "labels")
     found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
-    chosen = [replace(case, label=given[case.id]) for case in found.cases if case.id in given]
+    unknown = declared_unknown(Path(labels), Path(labels).resolve().parent)
+    chosen = [
+        replace(case, label=given[case.id], unknown=unknown) for case in found.cases if case.id in given
+    ]
     known = {case.id for case in found.cases}
     for name in sorted(given.keys() - known):
         faults.append(

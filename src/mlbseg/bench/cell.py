@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from mlbseg.bench.record import Setup
+    from mlbseg.types import Case
 
 # torch is imported where it is needed: a process that starts must soon be able to take a signal.
 
@@ -174,8 +176,8 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
     if cell.row == STAGE1:
         return _train_stage1(root, target)
     measured = _train(folder, cell, root, setup, target)
-    labels = {case.id: case.label for case in dataset.cases if case.label is not None}
-    return {**_score(root, setup, {name: labels[name] for name in setup.scored}, target), **measured}
+    cases = {case.id: case for case in dataset.cases if case.label is not None}
+    return {**_score(root, setup, [cases[name] for name in setup.scored], target), **measured}
 
 
 def _train_stage1(root: Path, target: torch.device) -> dict[str, Any]:
@@ -229,17 +231,21 @@ def _measured(root: Path, target: torch.device, pace: float | None) -> dict[str,
     }
 
 
-def _score(root: Path, setup: Setup, labels: dict[str, Path], target: torch.device) -> dict[str, Any]:
+def _score(root: Path, setup: Setup, cases: Sequence[Case], target: torch.device) -> dict[str, Any]:
     """Predict the test cases and score them, which no case did before; return the means over cases."""
     from mlbseg.data.plan import Plan
     from mlbseg.evaluation import evaluate
     from mlbseg.inference import predict
 
     plan = Plan.from_dict(setup.plan)
+    labels = {case.id: case.label for case in cases if case.label is not None}
+    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
     found = predict(root, setup.data, root / "masks", only=list(labels), device=str(target), overwrite=True)
     if found.faults:
         raise UserError("\n".join(str(fault) for fault in found.faults))
-    scores = evaluate(root / "masks", labels, classes=plan.structures, out=root / SCORES, overwrite=True)
+    scores = evaluate(
+        root / "masks", labels, classes=plan.structures, unknown=unknown, out=root / SCORES, overwrite=True
+    )
     if scores.faults:
         raise UserError("\n".join(str(fault) for fault in scores.faults))
     means = {name: scores.summary[None][name] for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}

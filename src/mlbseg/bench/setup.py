@@ -48,6 +48,7 @@ class Request:
         split_seed: Of the shuffle of the cases.
         upper: Also train with all labels.
         labels: Label values that may occur.
+        allow_empty: Labels without any structure are meant.
         config: The settings of all cells.
         cache: Where prepared scans are kept.
         command: As typed.
@@ -62,6 +63,7 @@ class Request:
     split_seed: int
     upper: bool
     labels: Sequence[int] | None
+    allow_empty: bool
     config: Config
     cache: Path | None
     command: str
@@ -99,7 +101,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data)
+    dataset = find_cases(request.data, allow_empty=request.allow_empty)
     if existing is None or existing.patients is not None or request.patient is not None:
         dataset = with_patients(dataset, request.patient)
     wide = make_split(

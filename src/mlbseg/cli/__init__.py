@@ -18,6 +18,7 @@ import typer
 import mlbseg
 from mlbseg.cli.arguments import (
     Accelerator,
+    AllowEmpty,
     Device,
     Devices,
     Json,
@@ -164,6 +165,7 @@ def check(
     data: Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")],
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
     patient: Patient = None,
+    allow_empty: AllowEmpty = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -173,7 +175,7 @@ def check(
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
 
-    dataset = with_patients(find_cases(data), patient)
+    dataset = with_patients(find_cases(data, allow_empty=allow_empty), patient)
     with StepProgress(progress_console(quiet or as_json), "reading", len(dataset.cases)) as progress:
         result = run_check(
             dataset, labels=label_values(labels), progress=lambda done, _: progress.update(done)
@@ -236,6 +238,7 @@ def train(
         list[str] | None, typer.Option("-o", "--override", help="key=value, such as -o plan.spacing=1.25")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
+    allow_empty: AllowEmpty = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
     with_report: Annotated[
@@ -258,7 +261,7 @@ def train(
         data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient,
         seed=seed, preset=preset, config=config,
-        overrides=override or (), skip_bad=skip_bad, device=device, devices=devices,
+        overrides=override or (), allow_empty=allow_empty, skip_bad=skip_bad, device=device, devices=devices,
         accelerator=accelerator, timeout=timeout, cache=cache,
         console=progress_console(quiet or as_json),
     )  # fmt: skip
@@ -352,6 +355,13 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of masks.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference labels, matched by name.")],
     out: Annotated[Path | None, typer.Option(help="CSV file to write, a line per case and class.")] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            help="Value of the references for voxels that are not known; they are not scored (default: what nnU-Net's "
+            "dataset.json calls ignore)."
+        ),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--report", help="HTML file to write: scores, and masks to leaf through.")
     ] = None,
@@ -377,7 +387,7 @@ def evaluate(
         raise UserError("--scans: the scans are for a page (add --report FILE.html, or leave them out)")
     with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:
         result = run_evaluate(
-            predictions, references, out=out, overwrite=overwrite,
+            predictions, references, unknown=ignore, out=out, overwrite=overwrite,
             progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     if page is not None:
@@ -393,6 +403,11 @@ def evaluate(
     print_notes(result.notes)
     print_names(result.not_referenced, "without a reference label, not scored")
     print_names(result.not_predicted, "of the references without a mask")
+    if result.unknown:
+        count = sum(result.unknown.values())
+        print_line(
+            f"note: {count} voxels of {len(result.unknown)} references are not known; they were not scored"
+        )
     if page is not None:
         print_line(f"report: {page}")
     if result.faults:
@@ -447,6 +462,7 @@ def bench(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
     patient: Patient = None,
+    allow_empty: AllowEmpty = False,
     preset: Annotated[str | None, typer.Option(help="As for train, for all cells.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for all cells.")] = None,
     override: Annotated[
@@ -472,7 +488,7 @@ def bench(
     result = run_bench(
         data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
-        upper=upper, labels=label_values(labels), patient=patient, preset=preset,
+        upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
         config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
         cache=cache, retry=retry,
         command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),

@@ -29,6 +29,13 @@ Patient = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
 
+AllowEmpty = Annotated[
+    bool,
+    typer.Option(
+        "--allow-empty", help="Labels without any structure are meant: these scans hold nothing to find."
+    ),
+]
+
 
 def set_threads(threads: int | None) -> None:
     """Have torch compute on so many CPU threads; on as many as it likes when None."""

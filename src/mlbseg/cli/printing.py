@@ -51,6 +51,7 @@ def print_summary(summary: dict[str, Any], title: str) -> None:
         "patients": (summary["patients"] or {}).get("words"),
         "channels": ", ".join(map(str, summary["channels"])),
         "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
+        "not known": f"some voxels in {summary['unknown']} labels" if summary["unknown"] else "",
         "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),
         "size (x, y, z)": _ranges(summary.get("size", {})),
         "spacing in mm": _ranges(summary.get("spacing", {})),

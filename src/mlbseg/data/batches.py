@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
+from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.errors import Fault, ReadError
 from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Role
 
@@ -162,7 +163,10 @@ class StepDataset(Dataset[Batch]):
             if path is None:
                 return _cut(np.broadcast_to(np.int64(UNLABELLED), shape), start, size, leading=0)
             return _cut(_stored(path, shape), start, size, leading=0)
-        return _cut(self.cache.label(case), start, size, leading=0)
+        label = _cut(self.cache.label(case), start, size, leading=0).astype(np.int64)
+        # What a careful label leaves open is not learnt; in a noisy case it is as any voxel without a label.
+        label[label == UNKNOWN] = UNLABELLED if case.role is Role.NOISY else IGNORE
+        return label
 
     def _foreground_voxel(self, case: Case, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
         if rng.random() >= self.foreground:

@@ -159,7 +159,7 @@ class Cache:
         return self._images[case]
 
     def label(self, case: Case) -> CachedArray:
-        """Return the prepared label of a clean or noisy case: (*S) uint8 class indices.
+        """Return the prepared label of a clean or noisy case: (*S) uint8 class indices, `UNKNOWN` where not known.
 
         Raises:
             ValueError: The case is in another role: its label is not to be seen.
@@ -186,7 +186,8 @@ class Cache:
         if case.role not in (Role.CLEAN, Role.NOISY) or case.label is None:
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
-            key = combined_hash(self._image_key(case), self.inputs.label(case), self.plan.label_values)
+            contents = self._image_key(case), self.inputs.label(case)
+            key = combined_hash(*contents, self.plan.label_values, case.unknown)
             prepare = partial(self._prepare_label, case, seed=int(key[:16], 16))
             self._labels[case] = _Entry(self.root / f"label-{key}", case, prepare)
         return self._labels[case]
@@ -209,7 +210,7 @@ class Cache:
             label = onto(
                 label, geometry, frame.native, where=str(case.label), whose="its image", remedy=RESAMPLE
             )
-            prepared = prepare_label(label, frame.native, frame.grid, self.plan)
+            prepared = prepare_label(label, frame.native, frame.grid, self.plan, case.unknown)
         positions = _foreground(prepared, self.plan.num_classes, seed)
         return Content(
             {

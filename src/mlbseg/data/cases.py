@@ -23,7 +23,7 @@ _LAYOUTS = """recognised are:
   NAME/mri_norm2.h5                              Left Atrium HDF5
   images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case, in NAME or a folder below it
   images/NAME.dcm + labels/NAME.png              2D DICOM images; a file of many frames has labels/NAME.nii.gz
-  cases.csv or cases.json                        a datalist with id, image, label, role, patient"""
+  cases.csv or cases.json                        a datalist with id, image, label, role, patient, empty"""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,14 @@ class Dataset:
     patients: Patients | None = None
 
 
-def find_cases(root: Path) -> Dataset:
+def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
     """Find the cases in a folder of any known layout, or in a CSV or JSON datalist.
 
     `test.list` gives cases the role test; `train.list` the order in which labels are kept.
+
+    Args:
+        root: Where to look.
+        allow_empty: Labels without any structure are meant, in all cases: there is nothing to find in these scans.
 
     Raises:
         UserError: If nothing is at `root`, or nothing recognised. Faults of single cases are in the result.
@@ -97,6 +101,9 @@ def find_cases(root: Path) -> Dataset:
     order = layouts.read_list(folder / "train.list") if folder == root else ()
     tests = layouts.read_list(folder / "test.list") if folder == root else ()
     cases = [case.with_role(Role.TEST) if case.id in tests else case for case in found.cases]
+    cases = [
+        replace(case, unknown=found.unknown, may_be_empty=case.may_be_empty or allow_empty) for case in cases
+    ]
     faults = [*found.faults, *found.label_faults]
     faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)

@@ -49,6 +49,7 @@ class _Seen:
     channels: int = 0
     digest: str = ""
     labels: dict[int, int] = field(default_factory=dict)  # value -> voxels
+    unknown: int = 0  # voxels whose class the label leaves open
 
 
 def check(
@@ -177,13 +178,28 @@ def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
         yield grey_fault(name, greys)
     else:  # greys are no values that other labels could be compared with
         one.labels = _histogram(array)
+        one.unknown = one.labels.pop(one.case.unknown, 0) if one.case.unknown is not None else 0
+        if not one.labels:
+            yield Fault(
+                name,
+                f"every voxel is {one.case.unknown}, which stands for not known",
+                "some known voxels",
+                "draw them, or remove the file: then the case counts as unlabelled",
+                kind="all-unknown",
+            )
     if one.geometry and (difference := geometry_difference(geometry, one.geometry)):
         found, expected = difference
         yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")
-    if set(one.labels) == {0}:
+    # Of a label that leaves voxels open, the structure may lie there.
+    if set(one.labels) == {0} and not one.unknown and not one.case.may_be_empty:
         # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
         may_be = one.case.role is Role.TEST or geometry.ndim == 2
-        remedy = "" if may_be else "draw it, or remove the file: then the case counts as unlabelled"
+        remedy = (
+            ""
+            if may_be
+            else "draw it; or remove the file: then the case counts as unlabelled; or, if there is nothing to find in "
+            "the scan, say so with --allow-empty or the column empty of a list"
+        )
         yield Fault(
             name, "only background", "a structure", remedy, kind="empty-label" if may_be else "background"
         )
@@ -299,6 +315,7 @@ def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
             for value in sorted({value for one in seen for value in one.labels})
         },
         "patients": None if dataset.patients is None else dataset.patients.summary(),
+        "unknown": sum(one.unknown > 0 for one in seen),
         "class_names": {str(value): name for value, name in dataset.class_names.items()},
         "per_case": [_entry(one) for one in seen],
     }
@@ -323,4 +340,5 @@ def _entry(one: _Seen) -> dict[str, Any]:
         "size": list(one.geometry.size) if one.geometry else None,
         "spacing": list(one.geometry.spacing) if one.geometry else None,
         "labels": {str(value): count for value, count in one.labels.items()},
+        "unknown": one.unknown,
     }

@@ -8,16 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mlbseg.data.layouts import Found, class_names
+from mlbseg.data.layouts import Found, declared_labels
 from mlbseg.data.places import unusable
 from mlbseg.data.readers import stem
 from mlbseg.data.records import parse_json
 from mlbseg.errors import Fault, UserError, brief, nearest
 from mlbseg.types import Case, Role
 
-_COLUMNS = ("id", "image", "label", "role", "patient")
+_COLUMNS = ("id", "image", "label", "role", "patient", "empty")
+_ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+"""In the column `empty`: whether a label without any structure is meant."""
 _IMAGE = re.compile(r"image(_\d{1,4})?", re.ASCII)
-_EXPECTED = "columns id, image (or image_0, image_1, ...), label, role, patient, of which image is needed"
+_EXPECTED = (
+    "columns id, image (or image_0, image_1, ...), label, role, patient, empty, of which image is needed"
+)
 
 
 def read_datalist(path: Path, *, labels: bool = True) -> Found:
@@ -57,7 +61,7 @@ def read_datalist(path: Path, *, labels: bool = True) -> Found:
             )
     for where, row in rows:
         if not labels:
-            row = {key: value for key, value in row.items() if key not in ("label", "role")}
+            row = {key: value for key, value in row.items() if key not in ("label", "role", "empty")}
         _add(found, path.parent, f"{path.name}, {where}", row)
     return found
 
@@ -80,7 +84,7 @@ def _json_rows(path: Path, text: str, found: Found) -> list[tuple[str, dict[str,
         labels = data.get("labels", {})
         if not isinstance(labels, dict):
             raise ValueError("labels is not an object")
-        found.class_names = class_names(labels)
+        found.class_names, found.unknown = declared_labels(labels)
         data = data.get("cases")
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise ValueError("it holds no list of objects")
@@ -126,13 +130,17 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
         fault = Fault(
             where, f"role {role} without a label", "a label", "add it, or say unlabelled", name, "role"
         )
+    empty = str(row.get("empty") or "no").lower()
+    if empty not in _ANSWERS:
+        fault = Fault(where, f"empty = {empty!r}", "yes or no", "", name, "empty")
     if fault:
         found.faults.append(fault)
         return
     if row.get("patient"):
         found.patients[name] = str(row["patient"])
     label_path = paths.pop() if label else None
-    found.add(Case(name, tuple(paths), label_path, Role(role), str(row.get("patient") or "")))
+    patient = str(row.get("patient") or "")
+    found.add(Case(name, tuple(paths), label_path, Role(role), patient, may_be_empty=_ANSWERS[empty]))
 
 
 def _exists(path: Path) -> bool:

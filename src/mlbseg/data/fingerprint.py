@@ -172,9 +172,9 @@ def _case_facts(case: Case) -> CaseFacts:
             where=str(case.label), whose="its image", remedy=RESAMPLE, case_id=case.id,
         )  # fmt: skip
         values, counts = np.unique(label, return_counts=True)
-        voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+        voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != case.unknown}
         if case.role == Role.CLEAN:
-            mask = label > 0
+            mask = (label > 0) & (label != case.unknown)  # `!= None` is everywhere true
             foreground = tuple(Intensity.of(channel[mask]) for channel in scan.array)
     return CaseFacts(
         id=case.id,

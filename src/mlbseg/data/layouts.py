@@ -19,7 +19,7 @@ from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_s
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
 from mlbseg.data.records import parse_json, validate
 from mlbseg.data.unread import SEGMENTATION, judged, note, unread
-from mlbseg.errors import Fault, UserError, brief
+from mlbseg.errors import Fault, FaultsError, UserError, brief
 from mlbseg.types import Case, Role
 
 LONGEST_ID = 255 - len("_2147483647.nii.gz")
@@ -30,6 +30,8 @@ MOST_VALUE = 2**31 - 1
 
 _LABELS: TypeAdapter[dict[str, int | str | list[int]]] = TypeAdapter(dict[str, int | str | list[int]])
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+IGNORED = "ignore"
+"""nnU-Net's name for the label value of voxels that are not labelled."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Found:
     layout: str
     cases: list[Case] = field(default_factory=list)
     class_names: dict[int, str] = field(default_factory=dict)
+    unknown: int | None = None
     faults: list[Fault] = field(default_factory=list)
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
@@ -348,7 +351,7 @@ def _description(root: Path, found: Found) -> _Description:
             raise ValueError(odd)
         described = parse_json(path.read_text(encoding="utf-8-sig"))
         description = validate(TypeAdapter(_Description), described, "dataset.json")
-        found.class_names = class_names(description.labels or {})
+        found.class_names, found.unknown = declared_labels(description.labels or {})
     except (OSError, ValueError, UserError) as error:
         said = str(error).replace("\n", "; ")
         fault = Fault(
@@ -359,25 +362,49 @@ def _description(root: Path, found: Found) -> _Description:
     return description
 
 
-def class_names(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Return value -> name from the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
+def declared_unknown(*folders: Path) -> int | None:
+    """Return the value that the `dataset.json` of the first folder that has one calls ``ignore``; None without one.
 
-    nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+    Raises:
+        FaultsError: If the file cannot be used.
+    """
+    for folder in folders:
+        if (folder / "dataset.json").exists():
+            found = Found("")
+            _description(folder, found)
+            if found.faults:
+                raise FaultsError(found.faults, str(folder))
+            return found.unknown
+    return None
+
+
+def declared_labels(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | None]:
+    """Read ``labels`` of a `dataset.json`: the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
+
+    Returns:
+        Value -> name, and the value that nnU-Net calls ``ignore``, which names no class; None if there is none.
+        nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
 
     Raises:
         UserError: A value or a name is neither text nor a whole number.
         ValueError: A value is none that a label can have.
     """
-    checked = validate(_LABELS, dict(labels), "labels")
-    if any(isinstance(value, list) for value in checked.values()):
-        return {}
+    checked = validate(
+        _LABELS, {name: value for name, value in labels.items() if value is not None}, "labels"
+    )
+    unknown = checked.pop(IGNORED, None)
+    if unknown is not None and not isinstance(unknown, int):
+        raise ValueError(f"the label {IGNORED!r} is {brief(unknown)}, expected one whole number")
     by_name = {name: value for name, value in checked.items() if isinstance(value, int)}
-    if len(by_name) == len(checked):
+    if any(isinstance(value, list) for value in checked.values()):
+        names = {}
+    elif len(by_name) == len(checked):
         names = {value: name for name, value in by_name.items()}
     else:
         if wrong := [value for value in checked if not re.fullmatch(r"-?\d{1,18}", value)]:
             raise ValueError(f"label value {brief(wrong[0])} is no whole number")
         names = {int(value): str(name) for value, name in checked.items()}
-    if outside := [value for value in names if not 0 <= value <= MOST_VALUE]:
+    declared = [*names, *([] if unknown is None else [unknown])]
+    if outside := [value for value in declared if not 0 <= value <= MOST_VALUE]:
         raise ValueError(f"label value {brief(outside[0])}, expected 0 to {MOST_VALUE}")
-    return names
+    return names, unknown

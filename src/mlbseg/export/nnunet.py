@@ -185,13 +185,16 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
 
 
 def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
-    """Return a careful label as class indices (*S), and where its scan lies."""
+    """Return a careful label as class indices (*S), the number of classes where it is not known, and where it lies."""
     if case.label is None:
         raise UserError(f"{case.id}: no label")
     label, geometry = read_label(case.label)
     native = read_scan(case.images).geometry
     label = onto(label, geometry, native, where=case.label.name, whose="its scan", case_id=case.id)
-    return class_indices(label, plan, case.label.name).astype(np.uint16), native
+    open_ = label == case.unknown  # of voxels; compared with None, none is
+    indices = class_indices(np.where(open_, 0, label), plan, case.label.name).astype(np.uint16)
+    indices[open_] = plan.num_classes
+    return indices, native
 
 
 def _pseudo(

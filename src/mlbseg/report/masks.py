@@ -11,7 +11,7 @@ from mlbseg.data.cases import find_scans
 from mlbseg.data.geometry import onto
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
-from mlbseg.evaluation import Evaluation, mask_files
+from mlbseg.evaluation import Evaluation, leave_out, mask_files
 from mlbseg.report.page import Section, paragraphs, render_page, require_free_page, write_page
 from mlbseg.report.runs import slices_of
 from mlbseg.report.scores import caption, case_table, summary_table, telling
@@ -55,6 +55,7 @@ def masks_report(
             predicted[name],
             expected[name],
             known,
+            evaluation.unknown_value,
             worst=what == "worst",
         )
         for what, name in telling(evaluation).items()
@@ -79,11 +80,19 @@ def masks_report(
 
 
 def _subject(
-    name: str, words: str, predicted: Path, expected: Path, scans: Mapping[str, Case], *, worst: bool
+    name: str,
+    words: str,
+    predicted: Path,
+    expected: Path,
+    scans: Mapping[str, Case],
+    unknown: int | None,
+    *,
+    worst: bool,
 ) -> Subject:
     label, geometry = read_label(expected)
     mask, lattice = read_label(predicted)
     mask = onto(mask, lattice, geometry, where=predicted.name, whose="in its reference", case_id=name)
+    leave_out(mask, label, unknown)
     masks = {"label": label, "prediction": mask}
     image = np.zeros(label.shape, np.uint8)
     if scans:

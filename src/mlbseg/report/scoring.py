@@ -20,7 +20,7 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
-from mlbseg.evaluation import Evaluation, evaluate
+from mlbseg.evaluation import Evaluation, evaluate, leave_out
 from mlbseg.inference import Progress
 from mlbseg.report.scores import caption, telling
 from mlbseg.report.slices import Subject
@@ -137,7 +137,8 @@ def score_cases(
     if faults and not masks:
         raise FaultsError(faults, "the scans", "no case could be predicted")
     labels = {case.id: case.label for case in cases if case.label is not None and case.id in masks}
-    result = evaluate(folder, labels, classes=plan.structures)
+    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
+    result = evaluate(folder, labels, classes=plan.structures, unknown=unknown)
     scored = set(result.cases)
     kept = {case.id: case for case in cases if case.id in scored}
     return Scored(
@@ -163,6 +164,7 @@ def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device)
         scan = read_scan(case.images)
         label = _label_on(_label_of(case), scan.geometry)
         mask = _label_on(scored.masks[name], scan.geometry)
+        leave_out(mask, label, case.unknown)
         maps = {"certainty": _certainty(case, network, run, device)}
         trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
@@ -272,8 +274,11 @@ def _voxels(
 ) -> dict[int, dict[str, tuple[int, int]]]:
     counts: dict[int, dict[str, tuple[int, int]]] = {value: {} for value in classes}
     for name, case in cases.items():
-        found, expected = (dict(zip(*np.unique(read_label(path)[0], return_counts=True), strict=True))
-                           for path in (masks[name], _label_of(case)))  # fmt: skip
+        mask, label = (read_label(path)[0] for path in (masks[name], _label_of(case)))
+        leave_out(mask, label, case.unknown)
+        found, expected = (
+            dict(zip(*np.unique(array, return_counts=True), strict=True)) for array in (mask, label)
+        )
         for value in classes:
             counts[value][name] = (int(found.get(value, 0)), int(expected.get(value, 0)))
     return counts

@@ -40,6 +40,7 @@ def train(
     preset: str | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
+    allow_empty: bool = False,
     skip_bad: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -66,6 +67,7 @@ def train(
         preset: A name in `mlbseg.config.PRESETS`.
         config: A YAML file of settings.
         overrides: ``key=value`` settings, such as ``train.lr=0.01``.
+        allow_empty: Careful labels without any structure are meant: there is nothing to find in these scans.
         skip_bad: Leave faulty cases out instead of stopping. The others keep their part: fewer than asked may be
             labelled.
         device: ``auto``, ``cpu``, ``cuda`` ...
@@ -92,6 +94,7 @@ def train(
                 "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
                 "validation": validation or None, "seed": seed, "patient": patient, "preset": preset, "config": config,
                 "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
+                "allow_empty": allow_empty or None,
             }  # fmt: skip
             if given := [name for name, value in choices.items() if value is not None]:
                 raise UserError(f"--resume continues {root} as it was begun, found also: {', '.join(given)}")
@@ -109,7 +112,8 @@ def train(
         )
         prepare_run(
             Path(data), Path(out), settings, labelled=labelled, test=test, validation=validation, labels=labels,
-            patient=patient, skip_bad=skip_bad, device=target, count=count, cache=cache, console=console,
+            patient=patient, allow_empty=allow_empty, skip_bad=skip_bad, device=target, count=count,
+            cache=cache, console=console,
         )  # fmt: skip
         return Path(out)
 

@@ -47,6 +47,7 @@ def prepare_run(
     test: int | Sequence[str] | None,
     validation: int | Sequence[str],
     labels: Sequence[int] | None,
+    allow_empty: bool,
     skip_bad: bool,
     device: torch.device,
     count: int,
@@ -57,7 +58,7 @@ def prepare_run(
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
     _require_free(root)
-    found = with_patients(find_cases(data), patient)
+    found = with_patients(find_cases(data, allow_empty=allow_empty), patient)
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.

@@ -23,6 +23,7 @@ from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
@@ -343,8 +344,8 @@ class Training:
         scores = np.zeros((len(self.validation), len(foreground)))
         for index in self._share(range(len(self.validation))):
             case = self.validation[index]
-            predicted = self._predict(network, case).argmax(0)
             label = np.asarray(self.cache.label(case)[...])
+            predicted = np.where(label == UNKNOWN, UNKNOWN, self._predict(network, case).argmax(0))
             scores[index] = [dice(predicted == k, label == k) for k in foreground]
         network.train(was_training)
         return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()))
