@@ -440,6 +440,7 @@ def test_stem(name: str, expected: str) -> None:
         ("a.nii", ".nii.gz"),
         ("a.nii.gz", ".nii.gz"),
         ("a.h5", ".nii.gz"),
+        ("a.hdr", ".nii.gz"),
         ("series", ".nii.gz"),
         ("a.nrrd", ".nrrd"),
         ("a.nhdr", ".nrrd"),
