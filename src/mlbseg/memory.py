@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def require_memory(path: Path, needed: int) -> None:
 
 
 def free_memory(system: Path = Path("/")) -> int:
-    """Return the bytes of memory that are free, within what a control group grants.
+    """Return the bytes of memory that are free, within what a control group and `ulimit -v` grant.
 
     Args:
         system: The folder with ``proc`` and ``sys``.
@@ -40,7 +41,16 @@ def free_memory(system: Path = Path("/")) -> int:
         for line in (system / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    return max(0, min([free, *_control_groups(system)]))
+    return max(0, min([free, *_control_groups(system), *_address_space(system)]))
+
+
+def _address_space(system: Path) -> Iterator[int]:
+    """Yield what `ulimit -v`, as schedulers set it, leaves to this process, bytes."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError):  # only Linux says how much is taken
+            pages = int((system / "proc/self/statm").read_text().split()[0])
+            yield limit - pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _control_groups(system: Path) -> Iterator[int]:

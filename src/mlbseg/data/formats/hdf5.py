@@ -41,7 +41,10 @@ def open_hdf5(path: Path, *, label: bool = False) -> Opened:
 
     def read() -> npt.NDArray[Any]:
         with _dataset(path, name) as dataset:
-            return np.ascontiguousarray(dataset[()].T)[None]
+            array = dataset[()]
+        if array.dtype == np.float16:  # too small to be compared with the bounds of other types
+            array = array.astype(np.float32)
+        return np.ascontiguousarray(array.T)[None]
 
     return Opened(place, 1, read)
 

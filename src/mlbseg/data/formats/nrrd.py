@@ -165,7 +165,11 @@ def _geometry(path: Path, fields: dict[str, str], axes: _Axes) -> Geometry:
     vectors = _vectors(path, "space directions", fields["spacedirections"])
     origin = _vectors(path, "space origin", fields.get("spaceorigin", f"({','.join('0' * len(flips))})"))
     chosen = [vectors[i] for i in spatial] if len(vectors) == len(axes.size) else []
-    if not chosen or any(vector is None or len(vector) != len(flips) for vector in (*chosen, *origin)):
+    if (
+        not chosen
+        or len(origin) != 1
+        or any(vector is None or len(vector) != len(flips) for vector in (*chosen, *origin))
+    ):
         found = f"space directions: {fields['spacedirections'][:80]}"
         expected = f"{len(spatial)} directions and one origin in {len(flips)} dimensions"
         fail(path, found, expected, "correct the header", "geometry")
