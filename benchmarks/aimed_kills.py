@@ -211,11 +211,11 @@ def hook(under: str, at: int, number: int, count: Path) -> None:
 
 
 def content(out: Path) -> dict[str, str]:
-    """Return what lies in a folder: a digest of files that must be equal, else only the name."""
+    """Return what can be seen in a folder: a digest of files that must be equal, else only the name."""
     found = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if path.is_file() and "tensorboard" not in name:
+        if path.is_file() and "tensorboard" not in name and ".mlbseg-" not in name:
             equal = name.endswith(COMPARED)
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if equal else ""
     return found
@@ -247,7 +247,9 @@ def trial(aim: Aim, folder: Path, at: int, number: int, reference: dict[str, str
     resumes = aim.again is not None and ((out / "config.yaml").is_file() or "config.yaml" not in reference)
     again = aim.again if resumes and aim.again is not None else aim.command
     code, said, _ = start(again(folder), folder)
-    was_whole = there == reference and "exists already" in said
+    was_whole = there == reference and any(
+        words in said for words in ("exists already", "holds something already")
+    )
     if code and not was_whole:
         figures.stuck.append(f"{where}: exit code {code}, {said.strip()[-300:]}")
     elif (after := content(out)) != reference:
