@@ -26,10 +26,13 @@ def in_use(folder: Path) -> bool:
     Raises:
         UserError: if the folder cannot be looked into.
     """
-    if not folder.is_dir():
-        return folder.exists()
-    with unless_held(folder / _MOVING) as dead:
-        return bool(_names(folder) - (_noted(folder) if dead else set()))
+    try:
+        if not folder.is_dir():
+            return folder.exists()
+        with unless_held(folder / _MOVING) as dead:
+            return bool(_names(folder) - (_noted(folder) if dead else set()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
 
 
 def require_new(out: Path, *, overwrite: bool) -> None:
@@ -132,10 +135,7 @@ def _met(target: Path) -> UserError:
 
 def _names(folder: Path) -> set[str]:
     """Return what lies in a folder, remains of killed processes left out."""
-    try:
-        names = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
+    names = {path.name for path in folder.iterdir()}
     return {name for name in names if name != _MOVING and not is_temporary(name)}
 
 

@@ -354,7 +354,7 @@ def test_the_memory_estimate_follows_what_autograd_saves(network: str, ndim: int
 @given(
     size=st.tuples(*[st.integers(1, 400)] * 3),
     spacing=st.tuples(*[st.floats(0.2, 6)] * 3),
-    memory=st.integers(2**24, 2**38),
+    memory=st.integers(2**26, 2**38),
     device=st.sampled_from(["cpu", "cuda"]),
     network=st.sampled_from(["unet", "unet++", "vnet", "dynunet", "swin-unetr"]),
 )

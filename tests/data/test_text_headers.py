@@ -216,7 +216,8 @@ def test_no_header_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
     file, build, words = LEADS[name]
     path = folder / file
     path.write_bytes(build(str(secret)) + (b"" if path.suffix == ".mhd" else PLAIN.tobytes()))
-    for read in (lambda: read_scan([path]), lambda: read_label(path), lambda: content_hash(path)):
+    content_hash(path)  # of the header alone: whoever reads the scan says what is wrong
+    for read in (lambda: read_scan([path]), lambda: read_label(path)):
         with pytest.raises(ReadError, match=words):
             read()
 

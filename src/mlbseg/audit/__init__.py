@@ -23,7 +23,7 @@ from mlbseg.evaluation import mask_files
 from mlbseg.files import make_folder, working_folder
 from mlbseg.inference import Progress
 from mlbseg.run import Run, one_case, pick_device
-from mlbseg.staging import in_use, staged
+from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -156,6 +156,7 @@ class _Least:
 
 
 def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
+    sweep_around(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
     if in_use(folder) and not overwrite:

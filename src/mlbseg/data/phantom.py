@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 
 from mlbseg.data.readers import write_image, write_label
 from mlbseg.errors import UserError
-from mlbseg.staging import in_use, staged
+from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.types import Geometry
 
 Field = npt.NDArray[np.float64]
@@ -73,11 +73,9 @@ def write_phantoms(out: Path, *, count: int, seed: int, size: tuple[int, int, in
     Raises:
         UserError: If `out` is not an empty folder, or nothing can be written there.
     """
-    try:
-        if out.exists() and in_use(out):
-            raise UserError(f"{out} is not an empty folder, expected a new or empty one (name another)")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror} (name another folder)") from error
+    sweep_around(out)
+    if in_use(out):
+        raise UserError(f"{out} is not an empty folder, expected a new or empty one (name another)")
     seeds = np.random.SeedSequence(seed).generate_state(count)
     with staged(out) as folder:
         for part in ("images", "labels"):
