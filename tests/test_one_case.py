@@ -14,6 +14,7 @@ import torch
 from pydicom.errors import InvalidDicomError
 
 from blocks import blocks, save, write_case
+from data.dicom_files import companions
 from export.seg_series import write_series
 from mlbseg.audit import audit
 from mlbseg.data import readers
@@ -116,6 +117,17 @@ def test_predict(scans_that_fail: Path, supervised_run: Path) -> None:
     result = predict(supervised_run, scans_that_fail, scans_that_fail / "masks", device="cpu")
     assert set(result.masks) == {"fine", "good"}
     assert_each_is_named(result.faults)
+
+
+@pytest.mark.slow
+def test_what_reading_has_left_out_is_told(supervised_run: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "scans" / "one", blocks(3)[0].round())
+    write_series(tmp_path / "scans" / "two", blocks(4)[0].round())
+    companions(tmp_path / "scans" / "one")
+    result = predict(supervised_run, tmp_path / "scans", tmp_path / "masks", device="cpu")
+    assert set(result.masks) == {"one", "two"}
+    assert [note.case_id for note in result.notes] == ["one"]
+    assert "passed over, as no slice: DOSE.dcm (dose)" in result.notes[0].found
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ class Predictions:
     Attributes:
         masks: The file written for each case id.
         faults: Scans that could not be segmented or whose names cannot be used; the others were segmented.
-        notes: Files that were passed over.
+        notes: Files that were passed over, and what reading a scan has left out or done to it.
     """
 
     masks: dict[str, Path] = field(default_factory=dict)
@@ -164,7 +164,7 @@ def predict(
     return Predictions(
         dict(sorted(masks.items(), key=lambda item: place[item[0]])),
         sorted(faults, key=lambda fault: place.get(fault.case_id or "", -1)),
-        notes,
+        [*notes, *(note for share in shares for note in share.notes)],
     )
 
 
@@ -213,8 +213,11 @@ def _predict_cases(
             mask = out / f"{case.id}{mask_suffix(case.images)}"
             _require_room(case, mask, opened.plan, probabilities=probabilities, overwrite=overwrite)
             with autocast(precision or opened.config.train.precision, target):
-                _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
+                told = _predict_case(
+                    case, mask, model, opened.plan, target, flips, largest, probabilities, overlap
+                )
             result.masks[case.id] = mask
+            result.notes += [Fault(case.id, note, case_id=case.id, kind="note") for note in told]
     if progress is not None:
         progress(len(cases), len(cases), "")
     return result
@@ -240,14 +243,18 @@ def _predict_case(
     largest: bool,
     probabilities: bool,
     overlap: float,
-) -> None:
-    probability, frame = case_probability(case, network, plan, device, flips=flips, overlap=overlap)
+) -> list[str]:
+    """Write a case's mask; return what reading the scan has left out or done to it."""
+    notes: list[str] = []
+    probability, frame = case_probability(
+        case, network, plan, device, flips=flips, overlap=overlap, notes=notes
+    )
     label = restore_label(probability, frame, plan)
     if largest:
         label = largest_components(label)
     if not probabilities:
         write_label(mask, label, frame.native)
-        return
+        return notes
     # A case is there with its mask: its probabilities come with it, or not at all.
     with working_folder(mask.parent) as work:
         write_label(work / mask.name, label, frame.native)
@@ -258,6 +265,7 @@ def _predict_case(
         for path in _probability_files(case, mask, plan):
             (work / PROBABILITIES / path.name).replace(path)
         (work / mask.name).replace(mask)
+    return notes
 
 
 def _write_probabilities(

@@ -515,3 +515,13 @@ def test_damaged_headers_are_faults_in_every_place(seed: int, tmp_path: Path) ->
                 look()
             except UserError as error:
                 assert "report this line" not in str(error)  # noqa: PT017 - some are read, as nothing that matters is damaged
+
+
+def test_files_without_an_ending_are_not_called_unread(tmp_path: Path) -> None:
+    folder = slices(tmp_path / "s", volume())
+    for path in folder.iterdir():
+        path.rename(path.with_suffix(""))
+    (folder / "LICENSE.txt").write_text("x")
+    scans = find_scans(folder)
+    assert [case.id for case in scans.cases] == ["s"]
+    assert [note.where for note in scans.notes] == ["LICENSE.txt"]

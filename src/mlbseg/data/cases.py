@@ -12,7 +12,7 @@ from mlbseg.data.formats.dicom import is_dicom
 from mlbseg.data.layouts import Found
 from mlbseg.data.patients import Patients, find_patients
 from mlbseg.data.places import entries, is_file, is_folder, unusable
-from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
+from mlbseg.data.readers import SUFFIXES, is_scan_file, segment_names, stem
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
 
@@ -105,18 +105,40 @@ def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
         replace(case, unknown=found.unknown, may_be_empty=case.may_be_empty or allow_empty) for case in cases
     ]
     faults = [*found.faults, *found.label_faults]
+    names = found.class_names
+    if not names:
+        names, differing = _segment_names(cases)
+        faults += differing
     faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)
     return Dataset(
         folder,
         found.layout,
         tuple(cases),
-        found.class_names,
+        names,
         order,
         tuple(faults),
         tuple(found.warnings),
         {case.id: found.patients[case.id] for case in cases if case.id in found.patients},
     )
+
+
+def _segment_names(cases: Sequence[Case]) -> tuple[dict[int, str], list[Fault]]:
+    """Return value -> name of the segments in labels of 3D Slicer's, and a fault for each that has other names."""
+    names: dict[int, str] = {}
+    first: dict[int, str] = {}
+    faults = []
+    for case in cases:
+        for value, name in segment_names(case.label).items() if case.label is not None else ():
+            if names.setdefault(value, name) != name:
+                found, expected = (
+                    f"segment {name!r} has the value {value}",
+                    f"{names[value]!r} as in {first[value]}",
+                )
+                remedy = "use the same segments in the same order in all labels"
+                faults.append(Fault(case.id, found, expected, remedy, case.id, "labels"))
+            first.setdefault(value, case.id)
+    return {0: "background", **names} if names else {}, faults
 
 
 def with_patients(dataset: Dataset, pattern: str | None = None, known: Patients | None = None) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,10 @@ HALF = 0.5
 
 class Unscaled(Geometry):
     """The geometry of a label whose file does not say how far apart its voxels are: it fits an image of any spacing."""
+
+
+class Part(Geometry):
+    """The geometry of a label that may cover a part of its image alone, such as 3D Slicer's; the rest is background."""
 
 
 def orthogonalised(
@@ -113,6 +117,13 @@ def onto(
     Raises:
         ReadError: If it lies elsewhere, with what differs.
     """
+    start = _start(found, expected) if isinstance(found, Part) else None
+    if start is not None:
+        whole = np.zeros((*array.shape[: array.ndim - found.ndim], *reversed(expected.size)), array.dtype)
+        box = [slice(a, a + n) for a, n in zip(reversed(start), reversed(found.size), strict=True)]
+        index: tuple[Any, ...] = (..., *box)
+        whole[index] = array
+        return whole
     turn = _turn(found, expected)
     if turn is None:
         difference, wanted = geometry_difference(found, expected) or ("", "")
@@ -139,6 +150,8 @@ def geometry_difference(found: Geometry, expected: Geometry) -> tuple[str, str] 
     """
     if _turn(found, expected) is not None:
         return None
+    if isinstance(found, Part) and _start(found, expected) is not None:
+        return None
     if (difference := _difference(found, expected)) is None:  # 2D pictures apart, equal lattices fit
         return f"size {shown(found.size)}", shown(expected.size)
     unplaced = found.stored and not Placement.of_numbers(found.stored).is_known
@@ -162,6 +175,20 @@ def _difference(found: Geometry, expected: Geometry) -> tuple[str, str] | None:
     if not np.allclose(found.direction, expected.direction, rtol=0, atol=DIRECTION_TOLERANCE):
         return f"direction {listed(found.direction)}", listed(expected.direction)
     return None
+
+
+def _start(part: Geometry, whole: Geometry) -> tuple[int, ...] | None:
+    """Return where the first voxel of a part lies in the whole, (x, y[, z]) from 0; None if it is no part of it."""
+    n = whole.ndim
+    if part.ndim != n:
+        return None
+    direction = np.reshape(whole.direction, (n, n))
+    places = (np.asarray(part.origin) - whole.origin) @ direction / whole.spacing
+    start = np.rint(places).astype(int)
+    within = all(0 <= a <= size - own for a, own, size in zip(start, part.size, whole.size, strict=True))
+    moved = np.asarray(whole.origin) + direction @ (start * whole.spacing)
+    lattice = Geometry(part.size, whole.spacing, tuple(moved.tolist()), whole.direction)
+    return tuple(start.tolist()) if within and _difference(part, lattice) is None else None
 
 
 Turn = tuple[tuple[int, ...], tuple[bool, ...]]

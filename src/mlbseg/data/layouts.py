@@ -15,6 +15,8 @@ from pydantic import TypeAdapter
 
 from mlbseg.data.dicom_folders import is_dicom_name, loose_scans, named_scans, pass_over, series_in
 from mlbseg.data.formats import hdf5
+from mlbseg.data.formats.dicom import slice_files
+from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_special, unusable
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
 from mlbseg.data.records import parse_json, validate
@@ -117,10 +119,11 @@ def bare(root: Path, channels: int | None = None) -> Found:
     folders = series_in(root, [p for p in listed if p.is_dir()], found.warnings)
     try:
         loose, others = loose_scans(root, alone=not (scans or folders))
+        named = set(slice_files(root))  # many DICOM files have no ending
     except OSError as error:
         raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
     pass_over(others, root, found.warnings)
-    found.warnings += [note(path, folder=False) for path in found.unread]
+    found.warnings += [note(path, folder=False) for path in found.unread if path not in named]
     found.warnings += [
         Fault(f"{path.name}/", "a folder without scans, ignored", kind="ignored")
         for path in listed
@@ -247,7 +250,10 @@ def _scans(folder: Path, found: Found) -> list[Path]:
     """
     listed = []
     for path in entries(folder):
-        if odd := _passed_over(path):
+        if path.name.lower().endswith(ENDING) and not folder.name.startswith("labels"):
+            what = "a segmentation of 3D Slicer's and no scan, ignored"
+            found.warnings.append(Fault(f"{folder.name}/{path.name}", what, kind="ignored"))
+        elif odd := _passed_over(path):
             found.warnings.append(odd)
         else:
             listed.append(path)

@@ -22,13 +22,16 @@ from mlbseg.data.formats.nifti_writer import save_nifti
 from mlbseg.data.formats.nrrd import open_nrrd
 from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.formats.pictures import open_picture
+from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.formats.tiff import is_stack, write_stack
 from mlbseg.data.geometry import onto
+from mlbseg.data.places import is_file
 from mlbseg.errors import ReadError, UserError
 from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
 SUFFIXES: dict[str, str] = {
+    ENDING: "NRRD",
     ".nii.gz": "NIfTI",
     ".nii": "NIfTI",
     ".hdr": "NIfTI",
@@ -199,7 +202,7 @@ def _open(path: Path, *, label: bool = False) -> Opened:
     if path.is_dir():
         return open_dicom(path, label=label)
     kind = SUFFIXES.get(suffix(path), "")
-    if not kind and path.is_file() and is_dicom(path):
+    if not kind and is_file(path) and is_dicom(path):
         return open_dicom(path, label=label)  # many archives give no ending
     if not kind:
         fail(path, "not the name of a scan", f"one of {' '.join(SUFFIXES)}, or a DICOM folder")
@@ -216,6 +219,18 @@ def pixel_file(path: Path) -> Path:
     """
     find = _PIXEL_FILES.get(SUFFIXES.get(suffix(path), ""))
     return find(path) if find else path
+
+
+def segment_names(path: Path) -> dict[int, str]:
+    """Return value -> name of the segments in a label of 3D Slicer's; {} of any other, and of one that is damaged."""
+    if SUFFIXES.get(suffix(path)) != "NRRD" or not is_file(path):
+        return {}
+    try:
+        with reading(path):
+            found = nrrd.segments_of(path)
+    except ReadError:  # whoever reads the label says why
+        return {}
+    return {segment.value: segment.name for segment in found if segment.name}
 
 
 def is_hdf5(path: Path) -> bool:

@@ -274,7 +274,8 @@ def _voxels(
 ) -> dict[int, dict[str, tuple[int, int]]]:
     counts: dict[int, dict[str, tuple[int, int]]] = {value: {} for value in classes}
     for name, case in cases.items():
-        mask, label = (read_label(path)[0] for path in (masks[name], _label_of(case)))
+        mask, lattice = read_label(masks[name])
+        label = _label_on(_label_of(case), lattice)
         leave_out(mask, label, case.unknown)
         found, expected = (
             dict(zip(*np.unique(array, return_counts=True), strict=True)) for array in (mask, label)

@@ -20,6 +20,7 @@ from mlbseg.data.formats.dicom_header import Header, header_errors
 from mlbseg.data.formats.itk import channels, itk_errors
 from mlbseg.data.formats.opened import fail
 from mlbseg.errors import ReadError
+from mlbseg.temporaries import temporary_folder
 
 Pixels = npt.NDArray[np.float32]
 
@@ -96,8 +97,8 @@ def _by_gdcm(path: Path, data: Dataset) -> npt.NDArray[Any]:
         copy.PhotometricInterpretation = "MONOCHROME2"
     copy.PixelData = data.PixelData
     copy["PixelData"].is_undefined_length = True
-    with tempfile.TemporaryDirectory(prefix="mlbseg-") as folder:
-        file = Path(folder, path.name)
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        file = folder / path.name
         dcmwrite(file, copy, enforce_file_format=True)
         with itk_errors(path, "DICOM file"):
             return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from mlbseg.data.formats.detached import beside
 from mlbseg.data.formats.opened import Opened, checked_geometry, fail, require_axes, require_room
 from mlbseg.data.formats.pixels import Encoding, Pixels
+from mlbseg.data.formats.slicer import Segment, label_map, segments
 from mlbseg.data.formats.text_header import header_lines, keep, numbers, whole_numbers
+from mlbseg.data.geometry import Part
 from mlbseg.types import Geometry
 
 _MOST_AXES = 16  # of NRRD's own library
@@ -76,12 +78,12 @@ class _Axes:
 
 
 def open_nrrd(path: Path, *, label: bool = False) -> Opened:
-    """Open an NRRD file.
+    """Open an NRRD file; as a label, a segmentation of 3D Slicer's is joined to one value per voxel.
 
     Raises:
         ReadError: If it is not readable.
     """
-    fields, end = _header(path)
+    fields, pairs, end = _header(path)
     axes = _axes(path, fields)
     place = _geometry(path, fields, axes)
     components = 1 if axes.components is None else axes.size[axes.components]
@@ -96,7 +98,22 @@ def open_nrrd(path: Path, *, label: bool = False) -> Opened:
             array = np.moveaxis(array, array.ndim - 1 - axes.components, 0)
         return array.reshape(components, *place.size[::-1])
 
-    return Opened(place, components, read)
+    known = segments(path, pairs, components) if label else ()
+    if not known:
+        return Opened(place, components, read)
+    part = Part(place.size, place.spacing, place.origin, place.direction)
+    return Opened(part, 1, lambda: label_map(path, read(), known)[None])
+
+
+def segments_of(path: Path) -> tuple[Segment, ...]:
+    """Return the segments that a file names; () if it is no segmentation of 3D Slicer's.
+
+    Raises:
+        ReadError: If its header is damaged.
+    """
+    fields, pairs, _ = _header(path)
+    axes = _axes(path, fields)
+    return segments(path, pairs, 1 if axes.components is None else axes.size[axes.components])
 
 
 def pixel_file(path: Path) -> Path:
@@ -105,13 +122,14 @@ def pixel_file(path: Path) -> Path:
     Raises:
         ReadError: If its header names none that may be read.
     """
-    fields, _ = _header(path)
+    fields, _, _ = _header(path)
     return beside(path, fields["datafile"]) if "datafile" in fields else path
 
 
-def _header(path: Path) -> tuple[dict[str, str], int]:
-    """Return the fields, by lower-case names without blanks, and the number of bytes before the pixels."""
+def _header(path: Path) -> tuple[dict[str, str], dict[str, str], int]:
+    """Return the fields, by lower-case names without blanks, the key/value pairs, and the bytes before the pixels."""
     fields: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     with path.open("rb") as file:
         lines = header_lines(path, file)
         if not re.fullmatch(r"NRRD000\d\s*", next(lines, ""), re.ASCII):
@@ -119,7 +137,10 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
         for line in lines:
             if not line:
                 break
-            if line.startswith("#") or re.match(r"[^:]*:=", line):
+            if line.startswith("#"):
+                continue
+            if pair := re.match(r"([^:]*):=(.*)", line):
+                pairs.setdefault(pair[1].strip(), pair[2].strip())
                 continue
             name, colon, value = line.partition(":")
             if not colon or "\0" in line:
@@ -127,7 +148,7 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
             keep(path, fields, re.sub(r"\s", "", name).lower(), value.strip())
             if fields.get("datafile", "").startswith("LIST"):
                 break  # the names of files follow
-        return fields, file.tell()
+        return fields, pairs, file.tell()
 
 
 def _axes(path: Path, fields: dict[str, str]) -> _Axes:

@@ -87,8 +87,12 @@ def label_map(path: Path, layers: npt.NDArray[Any], known: Sequence[Segment]) ->
         (*S) the segments' values, 0 where there is none.
 
     Raises:
-        ReadError: If a voxel lies in segments of two layers, or has a value that no segment has.
+        ReadError: If a voxel lies in segments of two layers or, of several layers, has a value that no segment has.
     """
+    if len(layers) == 1 and all(segment.stored == segment.value for segment in known):
+        return np.asarray(
+            layers[0], np.int32
+        )  # with values that the keys leave out too: they are drawn all the same
     drawn = np.count_nonzero(layers, axis=0)
     if (twice := int((drawn > 1).sum())) > 0:
         places = np.argwhere(drawn > 1)[0]
