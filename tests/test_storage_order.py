@@ -100,7 +100,7 @@ def test_audit(cases: tuple[Case, Case]) -> None:
     auditor: Any = SimpleNamespace(plan=PLAN)
     plain, turned = (Auditor._prepared(auditor, case) for case in cases)
     assert np.array_equal(plain[1], turned[1])
-    assert np.array_equal(turned[3], label().T)
+    assert np.array_equal(turned[-1], label().T)
 
 
 def test_report(cases: tuple[Case, Case]) -> None:
@@ -114,7 +114,7 @@ def test_report(cases: tuple[Case, Case]) -> None:
     assert image is not None
     mask, _ = read_label(turned)
     assert image[mask == 2].mean() > 190
-    subject = _subject("a", "", turned, plain, {}, worst=False)
+    subject = _subject("a", "", turned, plain, {}, None, worst=False)
     assert np.array_equal(subject.masks["label"], subject.masks["prediction"])
 
 

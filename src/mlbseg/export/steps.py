@@ -133,7 +133,7 @@ def find_scans(folder: str, channels: int) -> list[dict[str, Any]]:
 def native_geometry(meta: Mapping[str, Any]) -> Geometry:
     """Return where a scan that MONAI has read lies."""
     size = [int(n) for n in meta["spatial_shape"]]
-    affine = np.array(torch.as_tensor(meta["original_affine"]).cpu(), np.float64)
+    affine = np.asarray(torch.as_tensor(meta["original_affine"]).cpu(), np.float64).copy()
     affine[:-1] *= _MM.get(int(meta.get("xyzt_units", 0)) & 7, 1.0)
     n = len(size)
     spacing = np.linalg.norm(affine[:-1, :n], axis=0)
