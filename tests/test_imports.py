@@ -55,6 +55,7 @@ def state():
         ],
         "matplotlib": {key: str(value) for key, value in matplotlib.rcParams.copy().items() if key != "backend"},
         "backend": matplotlib.get_backend(auto_select=False),
+        "ITK": SimpleITK.ProcessObject.GetGlobalWarningDisplay(),
     }
 
 modules, others = json.loads(sys.argv[1])

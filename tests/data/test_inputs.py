@@ -133,6 +133,16 @@ def test_all_changes_are_named(tmp_path: Path) -> None:
     assert len(inputs.images(b)) == 2
 
 
+def test_a_file_that_changes_back_at_once_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(tmp_path)
+    inputs = Inputs(since="noon")
+    inputs.note(case)
+    hashes = iter(["other", *inputs.known["a"]["images"][1:]])
+    monkeypatch.setattr(module, "content_hash", lambda path: next(hashes, None) or content_hash(path))
+    with pytest.raises(UserError, match="a_0: has changed since noon"):
+        inputs.images(case)
+
+
 def test_what_cannot_be_read_is_left_to_those_who_read_it(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     case.images[0].unlink()

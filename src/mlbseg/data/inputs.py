@@ -132,17 +132,20 @@ class Inputs:
             known = self.known.get(case.id, {}).get(part)
             if known is None:
                 continue
-            now = tuple(content_hash(path) for path in files)
-            if len(now) != len(known):
-                remedy = "restore them, or start a new run"
-                found = f"{len(now)} image file(s)"
-                yield Fault(case.id, found, f"{len(known)} as when {self.since}", remedy, case.id, "changed")
-                continue
-            for path, one, other in zip(files, now, known, strict=True):
-                if one != other:
-                    found = f"has changed since {self.since}"
-                    remedy = "restore it as it was then, or start a new run"
-                    yield Fault(str(path), found, remedy=remedy, case_id=case.id, kind="changed")
+            yield from self._differences(case, files, known, tuple(content_hash(path) for path in files))
+
+    def _differences(
+        self, case: Case, files: tuple[Path, ...], known: tuple[str, ...], now: tuple[str, ...]
+    ) -> Iterator[Fault]:
+        if len(now) != len(known):
+            found, remedy = f"{len(now)} image file(s)", "restore them, or start a new run"
+            yield Fault(case.id, found, f"{len(known)} as when {self.since}", remedy, case.id, "changed")
+            return
+        for path, one, other in zip(files, now, known, strict=True):
+            if one != other:
+                found = f"has changed since {self.since}"
+                remedy = "restore it as it was then, or start a new run"
+                yield Fault(str(path), found, remedy=remedy, case_id=case.id, kind="changed")
 
     def readable_changes(self, case: Case) -> list[Fault]:
         """Return the `changes` of a case; none if a file cannot be read, as whoever needs it will say so."""
@@ -155,7 +158,7 @@ class Inputs:
         now = tuple(content_hash(path) for path in files)
         if self.known.setdefault(case.id, {}).setdefault(part, now) == now:
             return now
-        faults = list(self.changes(case))
+        faults = list(self._differences(case, files, self.known[case.id][part], now))
         raise UserError("\n".join(map(str, faults)), faults=faults)
 
 
