@@ -77,10 +77,16 @@ def test_hdf5_that_announces_more_than_memory_is_refused_unread(tmp_path: Path) 
 
 
 def test_hdf5_chunk_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = announce(tmp_path / "a.h5", (4, 4, 4), maxshape=(None,) * 3, chunks=(256, 256, 256))
+    path = announce(tmp_path / "a.h5", (4, 4, 4), maxshape=(None,) * 3, chunks=(128, 256, 256))
     assert read_scan([path]).array.max() == 7
     monkeypatch.setattr("mlbseg.memory.free_memory", lambda: 1 << 20)
     with pytest.raises(ReadError, match=r"GiB of pixels"):
+        read_scan([path])
+
+
+def test_hdf5_chunk_far_larger_than_its_pixels_is_refused(tmp_path: Path) -> None:
+    path = announce(tmp_path / "a.h5", (4, 4, 4), maxshape=(None,) * 3, chunks=(512, 512, 512))
+    with pytest.raises(ReadError, match=r"chunks of 536870912 bytes for 256 bytes of pixels"):
         read_scan([path])
 
 
