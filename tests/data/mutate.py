@@ -89,7 +89,10 @@ def write(kind: str, number: int, folder: Path) -> Path:
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         change = mutate if random.random() < 0.75 else mutators.anywhere
         content = change(content, random)
-    (inside / seed.target).write_bytes(content.replace(b"{canary}", str(folder / "canary").encode()))
+    canary = (
+        "../canary" if kind in LISTS else str(folder / "canary")
+    )  # a list may name a whole path: it is meant
+    (inside / seed.target).write_bytes(content.replace(b"{canary}", canary.encode()))
     return inside / seed.read
 
 
