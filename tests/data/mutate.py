@@ -37,6 +37,7 @@ SECONDS = 20
 FORMATS: dict[str, tuple[Callable[[], list[Seed]], Mutator]] = {
     "nii": (seeds.seeds_of(seeds.volumes(".nii")), mutators.nifti),
     "nii.gz": (seeds.seeds_of(seeds.volumes(".nii.gz")), mutators.nifti),
+    "hdr": (seeds.seeds_of(seeds.volumes(".hdr")), mutators.nifti),
     "nrrd": (seeds.seeds_of(seeds.volumes(".nrrd")), mutators.text_header(b"\n\n")),
     "nhdr": (seeds.seeds_of(seeds.volumes(".nhdr")), mutators.text_header(b"\n\n")),
     "mha": (seeds.seeds_of(seeds.volumes(".mha")), mutators.text_header(b"ElementDataFile")),
@@ -63,6 +64,9 @@ FORMATS: dict[str, tuple[Callable[[], list[Seed]], Mutator]] = {
 }
 """Valid files and how their headers are changed; lists of cases among them."""
 
+_UNFORESEEN = "reading failed with"
+"""How `mlbseg.data.readers.reading` words an exception that no reader has foreseen."""
+
 LISTS = ("csv", "json", "dataset.json", "nnunet.json")
 
 
@@ -85,7 +89,10 @@ def write(kind: str, number: int, folder: Path) -> Path:
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         change = mutate if random.random() < 0.75 else mutators.anywhere
         content = change(content, random)
-    (inside / seed.target).write_bytes(content.replace(b"{canary}", str(folder / "canary").encode()))
+    canary = (
+        "../canary" if kind in LISTS else str(folder / "canary")
+    )  # a list may name a whole path: it is meant
+    (inside / seed.target).write_bytes(content.replace(b"{canary}", canary.encode()))
     return inside / seed.read
 
 
@@ -94,23 +101,26 @@ def examine(kind: str, path: Path) -> str:
     from mlbseg.data.cases import find_cases
     from mlbseg.data.check import check
     from mlbseg.data.readers import read_label, read_scan
-    from mlbseg.errors import UserError
+    from mlbseg.errors import Fault, UserError
 
     if kind in LISTS:
         try:
-            return "refused" if check(find_cases(path)).faults else "read"
-        except UserError:
-            return "refused"
+            faults = check(find_cases(path)).faults
+        except UserError as error:
+            faults = error.faults or (Fault("", str(error)),)
         except Exception:  # whatever it is, it is what is looked for
             return "TRACEBACK " + repr(traceback.format_exc()[-1500:])
+        unforeseen = [str(fault) for fault in faults if _UNFORESEEN in fault.found]
+        return f"UNFORESEEN {unforeseen[0]!r}" if unforeseen else "refused" if faults else "read"
     outcome = "refused"
     for read in (lambda: read_scan([path]).array, lambda: read_label(path)[0]):
         try:
             if _shows_canary(read()):
                 return "LEAK"
             outcome = "read"
-        except UserError:
-            continue
+        except UserError as error:
+            if _UNFORESEEN in str(error):
+                return f"UNFORESEEN {str(error)!r}"
         except Exception:  # whatever it is, it is what is looked for
             return "TRACEBACK " + repr(traceback.format_exc()[-1500:])
     return outcome
@@ -140,6 +150,8 @@ def _watch_opened() -> list[str]:
 def main(kind: str, first: int, count: int) -> None:
     """Examine files `first` to `first + count - 1` of a format."""
     seeds.canary_hdf5()
+    import mlbseg.data.check  # noqa: F401 - so that no file's time goes by with it
+
     for number in range(first, first + count):
         print(f"\n@begin {kind} {number}", flush=True)
         folder = Path(tempfile.mkdtemp(prefix="mutated-"))

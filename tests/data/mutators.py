@@ -489,7 +489,7 @@ _JSON: list[Any] = [
 def json_tree(content: bytes, random: Random) -> bytes:
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return anywhere(content, random)
     if random.random() < 0.05:
         return b'{"a":' * 50_000 + b"1" + b"}" * 50_000

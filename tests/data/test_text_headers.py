@@ -216,10 +216,22 @@ def test_no_header_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
     file, build, words = LEADS[name]
     path = folder / file
     path.write_bytes(build(str(secret)) + (b"" if path.suffix == ".mhd" else PLAIN.tobytes()))
-    content_hash(path)  # of the header alone: whoever reads the scan says what is wrong
     for read in (lambda: read_scan([path]), lambda: read_label(path)):
         with pytest.raises(ReadError, match=words):
             read()
+    before = content_hash(path)  # of the header alone: whoever reads the scan says what is wrong
+    secret.write_bytes(b"changed")
+    os.utime(secret, (1, 1))
+    assert content_hash(path) == before
+
+
+def test_no_pair_leads_out_of_its_folder(tmp_path: Path) -> None:
+    path = save(tmp_path / "scans" / "a.hdr", noise(0))
+    (tmp_path / "secret").write_bytes(SECRET)
+    path.with_name("a.img").unlink()
+    path.with_name("a.img").symlink_to("../secret")
+    with pytest.raises(ReadError, match="a link to another folder"):
+        read_scan([path])
 
 
 def test_links_of_header_and_pixels_are_followed_together(tmp_path: Path) -> None:

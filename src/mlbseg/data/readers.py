@@ -242,7 +242,8 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     if array.dtype.kind == "f":
         nearest = np.rint(array)
         # What single precision does to a whole number is no other value.
-        other = ~(np.abs(array - nearest) <= _ROUNDED * np.maximum(1, np.abs(nearest)))  # NaN is none
+        with np.errstate(invalid="ignore"):  # the difference of infinities is NaN, and NaN is no whole number
+            other = ~(np.abs(array - nearest) <= _ROUNDED * np.maximum(1, np.abs(nearest)))
         if other.any():
             place = tuple(int(i) for i in np.argwhere(other)[0][::-1])
             found = f"label value {array[other].flat[0]:.7g} at voxel {place}"

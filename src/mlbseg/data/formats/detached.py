@@ -12,9 +12,6 @@ _TOGETHER = "put both files in one folder"
 def beside(path: Path, name: str) -> Path:
     """Return the pixel file that a detached header names; it must lie beside the header.
 
-    A raw pixel file has no form of its own: whatever a name leads to would be read as an image. So a link is followed
-    only to where the header itself lies, which allows trees of links to both files, or into the header's folder.
-
     Raises:
         ReadError: If the name leads elsewhere, or to nothing that holds pixels.
     """
@@ -23,12 +20,23 @@ def beside(path: Path, name: str) -> Path:
         fail(path, "names a file for each slice", "one pixel file", "convert it to one file, such as .nii.gz")
     if name != PurePosixPath(name).name or "\\" in name or "\0" in name or name in ("", ".."):
         fail(path, f"keeps its pixels in {name!r}", "a file name in the same folder", _TOGETHER)
-    data = path.parent / name
+    return of_header(path, path.parent / name)
+
+
+def of_header(path: Path, data: Path) -> Path:
+    """Return the pixel file `data` of a detached header, which is in the header's folder by its name.
+
+    A raw pixel file has no form of its own: whatever a name leads to would be read as an image. So a link is followed
+    only to where the header itself lies, which allows trees of links to both files, or into the header's folder.
+
+    Raises:
+        ReadError: If it is missing, leads elsewhere or is the header.
+    """
     if not data.is_file():
-        fail(path, f"its pixel file {name} is missing", remedy=_other_case(data) or _TOGETHER)
+        fail(path, f"its pixel file {data.name} is missing", remedy=_other_case(data) or _TOGETHER)
     real = data.resolve()
     if real.parent not in (path.resolve().parent, path.parent.resolve()):
-        found = f"its pixel file {name} is a link to another folder"
+        found = f"its pixel file {data.name} is a link to another folder"
         fail(path, found, "a file beside the header", "copy the file itself into the folder")
     if real == path.resolve():
         fail(path, "names itself as its pixel file", "the file that holds the pixels", "correct the header")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,11 @@ def _stored(path: Path) -> npt.NDArray[Any]:
         decoder = get_decoder(data.file_meta.TransferSyntaxUID)
         array = pixel_array(data) if decoder.is_available else _by_gdcm(path, data)
         count, components = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel") or 1)
-    return array.reshape(count, *array.shape[array.ndim - (3 if components > 1 else 2) :][:2], components)
+    shape = (count, *array.shape[array.ndim - (3 if components > 1 else 2) :][:2], components)
+    if array.size != math.prod(shape):
+        found, expected = f"{array.size} numbers of pixels", f"{math.prod(shape)} as its header says"
+        fail(path, found, expected, "copy or export it again", "dicom")
+    return array.reshape(shape)
 
 
 def _by_gdcm(path: Path, data: Dataset) -> npt.NDArray[Any]:

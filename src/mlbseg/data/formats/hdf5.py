@@ -24,6 +24,8 @@ _DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowErro
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 """What chunks may be stored by. HDF5 would look for any other in libraries outside of this package."""
 
+_MODEST_CHUNK = 1 << 26  # bytes; whatever a chunk of these holds, decoding it is no burden
+_MOST_PADDING = 8  # times the data set: each of three axes may fill its last chunk by half only
 _DEFLATE_MOST = 1032  # times that deflate makes its input larger, at most (zlib's documentation)
 
 
@@ -104,6 +106,9 @@ def _require_modest_chunks(path: Path, dataset: h5py.Dataset) -> None:
             fail(path, found, "gzip, lzf or none", "convert it with h5repack -f GZIP=4", "hdf5")
     chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
     require_memory(path, chunk)
+    if chunk > max(_MOST_PADDING * dataset.nbytes, _MODEST_CHUNK):
+        found = f"chunks of {chunk} bytes for {dataset.nbytes} bytes of pixels"
+        fail(path, found, "chunks no larger than the pixels", "write it again", "hdf5")
     if any(number == h5py.h5z.FILTER_DEFLATE for number, *_ in filters):
         _require_honest_deflate(path, dataset, chunk)
 

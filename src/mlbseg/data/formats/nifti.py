@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
+from mlbseg.data.formats.detached import of_header
 from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.geometry import HALF, orthogonalised, shown
 from mlbseg.data.placement import Placement
@@ -108,9 +109,7 @@ def pixel_file(path: Path) -> Path:
     beside = {p.name.lower(): p for p in path.parent.iterdir()}
     names = [f"{path.name[:-4]}{ending}" for ending in (".img", ".img.gz")]
     found = next((beside[name.lower()] for name in names if name.lower() in beside), None)
-    if found is None or not found.is_file():
-        fail(path, f"its pixel file {names[0]} is missing", remedy="put both files in one folder")
-    return found
+    return of_header(path, found or path.with_name(names[0]))
 
 
 @contextmanager
