@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mlbseg.errors import UserError, brief, nearest
 
@@ -23,11 +23,20 @@ MOST_TEXT = 1000
 """Characters of a name."""
 MOST_SETTINGS = 10_000
 """Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
+MOST_PARTS = 256
+"""Values that are typed with commas between."""
 MOST_CHARACTERS = 1_000_000
 """Of a file of settings."""
 
+
+def _spacing(value: float) -> float:
+    if 0 < value < 1e-9:
+        raise ValueError("expected 0, which keeps each scan's own, or 1e-09 or more")
+    return value
+
+
 # The numbers are far beyond any use: nothing above them can be computed, or ends.
-_Spacing = Annotated[float, Field(ge=0, le=1e4)]
+_Spacing = Annotated[float, Field(ge=0, le=1e4), AfterValidator(_spacing)]
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Patches = Annotated[int, Field(ge=1, le=4096)]
 _Axis = Annotated[int, Field(ge=0, le=2)]
@@ -342,7 +351,10 @@ def parse_override(item: str) -> tuple[str, Any]:
         value = parse_yaml(text)
         if isinstance(value, str) and "," in value:
             # A shell-friendly list: spacing=1.25,1.25,1.25
-            value = [parse_yaml(part) for part in value.split(",")]
+            parts = value.split(",")
+            if len(parts) > MOST_PARTS:
+                raise ValueError(f"{len(parts)} values, expected at most {MOST_PARTS}")
+            value = [parse_yaml(part) for part in parts]
     except ValueError as error:
         raise UserError(f"override {brief(item)}: the value is not valid YAML ({error})") from None
     keys = list(_keys())
@@ -395,7 +407,10 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"{len(text)} characters, expected at most {MOST_CHARACTERS}")
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError:
+        raise ValueError("special characters are not allowed") from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -124,6 +124,10 @@ def _is_count(text: str) -> bool:
     return text.isdecimal() and len(text) <= 18
 
 
+MOST_NAME = 4096
+"""Bytes of a path; what is longer is none."""
+
+
 def case_ids(text: str) -> list[str]:
     """Return the case ids of a file (one a line) or of a comma-separated list.
 
@@ -131,7 +135,7 @@ def case_ids(text: str) -> list[str]:
         UserError: if the file is no text.
     """
     path = Path(text)
-    if "," not in text and path.is_file():
+    if "," not in text and len(text) < MOST_NAME and path.is_file():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):

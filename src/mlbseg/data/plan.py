@@ -43,10 +43,16 @@ def _axis_code(code: str) -> str:
     return code
 
 
+def _spacing(value: float) -> float:
+    if 0 < value < 1e-9:
+        raise ValueError("expected 0, which keeps each scan's own, or 1e-09 or more")
+    return value
+
+
 # The bounds are far beyond any use: nothing above them can be computed, or ends.
 PositiveInt = Annotated[int, Field(gt=0, le=65_536)]
 Side = Annotated[int, Field(gt=0, le=4096)]
-Spacing = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
+Spacing = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False), AfterValidator(_spacing)]
 Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=1000)]
 
