@@ -48,7 +48,16 @@ def test_every_room_has_its_row() -> None:
 
 def test_every_name_in_the_text_is_defined() -> None:
     names = {q for q in QUOTED if re.fullmatch(r"[A-Za-z_][\w.]*", q) and not q.endswith((".py", ".md"))}
-    files = {"config.yaml", "plan.json", "split.json", "env.json", "data.json", "log.csv", "result.json"}
+    files = {
+        "config.yaml",
+        "plan.json",
+        "split.json",
+        "env.json",
+        "data.json",
+        "inputs.json",
+        "log.csv",
+        "result.json",
+    }
     files |= {"bench.json", "settings.yaml", "report.html", "page.js"}
     others = {"mlbseg", "data", "core", "methods", "batch.seed", "model.safetensors"}
     assert sorted(names - files - others - defined_names()) == []

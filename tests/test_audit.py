@@ -273,11 +273,15 @@ def test_a_scan_that_is_gone_stops_no_other(audited: tuple[Path, Path], tmp_path
         audit(own, out=tmp_path / "b")
 
 
-def test_tables_of_an_earlier_audit_never_lie_beside_maps_of_a_later_one(
+def test_an_audit_that_is_stopped_leaves_the_earlier_one_whole(
     audited: tuple[Path, Path], tmp_path: Path
 ) -> None:
     audit(audited[1], out=tmp_path / "a")
-    (tmp_path / "a" / "trust" / "case_9.nii.gz").write_bytes(b"old")
+
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+
+    before = content()
 
     def stop(done: int, _: int, __: str) -> None:
         if done == 2:
@@ -285,11 +289,10 @@ def test_tables_of_an_earlier_audit_never_lie_beside_maps_of_a_later_one(
 
     with pytest.raises(KeyboardInterrupt):
         audit(audited[1], out=tmp_path / "a", way="disagreement", overwrite=True, progress=stop)
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["trust"]
-    (tmp_path / "a" / "trust" / ".case_1.nii.gz.half").write_bytes(
-        b""
-    )  # as a kill in the middle of a map leaves it
+    assert content() == before
+    (tmp_path / "a" / f".mlbseg-{'0' * 32}").mkdir()  # as a kill leaves it
     assert len(audit(audited[1], out=tmp_path / "a", overwrite=True).cases) == 10
+    assert content() == before
 
 
 def test_networks_that_doubt_most_labels_are_doubted_themselves(

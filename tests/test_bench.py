@@ -391,6 +391,35 @@ def test_a_cell_that_fails_is_a_line_of_the_table_and_the_others_go_on(
 
 
 @pytest.mark.slow
+def test_a_cell_is_not_trained_on_other_scans_than_the_bench_began_with(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, out = shutil.copytree(phantoms, tmp_path / "scans"), tmp_path / "bench"
+    asked: dict[str, Any] = {"methods": ["supervised"], "seeds": [0], "upper": False}
+    changed: dict[Path, bytes] = {}
+
+    def change_first(folder: Path, cell: Cell, place: workers.Place) -> Ended:
+        first, second = Setup.read(folder).clean[:2]
+        paths = {case.id: case.images[0] for case in find_cases(scans).cases}
+        changed[paths[first]] = paths[first].read_bytes()
+        shutil.copy(paths[second], paths[first])
+        return here(folder, cell, place)
+
+    monkeypatch.setattr(workers, "PAUSE", 0.0)
+    monkeypatch.setattr(workers, "start", change_first)
+    run(scans, out, **asked)
+    (record,) = out.glob("runs/**/cell.json")
+    ((path, content),) = changed.items()
+    assert (
+        f"{path}: has changed since the bench began (restore it" in json.loads(record.read_text())["reason"]
+    )
+    path.write_bytes(content)
+    monkeypatch.setattr(workers, "start", here)
+    run(scans, out, retry=True, **asked)
+    assert json.loads(record.read_text())["status"] == "done"
+
+
+@pytest.mark.slow
 def test_a_disk_that_is_full_leads_back_to_the_bench(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,6 +599,7 @@ def test_other_data_and_another_meaning_of_a_row_are_contradictions_too(
         ({"variants": ["x=mlb plan.steps=3"]}, "sets plan.steps, which all cells share"),
         ({"variants": ["x=mlb 'a"]}, "expected LABEL=METHOD"),
         ({"variants": ["Stage 1=mlb"]}, "gives no folder name to use"),
+        ({"variants": [f"{'v' * 201}=mlb"]}, "a label of 201 bytes, expected at most 200"),
         ({"variants": ["mean teacher=mlb"]}, "is a method's own name"),
         ({"variants": ["x=mlb weighting=loud"]}, "setting mlb.weighting: found 'loud'"),
         ({"devices": 2}, "--devices: found 2, but cpu is a single one (use --jobs 2)"),

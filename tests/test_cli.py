@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -459,18 +460,69 @@ def test_the_machines_limits_are_no_traceback(
     assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {message}\n")
 
 
+def test_a_machine_without_a_temporary_folder_is_no_traceback(
+    scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def matplotlib_without(*_: object, **__: object) -> None:
+        raise OSError("Matplotlib requires access to a writable cache directory")
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    with monkeypatch.context() as patch:  # pytest itself has use for temporary files
+        patch.setattr("mlbseg.data.cases.find_cases", matplotlib_without)
+        patch.setattr(tempfile, "gettempdir", none)
+        outcome = command("check", scans)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: no folder for temporary files can be written (set TMPDIR")
+
+
 @pytest.mark.parametrize(
-    "error", [ValueError("a fault of ours"), FileNotFoundError(errno.ENOENT, "gone", "x")]
+    "error",
+    [
+        ValueError("a fault of ours\nin \x1b[31mtwo lines " + "x" * 999),
+        FileNotFoundError(errno.ENOENT, "gone", "x"),
+        RecursionError("deep"),
+        AssertionError(),
+    ],
 )
-def test_a_fault_of_ours_keeps_its_traceback(
-    error: Exception, scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_what_nobody_expected_is_one_line_and_a_file_to_report_it_with(
+    error: Exception, scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def faulty(*_: object, **__: object) -> None:
-        raise error
+        known = "name of a patient"
+        raise error from RuntimeError(len(known))
 
     monkeypatch.setattr("mlbseg.data.cases.find_cases", faulty)
-    with pytest.raises(type(error)):
-        command("check", scans)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = command("check", scans)
+    (file,) = tmp_path.glob("mlbseg-error-*.txt")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert outcome.err.startswith(f"error: internal error ({type(error).__name__}: ")
+    assert outcome.err.endswith(f"; please report it, with the file {file}\n")
+    assert len(outcome.err) < 500
+    assert "\x1b" not in outcome.err
+    text = file.read_text()
+    assert "in faulty" in text
+    assert "command: check" in text
+    assert str(scans) not in text
+    assert "name of a patient" not in text
+    assert file.stat().st_mode & 0o077 == 0
+    assert command("check", scans, "--json").json["error"].startswith("internal error")
+
+
+def test_a_report_that_cannot_be_written_is_printed(
+    scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlbseg.data.cases.find_cases", None)
+    monkeypatch.setattr("mlbseg.cli.crash.tempfile.mkstemp", full)
+    outcome = command("check", scans)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert outcome.err.endswith("please report it with the traceback above\n")
 
 
 def test_a_fault_of_ours_ends_with_code_1(scans: Path) -> None:
@@ -481,6 +533,29 @@ def test_a_fault_of_ours_ends_with_code_1(scans: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, str(scans)], capture_output=True, text=True)
     assert done.returncode == 1
     assert "TypeError" in done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error_of_ours(
+    scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("mlbseg.cli.print_summary", broken)
+    with monkeypatch.context() as patch:  # it puts something else in their place, for good
+        patch.setattr(sys, "stdout", sys.stdout)
+        patch.setattr(sys, "stderr", sys.stderr)
+        outcome = command("check", scans)
+    assert (outcome.code, "error" in outcome.err) == (1, False)
+
+
+def test_what_an_encoding_lacks_is_escaped(scans: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlbseg", "check", str(scans)],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, b"error" in done.stderr) == (0, False), done.stderr
+    assert b"\\u2502" in done.stdout or b"\\xd7" in done.stdout
 
 
 def test_ctrl_c_ends_with_130(scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

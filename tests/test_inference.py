@@ -17,11 +17,17 @@ import mlbseg
 from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from data.broken import dicom_series
 from mlbseg import windows
+from mlbseg.audit import audit
+from mlbseg.data.layouts import LONGEST_ID
 from mlbseg.data.plan import Plan
+from mlbseg.data.readers import SUFFIXES, mask_suffix
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.inference import predict
+from mlbseg.export import export
+from mlbseg.inference import _probability_files, predict
 from mlbseg.metrics import dice
+from mlbseg.report import report
 from mlbseg.run import WEIGHTS
+from mlbseg.types import Case
 from mlbseg.windows import predict_grid
 
 CPU = torch.device("cpu")
@@ -402,3 +408,32 @@ def test_largest_is_applied_to_masks(
         result = predict(supervised_run, scans, tmp_path / str(largest), only=["case_3"], largest=largest)
         masks.append(array(result.masks["case_3"])[10, 10, 10])
     assert masks == [1, 0]
+
+
+@pytest.mark.slow
+def test_the_longest_id_that_is_taken_can_name_every_output(tmp_path: Path) -> None:
+    names = [character * LONGEST_ID for character in "abcd"]
+    for index, name in enumerate(names):
+        write_case(tmp_path / "scans", f"{name}.nii.gz", index, labelled=index < 2)
+    run = tmp_path / "run"
+    overrides = [*TINY, "steps=4", "mlb.sources=initial,pseudo"]
+    mlbseg.train(tmp_path / "scans", run, overrides=overrides, device="cpu")
+    result = predict(run, tmp_path / "scans", tmp_path / "masks", probabilities=True)
+    assert (sorted(result.masks), result.faults) == (names, [])
+    assert len(audit(run).cases) == 2
+    exported = export(run, tmp_path / "raw", "nnunet")
+    assert not exported.faults
+    assert report(run).scored
+
+
+def test_no_output_has_a_name_that_is_too_long() -> None:
+    plan = Plan(
+        ndim=3, scan_ndim=3, channels=1, label_values=(0, 2**31 - 1), class_names=("background", "far"),
+        spacing=(1.0, 1.0, 1.0), patch_size=(16, 16, 16), normalisation=("zscore",), intensity=(), crop=False,
+        network="unet", network_channels=(4, 8), batch_size=1, unlabelled_batch_size=0, steps=1, flip_axes=(),
+    )  # fmt: skip
+    for suffix in set(SUFFIXES) | {".nii.gz"}:
+        case = Case("e" * LONGEST_ID, (Path(f"scan{suffix}"),))
+        mask = Path(f"{case.id}{mask_suffix(case.images)}")
+        for path in (mask, *_probability_files(case, mask, plan)):
+            assert len(path.name.encode()) <= 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from conftest import Command
+from kills import killed_at
 from mlbseg import train
 from mlbseg.config import load_config
 from mlbseg.data.batches import StepDataset
@@ -23,6 +25,8 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.readers import read_label
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
+from mlbseg.run import Run
+from mlbseg.training.lock import sole_trainer
 from mlbseg.training.prepare import prepare_run, require_shares
 from mlbseg.types import Batch
 
@@ -409,3 +413,30 @@ def test_a_case_set_apart_for_the_weights_is_learnt_by_neither_stage(
     )
     assert {name for names, _ in drawn for name in names} == {"case_0"}
     assert [apart for _, apart in drawn] == [False] * 3 + [True] * 3  # stage 1 knows nothing of it
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_run_folder_can_be_begun_again_wherever_its_making_was_killed(
+    existing: bool, tmp_path: Path
+) -> None:
+    data = write_blocks(tmp_path / "scans")
+    for change in itertools.count(1):
+        place = tmp_path / str(change)
+        run = place / "run"
+        (run if existing else place).mkdir(parents=True)
+        with killed_at(change) as came:
+            prepared(data, run)
+        if not came():
+            break
+        begun = (run / "config.yaml").is_file()
+        if begun:  # all of it is there
+            with sole_trainer(run):
+                assert Run.open(run).split.clean
+            (run / ".lock").unlink()
+        else:
+            prepared(data, run)
+        assert {path.name for path in run.iterdir()} == {
+            "config.yaml", "data.json", "env.json", "plan.json", "split.json",
+        }  # fmt: skip
+        assert [path.name for path in place.iterdir()] == ["run"]
+    assert change > 15

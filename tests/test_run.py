@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -46,6 +47,23 @@ def test_both_networks_of_mlb_load_and_differ(mlb_run: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in pairs)
     preferred = opened.network()
     assert all(torch.equal(a, b) for a, b in zip(preferred.parameters(), student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.999])
+def test_a_flipped_bit_of_the_weights_is_named(place: float, run: Path) -> None:
+    content = bytearray((run / WEIGHTS).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (run / WEIGHTS).write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: damaged \(it holds other weights than were written"
+    ):
+        Run.open(run).network()
+
+
+def test_weights_of_earlier_versions_have_no_checksum(run: Path) -> None:
+    weights = safetensors.torch.load_file(run / WEIGHTS)
+    safetensors.torch.save_file(weights, run / WEIGHTS)
+    assert Run.open(run).network()
 
 
 def test_weights_come_back_as_they_were_saved(run: Path) -> None:

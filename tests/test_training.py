@@ -97,7 +97,7 @@ def fail(error: BaseException) -> Callable[..., Any]:
 def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     names = {path.name for path in mlb_run.iterdir()}
     assert names == {
-        "config.yaml", "split.json", "env.json", "data.json", "plan.json", "log.csv", "tensorboard",
+        "config.yaml", "split.json", "env.json", "data.json", "inputs.json", "plan.json", "log.csv", "tensorboard",
         "checkpoints", "model.safetensors", "result.json", ".lock",
     }  # fmt: skip
     assert yaml.safe_load((mlb_run / "config.yaml").read_text())["plan"]["steps"] == STEPS
@@ -498,6 +498,66 @@ def test_a_run_whose_scans_moved_says_so(tmp_path: Path) -> None:
         train(resume=tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "checkpoints",
+        "checkpoints/stage1-*",
+        "initial_labels",
+        "log.csv",
+        "tensorboard",
+        "weights",
+        "env.json",
+    ],
+)
+def test_what_was_deleted_to_save_space_is_made_again(
+    frozen: tuple[Path, Path], tmp_path: Path, command: Command, gone: str
+) -> None:
+    run = shutil.copytree(frozen[0], tmp_path / "run")
+    found = list(run.glob(gone))
+    assert found
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    result = command("train", "--resume", run)
+    assert result.code == 0
+    assert weights(run) == weights(frozen[1])
+    assert ("no checkpoint is there, so training starts from its first step" in result.err) == (
+        gone == "checkpoints"
+    )
+    assert (run / "log.csv").is_file()
+    if gone.startswith("checkpoints"):
+        assert (run / "log.csv").read_text() == (frozen[1] / "log.csv").read_text()
+    assert len([c for c in checkpoints.find(run / "checkpoints") if c.stage == 2]) == 1
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(
+    mlb_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(mlb_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr(Loop, "fit", fail(AssertionError("trained again")))
+    result = command("train", "--resume", run)
+    assert result.code == 0
+    assert "note: " in result.err
+    assert "training has finished, nothing is left to do" in result.err
+    assert f"trained {STEPS} steps" in result.out
+    assert weights(run) == weights(mlb_run)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_killed_processes_left_in_a_run_is_swept_when_it_is_resumed(
+    stopped: dict[int, Path], tmp_path: Path, stage: int
+) -> None:
+    run = shutil.copytree(stopped[stage], tmp_path / "run")
+    for folder in (tmp_path, run, run / "checkpoints", run / "tensorboard"):
+        (folder / f".mlbseg-{'0' * 32}").write_bytes(b"half a checkpoint")
+        (folder / f".mlbseg-{'1' * 32}").mkdir()
+        (folder / f".mlbseg-{'1' * 32}" / "mask.nii.gz").write_bytes(b"a mask")
+    with sole_trainer(run):
+        assert [path.name for path in run.rglob(".*")] == [".lock"]
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 # --- failing ----------------------------------------------------------------------------------------------
 
 
@@ -773,8 +833,20 @@ def test_a_gpu_labels_whole_scans_too(scans: Path, tmp_path: Path) -> None:
 
 
 def _truncated(path: Path) -> str:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-10])
     return "cannot be read: "
+
+
+def _a_byte_short(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-1])
+    return "found other bytes than were written"
+
+
+def _another_voxel(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1  # a class that there is
+    path.write_bytes(content)
+    return "found other bytes than were written"
 
 
 def _emptied(path: Path) -> str:
@@ -811,7 +883,17 @@ def _of_another_class(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [_truncated, _emptied, _zipped, _a_folder, _of_another_shape, _of_another_type, _of_another_class],
+    [
+        _truncated,
+        _a_byte_short,
+        _another_voxel,
+        _emptied,
+        _zipped,
+        _a_folder,
+        _of_another_shape,
+        _of_another_type,
+        _of_another_class,
+    ],
 )
 def test_a_damaged_initial_label_is_named(
     damage: Callable[[Path], str], frozen: tuple[Path, Path], tmp_path: Path, command: Command
@@ -1004,7 +1086,7 @@ def test_a_run_folder_in_use_is_refused(scans: Path, mlb_run: Path, tmp_path: Pa
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"exists already and is not empty \(choose another --out\)"):
         small(scans, tmp_path / "notes")
-    with pytest.raises(UserError, match="cannot be made a run folder: Not a directory"):
+    with pytest.raises(UserError, match=r"mine\.txt: cannot be made a folder: Not a directory"):
         small(scans, tmp_path / "notes" / "mine.txt" / "run")
     assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlbseg.account import name_user
+
 if TYPE_CHECKING:
     from mlbseg.evaluation import evaluate
     from mlbseg.inference import predict
@@ -16,6 +18,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "predict", "train"]
 
 _HOMES = {"train": "mlbseg.training", "predict": "mlbseg.inference", "evaluate": "mlbseg.evaluation"}
+
+name_user()  # here, as any module of the package may be the first to import MONAI
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import torch
 
 from mlbseg.errors import UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.run import dump_tensors
 
 _NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
 KEEP = 2
-# What torch.load raises on bytes that are no checkpoint, depending on where they go wrong.
-_UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError)
+# What is raised on bytes that are no checkpoint, depending on where they go wrong.
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -35,6 +40,9 @@ class Checkpoint:
             UserError: if the file is damaged.
         """
         try:
+            with zipfile.ZipFile(self.path) as archive:  # torch leaves the checksums of its archives unread
+                if part := archive.testzip():
+                    raise zipfile.BadZipFile(part)
             content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
         except _UNREADABLE:
             raise UserError(
@@ -49,7 +57,7 @@ def find(folder: Path) -> list[Checkpoint]:
     found = []
     for path in folder.glob("stage*.pt"):
         match = _NAME.fullmatch(path.name)
-        if match:
+        if match and path.is_file():
             found.append(Checkpoint(int(match[1]), int(match[2]), path))
     return sorted(found)
 
@@ -60,6 +68,7 @@ def save(folder: Path, stage: int, step: int, content: dict[str, Any], *, final:
     Raises:
         UserError: if it cannot be written; the checkpoints before it are intact.
     """
+    make_folder(folder)  # of a run that never trained, or whose checkpoints were deleted
     path = folder / f"stage{stage}-{step:08d}.pt"
     write_atomic(path, dump_tensors({**content, "stage": stage, "step": step}))
     mine = [c for c in find(folder) if c.stage == stage]

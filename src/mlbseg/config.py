@@ -11,20 +11,47 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mlbseg.errors import UserError, nearest
-
-# PyYAML lets the ValueError of an impossible date through, and Python's limit on nesting.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-
+from mlbseg.errors import UserError, brief, nearest
 
 _SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str) or type(v) is int else v)
 """Lets one name or number stand for the list of it: `-o mlb.views=flip`."""
 
 
+MOST_TEXT = 1000
+"""Characters of a name."""
+MOST_SETTINGS = 10_000
+"""Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
+MOST_PARTS = 256
+"""Values that are typed with commas between."""
+MOST_CHARACTERS = 1_000_000
+"""Of a file of settings."""
+
+
+def _spacing(value: float) -> float:
+    if 0 < value < 1e-9:
+        raise ValueError("expected 0, which keeps each scan's own, or 1e-09 or more")
+    return value
+
+
+# The numbers are far beyond any use: nothing above them can be computed, or ends.
+_Spacing = Annotated[float, Field(ge=0, le=1e4), AfterValidator(_spacing)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Patches = Annotated[int, Field(ge=1, le=4096)]
+_Axis = Annotated[int, Field(ge=0, le=2)]
+_Label = Annotated[int, Field(ge=0, lt=2**31)]
+_Intensity = Annotated[float, Field(ge=-1e12, le=1e12)]
+_Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+_Weight = Annotated[float, Field(ge=0, le=1e6)]
+_Noise = Annotated[float, Field(ge=0, le=100)]
+_FEW = Field(max_length=16)
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, allow_inf_nan=False, str_max_length=MOST_TEXT
+    )
 
 
 class PlanSettings(_Section):
@@ -32,30 +59,32 @@ class PlanSettings(_Section):
 
     ndim: Literal[2, 3] | None = None
     orientation: str | None = None
-    label_values: list[int] | None = None
-    class_names: list[str] | None = None
-    spacing: float | list[float] | None = None
-    patch_size: int | list[int] | None = None
+    label_values: list[_Label] | None = Field(None, max_length=256)
+    class_names: list[str] | None = Field(None, max_length=256)
+    spacing: _Spacing | Annotated[list[_Spacing], _FEW] | None = None
+    patch_size: _Side | Annotated[list[_Side], _FEW] | None = None
     normalisation: str | list[str] | None = None
-    intensity: dict[str, float] | list[dict[str, float]] | None = None
+    intensity: dict[str, _Intensity] | list[dict[str, _Intensity]] | None = None
     crop: bool | None = None
     network: str | None = None
-    network_channels: Annotated[list[int] | None, _SINGLE] = None
-    network_strides: list[list[int]] | None = None
-    batch_size: int | None = Field(None, ge=1)
-    unlabelled_batch_size: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    flip_axes: int | list[int] | None = None
+    network_channels: Annotated[Annotated[list[_Side], Field(max_length=10)] | None, _SINGLE] = None
+    network_strides: Annotated[list[Annotated[list[_Side], _FEW]] | None, Field(max_length=9)] = None
+    batch_size: _Patches | None = None
+    unlabelled_batch_size: _Patches | None = None
+    steps: _Steps | None = None
+    flip_axes: _Axis | Annotated[list[_Axis], _FEW] | None = None
 
 
 class TrainSettings(_Section):
     """How training goes."""
 
-    lr: float = Field(0.05, gt=0, description="learning rate of stage 1 (and of supervised training)")
-    lr_bootstrap: float = Field(0.05, gt=0, description="learning rate of stage 2")
+    lr: float = Field(
+        0.05, gt=0, le=1000, description="learning rate of stage 1 (and of supervised training)"
+    )
+    lr_bootstrap: float = Field(0.05, gt=0, le=1000, description="learning rate of stage 2")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
-    clip: float = Field(1.0, gt=0, description="largest L2 norm of the gradient")
+    weight_decay: float = Field(5e-4, ge=0, le=1000, description="of SGD")
+    clip: float = Field(1.0, gt=0, le=1e12, description="largest L2 norm of the gradient")
     schedule: Literal["poly", "paper", "constant"] = Field(
         "poly", description="of the learning rate: poly falls to 0 within a stage, paper is 20 / (epoch + 20)"
     )
@@ -66,15 +95,19 @@ class TrainSettings(_Section):
     )
     norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, in the network's layers")
-    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
-    validate_every: int = Field(200, ge=1, description="steps between validations, if cases are set apart")
+    checkpoint_every: _Steps = Field(200, description="steps between checkpoints")
+    validate_every: _Steps = Field(200, description="steps between validations, if cases are set apart")
     meta_cases: int = Field(
         0,
         ge=0,
+        le=1_000_000,
         description="clean cases, the last ones, that only decide the weights of stage 2: nothing learns them",
     )
     workers: int | None = Field(
-        None, ge=0, description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU"
+        None,
+        ge=0,
+        le=256,
+        description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU",
     )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
 
@@ -97,27 +130,29 @@ class MLBSettings(_Section):
     """The bootstrap stage; see `mlbseg.methods.mlb.MLB`."""
 
     mode: Literal["joint", "paper"] = "joint"
-    views: Annotated[list[Literal["zoom-in", "zoom-out", "flip"]], _SINGLE] = ["zoom-out"]
+    views: Annotated[Annotated[list[Literal["zoom-in", "zoom-out", "flip"]], _FEW], _SINGLE] = ["zoom-out"]
     clean_views: bool = False
-    sources: Annotated[list[Literal["initial", "pseudo"]] | None, Field(min_length=1), _SINGLE] = None
+    sources: Annotated[
+        list[Literal["initial", "pseudo"]] | None, Field(min_length=1, max_length=16), _SINGLE
+    ] = None
     weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform", "confidence"] = "sign"
     decides: Literal["everywhere", "disputes"] = "disputes"
     per_source: bool = False
     per_image: bool = False
     direction: Literal["clean", "random"] = "clean"
     scope: Literal["all", "decoder", "head"] = "all"
-    every: int = Field(1, ge=1)
+    every: _Steps = 1
     mix: float = Field(2 / 3, ge=0, lt=1)
     jitter: float = Field(0.3, ge=0, lt=1)
     pseudo_from: Literal["student", "teacher"] = "teacher"
-    relabel: int = Field(0, ge=0)
+    relabel: int = Field(0, ge=0, le=1000)
     teacher_decay: float = Field(0.99, ge=0, lt=1)
-    teacher_noise: float = Field(0.1, ge=0)
-    pseudo_weight: float = Field(1.0, ge=0)
+    teacher_noise: _Noise = 0.1
+    pseudo_weight: _Weight = 1.0
     pseudo_dice: bool = True
-    ple_weight: float = Field(0.0, ge=0)
-    teacher_weight: float = Field(0.0, ge=0)
-    chunk: int | None = Field(None, ge=1)
+    ple_weight: _Weight = 0.0
+    teacher_weight: _Weight = 0.0
+    chunk: _Patches | None = None
 
     def weighed(self, *, noisy: bool) -> tuple[str, ...]:
         """Return the sources; unless they are named, initial labels are those that noisy cases came with."""
@@ -134,7 +169,7 @@ class MLBSettings(_Section):
 class EntropySettings(_Section):
     """See `mlbseg.methods.entropy.Entropy`."""
 
-    entropy_weight: float = Field(0.1, ge=0)
+    entropy_weight: _Weight = 0.1
     ramp: float = Field(0.4, gt=0, le=1)
 
 
@@ -142,8 +177,8 @@ class ICTSettings(_Section):
     """See `mlbseg.methods.ict.ICT`."""
 
     teacher_decay: float = Field(0.99, ge=0, lt=1)
-    alpha: float = Field(0.2, gt=0)
-    consistency_weight: float = Field(10.0, ge=0)
+    alpha: float = Field(0.2, ge=1e-3, le=1e3)
+    consistency_weight: _Weight = 10.0
     ramp: float = Field(0.4, gt=0, le=1)
 
 
@@ -151,18 +186,18 @@ class MeanTeacherSettings(_Section):
     """See `mlbseg.methods.mean_teacher.MeanTeacher`."""
 
     teacher_decay: float = Field(0.99, ge=0, lt=1)
-    noise: float = Field(0.1, ge=0)
-    consistency_weight: float = Field(10.0, ge=0)
+    noise: _Noise = 0.1
+    consistency_weight: _Weight = 10.0
     ramp: float = Field(0.4, gt=0, le=1)
 
 
 class PseudoLabelSettings(_Section):
     """See `mlbseg.methods.pseudo_label.PseudoLabel`."""
 
-    rounds: int = Field(0, ge=0)
+    rounds: int = Field(0, ge=0, le=1000)
     threshold: float = Field(0.8, ge=0, le=1)
     strength: float = Field(0.0, ge=0, lt=1)
-    pseudo_weight: float = Field(1.0, ge=0)
+    pseudo_weight: _Weight = 1.0
     ramp: float = Field(0.4, gt=0, le=1)
 
 
@@ -170,10 +205,10 @@ class UAMTSettings(_Section):
     """See `mlbseg.methods.ua_mt.UAMT`."""
 
     teacher_decay: float = Field(0.99, ge=0, lt=1)
-    noise: float = Field(0.1, ge=0)
-    passes: int = Field(8, ge=1)
+    noise: _Noise = 0.1
+    passes: int = Field(8, ge=1, le=1000)
     threshold: float = Field(0.75, ge=0, le=1)
-    consistency_weight: float = Field(10.0, ge=0)
+    consistency_weight: _Weight = 10.0
     ramp: float = Field(0.4, gt=0, le=1)
 
 
@@ -182,14 +217,14 @@ class BCPSettings(_Section):
 
     teacher_decay: float = Field(0.99, ge=0, lt=1)
     box: float = Field(2 / 3, gt=0, lt=1)
-    pseudo_weight: float = Field(0.5, ge=0)
+    pseudo_weight: _Weight = 0.5
     largest: bool = True
 
 
 class CCTSettings(_Section):
     """See `mlbseg.methods.cct.CCT`."""
 
-    consistency_weight: float = Field(30.0, ge=0)
+    consistency_weight: _Weight = 30.0
     ramp: float = Field(0.1, gt=0, le=1)
 
 
@@ -197,7 +232,7 @@ class CPSSettings(_Section):
     """See `mlbseg.methods.cps.CPS`."""
 
     redrawn: Literal["decoder", "head", "all"] = "decoder"
-    pseudo_weight: float = Field(1.5, ge=0)
+    pseudo_weight: _Weight = 1.5
     ramp: float = Field(0.4, gt=0, le=1)
 
 
@@ -206,7 +241,7 @@ class FixMatchSettings(_Section):
 
     threshold: float = Field(0.95, ge=0, le=1)
     strength: float = Field(0.6, ge=0, lt=1)
-    pseudo_weight: float = Field(1.0, ge=0)
+    pseudo_weight: _Weight = 1.0
 
 
 class UniMatchSettings(_Section):
@@ -216,7 +251,7 @@ class UniMatchSettings(_Section):
     strength: float = Field(0.6, ge=0, lt=1)
     mix: float = Field(0.5, ge=0, le=1)
     drop: float = Field(0.5, ge=0, lt=1)
-    pseudo_weight: float = Field(1.0, ge=0)
+    pseudo_weight: _Weight = 1.0
 
 
 class Config(_Section):
@@ -312,14 +347,17 @@ def parse_override(item: str) -> tuple[str, Any]:
     key, separator, text = item.partition("=")
     key = key.strip()
     if not separator:
-        raise UserError(f"override {item!r}: expected key=value, such as train.lr=0.01")
+        raise UserError(f"override {brief(item)}: expected key=value, such as train.lr=0.01")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
         if isinstance(value, str) and "," in value:
             # A shell-friendly list: spacing=1.25,1.25,1.25
-            value = [yaml.safe_load(part) for part in value.split(",")]
-    except _NOT_YAML:
-        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+            parts = value.split(",")
+            if len(parts) > MOST_PARTS:
+                raise ValueError(f"{len(parts)} values, expected at most {MOST_PARTS}")
+            value = [parse_yaml(part) for part in parts]
+    except ValueError as error:
+        raise UserError(f"override {brief(item)}: the value is not valid YAML ({error})") from None
     keys = list(_keys())
     if key in keys:
         return key, value
@@ -327,8 +365,8 @@ def parse_override(item: str) -> tuple[str, Any]:
     if len(matches) == 1:
         return matches[0], value
     if matches:
-        raise UserError(f"override key {key!r} stands in several sections: say {' or '.join(matches)}")
-    raise UserError(f"unknown override key {key!r}: {_nearest_key(key)}")
+        raise UserError(f"override key {brief(key)} stands in several sections: say {' or '.join(matches)}")
+    raise UserError(f"unknown override key {brief(key)}: {_nearest_key(key)}")
 
 
 def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -362,13 +400,69 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says, all aliases in it being of bounded size.
+
+    Raises:
+        ValueError: It is none, or too much; the message is for users.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{len(text)} characters, expected at most {MOST_CHARACTERS}")
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError:
+        raise ValueError("special characters are not allowed") from None
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MOST_SETTINGS:
+            raise ValueError(f"more than {MOST_SETTINGS} values")
+        value = _constructed(loader, node)
+    except yaml.YAMLError as error:
+        raise ValueError(str(getattr(error, "problem", None) or "no YAML")[:200]) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which is no character") from None
+    finally:
+        loader.dispose()
+    return value
+
+
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except ValueError:  # what PyYAML lets through: an impossible date, a number of thousands of digits
+        raise ValueError("a number or a date that cannot be") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values in a node, those of an alias each time that it stands there."""
+    if id(node) not in known:
+        known[id(node)] = MOST_SETTINGS + 1  # of one that holds itself
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif "\\u" in ascii(node.value):
+            node.value.encode()  # not half of a surrogate pair
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)  # a pipe, too, which has no size
+        data = parse_yaml(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except _NOT_YAML:
-        raise UserError(f"{path}: not a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a YAML file (no text in UTF-8)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a YAML file ({error})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: found {type(data).__name__}, expected a mapping of settings")
     return data
@@ -384,7 +478,7 @@ def _explain(errors: Sequence[Any]) -> Iterator[str]:
         by_key.setdefault(known, []).append(error)
     for key, group in by_key.items():
         if group[0]["type"] == "extra_forbidden":
-            yield f"unknown setting {key!r}: {_nearest_key(key)}"
+            yield f"unknown setting {brief(key)}: {_nearest_key(key)}"
         else:
             messages = dict.fromkeys(error["msg"][0].lower() + error["msg"][1:] for error in group)
-            yield f"setting {key}: found {group[0]['input']!r}, {', or '.join(messages)}"
+            yield f"setting {key}: found {brief(group[0]['input'])}, {', or '.join(messages)}"

@@ -6,10 +6,12 @@ The command line prints a `UserError` as one clear line (or one line per fault) 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 _MOST_LISTED = 20
+_FIRST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,36 @@ class FaultsError(UserError):
         if advice:
             lines.append(advice)
         super().__init__("\n".join(lines), faults=faults)
+
+
+def note_lines(notes: Iterable[Fault]) -> list[str]:
+    """Return notes in words, those of one kind together: one line with their number and the first names."""
+    kinds: dict[tuple[str, str, str], list[Fault]] = {}
+    for note in notes:
+        kinds.setdefault((note.found, note.expected, note.remedy), []).append(note)
+    lines = []
+    for alike in kinds.values():
+        names = ", ".join(note.where for note in alike[:_FIRST]) + (", ..." if len(alike) > _FIRST else "")
+        first = alike[0] if len(alike) == 1 else replace(alike[0], where=f"{len(alike)} times ({names})")
+        lines.append(f"note: {first}")
+    return lines
+
+
+class _Brief(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # Python refuses to write very long ones out
+            return f"<a number of some {x.bit_length() * 3 // 10} digits>"
+        return repr(x)
+
+
+_BRIEF = _Brief()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
+_BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 8
+
+
+def brief(value: object) -> str:
+    """Return a value for a message, however large it is: nobody reads a million of its items."""
+    return _BRIEF.repr(value)
 
 
 def printable(text: str) -> str:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import Part, onto
+from mlbseg.data.grey import find_greys, grey_fault
+from mlbseg.data.layouts import declared_unknown
+from mlbseg.data.places import is_file, is_folder
 from mlbseg.data.readers import is_scan_file, read_label, stem
+from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError
 from mlbseg.files import require_free, write_atomic
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
+from mlbseg.terminal import plain
 
 LabelMap = npt.NDArray[np.int32]
 
@@ -68,6 +72,9 @@ class Evaluation:
         faults: Cases that were not scored, and label values that no class covers.
         not_predicted: References without a prediction.
         not_referenced: Predictions without a reference.
+        notes: Files of both folders that were passed over.
+        unknown: Voxels by case whose class the reference leaves open, where there are any: they count for nothing.
+        unknown_value: What stands for them in the references.
     """
 
     classes: dict[int, str]
@@ -76,6 +83,9 @@ class Evaluation:
     faults: tuple[Fault, ...]
     not_predicted: tuple[str, ...]
     not_referenced: tuple[str, ...] = ()
+    notes: tuple[Fault, ...] = ()
+    unknown: dict[str, int] = field(default_factory=dict)
+    unknown_value: int | None = None
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -127,6 +137,8 @@ class Evaluation:
             "faults": [fault.as_dict() for fault in self.faults],
             "not_predicted": list(self.not_predicted),
             "not_referenced": list(self.not_referenced),
+            "notes": [note.as_dict() for note in self.notes],
+            "unknown": self.unknown,
         }
 
     def table(self) -> Table:
@@ -141,7 +153,7 @@ class Evaluation:
                 table.add_section()
             cells = [_cell(scores[name], 1 if "_" in name else 3) for name in HEADINGS]
             cases = scores["dice"].count
-            table.add_row(escape(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
+            table.add_row(plain(self._name(value)), *cells, str(cases), str(scores["hd95_mm"].missing))
         return table
 
     def _name(self, value: int | None) -> str:
@@ -153,6 +165,7 @@ def evaluate(
     references: str | Path | Mapping[str, Path],
     *,
     classes: Mapping[int, str] | None = None,
+    unknown: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -166,6 +179,8 @@ def evaluate(
             mask without a reference and a reference without a mask are listed, not scored.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named ``label 1`` and so on.
+        unknown: The value of the references that stands for "not known here": such voxels count for nothing. When None,
+            the value that a `dataset.json` in the folder of references, or beside it, calls ``ignore``.
         out: CSV file to write.
         overwrite: Replace one that is there.
         progress: Called after each case with the number done and the number in all.
@@ -182,24 +197,31 @@ def evaluate(
     if out is not None:
         require_free(Path(out), overwrite=overwrite, suffixes=(".csv",))
     predicted, faults = mask_files(Path(predictions), "predicted masks")
+    notes = passed_over(Path(predictions))
     if isinstance(references, Mapping):
         known, where = dict(references), Path("the references")
     else:
         where = Path(references)
         known, doubles = mask_files(where, "reference labels")
         faults += doubles
+        notes += passed_over(where)
+        unknown = declared_unknown(where, where.resolve().parent) if unknown is None else unknown
     paired = sorted(predicted.keys() & known.keys())
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - known.keys() - ambiguous)
     scored: dict[str, dict[int, Scores]] = {}
     stray: dict[str, set[int]] = {}
+    left_out: dict[str, int] = {}
     in_references: set[int] = set()
     for done, case in enumerate(paired, start=1):
         try:
             prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
+            if classes is None:
+                _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
         except ReadError as error:
-            faults += error.faults
+            faults.append(replace(error.fault, case_id=case))
         else:
+            left_out[case] = leave_out(prediction, reference, unknown)
             values = _values(reference)
             in_references |= values
             stray[case] = _values(prediction)
@@ -215,8 +237,8 @@ def evaluate(
     if not names:
         raise UserError(f"{where}: every label is empty, expected values above 0 (name the classes to score)")
     for case, values in stray.items():
-        if unknown := values - names.keys() - in_references:
-            faults.append(_stray_fault(case, unknown, names))
+        if beyond := values - names.keys() - in_references:
+            faults.append(_stray_fault(case, beyond, names))
     table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in scored.items()}
     result = Evaluation(
         classes=names,
@@ -227,6 +249,9 @@ def evaluate(
         faults=tuple(faults),
         not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
         not_referenced=tuple(alone),
+        notes=notes,
+        unknown={case: count for case, count in left_out.items() if count},
+        unknown_value=unknown,
     )
     if out is not None:
         result.write_csv(Path(out))
@@ -244,13 +269,14 @@ def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
         UserError: If it is missing or holds no masks.
     """
     try:
-        files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-        files += sorted(p for p in folder.glob("*/mri_norm2.h5") if not p.parent.name.startswith("."))
+        files = sorted(p for p in folder.iterdir() if is_scan_file(p))
+        folders = (p for p in folder.iterdir() if not p.name.startswith(".") and is_folder(p))
+        files += sorted(file for p in folders if is_file(file := p / "mri_norm2.h5"))
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}, expected a folder of {what}") from error
     found: dict[str, Path] = {}
     faults: list[Fault] = []
-    for path, case in _named(p for p in files if is_scan_file(p)):
+    for path, case in _named(files):
         if case in found:
             text = f"{found[case].name} and {path.name} are both {case}"
             faults.append(Fault(case, text, "one file", "remove one of them", case, "duplicate"))
@@ -281,13 +307,43 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
     """
     predicted, geometry = read_label(prediction)
     expected, reference_geometry = read_label(reference)
-    if difference := geometry_difference(geometry, reference_geometry):
-        found, wanted = difference
-        remedy = "predict on the scan that the label was drawn on"
-        raise ReadError(
-            Fault(prediction.name, found, f"{wanted} as in its reference", remedy, case, "geometry")
+    if isinstance(reference_geometry, Part):
+        expected = onto(
+            expected, reference_geometry, geometry, where=reference.name, whose="the mask", case_id=case
         )
+        reference_geometry = geometry
+    predicted = onto(
+        predicted,
+        geometry,
+        reference_geometry,
+        where=prediction.name,
+        whose="in its reference",
+        remedy="predict on the scan that the label was drawn on",
+        case_id=case,
+    )
     return predicted, expected, reference_geometry.spacing[::-1]
+
+
+def _require_no_greys(labels: Mapping[Path, LabelMap], case: str) -> None:
+    """Refuse masks with grey edges, each grey of which would count as a class.
+
+    Raises:
+        ReadError: If one has them.
+    """
+    for path, label in labels.items():
+        if greys := find_greys(label):
+            raise ReadError(
+                replace(grey_fault(f"{path.parent.name}/{path.name}", greys, stating=""), case_id=case)
+            )
+
+
+def leave_out(prediction: LabelMap, reference: LabelMap, unknown: int | None) -> int:
+    """Make both (*S) background, in place, where the reference leaves the class open; return the number of voxels."""
+    if unknown is None:
+        return 0
+    open_ = reference == unknown
+    prediction[open_] = reference[open_] = 0
+    return int(open_.sum())
 
 
 def _values(label: LabelMap) -> set[int]:

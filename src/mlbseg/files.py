@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mlbseg.errors import UserError
+from mlbseg.temporaries import temporary_file, temporary_folder
 
 
 def make_folder(folder: Path) -> None:
@@ -20,6 +22,41 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made a folder: {error.strerror}") from None
+
+
+@contextmanager
+def working_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder that nobody else can look into; it is removed at the end.
+
+    Args:
+        parent: Where: made if need be, and swept of what killed processes left there.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    make_folder(parent)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(parent))
+        except OSError as error:
+            raise UserError(
+                f"{parent}: cannot be written: {error.strerror or error} (free some space or fix the rights)"
+            ) from None
+        yield folder
+
+
+def machines_temporary_folder() -> Path:
+    """Return the folder that this machine has for temporary files: $TMPDIR, else /tmp or the like.
+
+    Raises:
+        UserError: if none can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise UserError(
+            "no folder for temporary files can be written (set TMPDIR to one that can, such as TMPDIR=/scratch)"
+        ) from None
 
 
 def require_free(path: Path, *, overwrite: bool, suffixes: Sequence[str] = ()) -> None:
@@ -47,16 +84,13 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; what was there before is intact.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        try:
+        with temporary_file(path.parent) as temporary:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error} (free some space or fix the rights)"

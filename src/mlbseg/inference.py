@@ -20,15 +20,19 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, write_image, write_label
 from mlbseg.errors import Fault, UserError, nearest
-from mlbseg.files import make_folder, require_free
+from mlbseg.files import make_folder, require_free, working_folder
 from mlbseg.launch import launch, speaks
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, device_name, why_case_failed
+from mlbseg.run import Run, autocast, device_name, one_case
+from mlbseg.temporaries import sweep
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
 PARTS = ("clean", "noisy", "unlabelled", "validation", "test")
 """The parts of a run's split that `only` may name."""
+
+PROBABILITIES = "probabilities"
+"""The folder of probabilities among the masks."""
 
 PATIENCE = 24 * 60.0
 """Minutes to wait for the slowest of several processes; one that dies is noticed at once."""
@@ -46,10 +50,12 @@ class Predictions:
     Attributes:
         masks: The file written for each case id.
         faults: Scans that could not be segmented or whose names cannot be used; the others were segmented.
+        notes: Files that were passed over, and what reading a scan has left out or done to it.
     """
 
     masks: dict[str, Path] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
 
 
 def predict(
@@ -117,16 +123,19 @@ def predict(
             "largest": largest, "probabilities": probabilities, "overlap": overlap, "overwrite": overwrite,
             "part": part, "device": name, "precision": precision, "shown": progress is not None,
         }  # fmt: skip
-        masks, faults = launch("mlbseg.inference:_launched", arguments, devices)[0]
-        return Predictions({k: Path(v) for k, v in masks.items()}, [Fault(**fault) for fault in faults])
+        masks, *told = launch("mlbseg.inference:_launched", arguments, devices)[0]
+        faults, notes = ([Fault(**fault) for fault in each] for each in told)
+        return Predictions({k: Path(v) for k, v in masks.items()}, faults, notes)
 
-    def find(opened: Run) -> tuple[list[Case], list[Fault]]:
+    def find(opened: Run) -> tuple[list[Case], list[Fault], list[Fault]]:
         found = [find_scans(path, opened.plan.channels) for path in paths]
         selected = _select(
             [c for f in found for c in f.cases], [e for f in found for e in f.faults], only, opened
         )
         make_folder(Path(out))
-        return selected
+        for folder in (Path(out), Path(out) / PROBABILITIES):
+            sweep(folder)
+        return *selected, [note for f in found for note in f.notes if only is None]
 
     target = processes.own_device(name)
     with processes.joined(torch.device("cpu"), PATIENCE) as ranks:
@@ -141,7 +150,7 @@ def predict(
         except UserError as error:
             raise processes.same_on_all(ranks, error) from None
         # One looks for all: while another still looks, the folder may change.
-        cases, faults = processes.of_first(ranks, lambda: find(opened))
+        cases, faults, notes = processes.of_first(ranks, lambda: find(opened))
         place = {case.id: number for number, case in enumerate(cases)}
         for share in (part or (1, 1), (ranks.index + 1, ranks.count)):
             cases, faults = _share(cases, share), _share(faults, share)
@@ -155,10 +164,13 @@ def predict(
     return Predictions(
         dict(sorted(masks.items(), key=lambda item: place[item[0]])),
         sorted(faults, key=lambda fault: place.get(fault.case_id or "", -1)),
+        [*notes, *(note for share in shares for note in share.notes)],
     )
 
 
-def _launched(shown: bool, part: list[int] | None, **arguments: Any) -> tuple[dict[str, str], list[Any]]:
+def _launched(
+    shown: bool, part: list[int] | None, **arguments: Any
+) -> tuple[dict[str, str], list[Any], list[Any]]:
     """Be one of the processes that `predict` starts."""
     console = Console(stderr=True) if shown and speaks() else None
     with StepProgress(console, "predicting (the first device's share)", 0) as progress:
@@ -167,7 +179,8 @@ def _launched(shown: bool, part: list[int] | None, **arguments: Any) -> tuple[di
             progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
             **arguments,
         )
-    return {k: str(v) for k, v in result.masks.items()}, [fault.as_dict() for fault in result.faults]
+    faults, notes = ([one.as_dict() for one in each] for each in (result.faults, result.notes))
+    return {k: str(v) for k, v in result.masks.items()}, faults, notes
 
 
 def _share(items: list[T], share: tuple[int, int]) -> list[T]:
@@ -195,15 +208,16 @@ def _predict_cases(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
-        mask = out / f"{case.id}{mask_suffix(case.images)}"
-        try:
+        # One bad scan does not stop the others; it is named at the end.
+        with one_case(case.id, result.faults, "predict"):
+            mask = out / f"{case.id}{mask_suffix(case.images)}"
             _require_room(case, mask, opened.plan, probabilities=probabilities, overwrite=overwrite)
             with autocast(precision or opened.config.train.precision, target):
-                _predict_case(case, mask, model, opened.plan, target, flips, largest, probabilities, overlap)
+                told = _predict_case(
+                    case, mask, model, opened.plan, target, flips, largest, probabilities, overlap
+                )
             result.masks[case.id] = mask
-        except (UserError, MemoryError, OSError, RuntimeError) as error:
-            # One bad scan does not stop the others; it is named at the end.
-            result.faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="predict"))
+            result.notes += [Fault(case.id, note, case_id=case.id, kind="note") for note in told]
     if progress is not None:
         progress(len(cases), len(cases), "")
     return result
@@ -229,16 +243,29 @@ def _predict_case(
     largest: bool,
     probabilities: bool,
     overlap: float,
-) -> None:
-    probability, frame = case_probability(case, network, plan, device, flips=flips, overlap=overlap)
+) -> list[str]:
+    """Write a case's mask; return what reading the scan has left out or done to it."""
+    notes: list[str] = []
+    probability, frame = case_probability(
+        case, network, plan, device, flips=flips, overlap=overlap, notes=notes
+    )
     label = restore_label(probability, frame, plan)
     if largest:
         label = largest_components(label)
-    if probabilities:
+    if not probabilities:
+        write_label(mask, label, frame.native)
+        return notes
+    # A case is there with its mask: its probabilities come with it, or not at all.
+    with working_folder(mask.parent) as work:
+        write_label(work / mask.name, label, frame.native)
         _write_probabilities(
-            case, mask, probability, frame.native, plan, lambda p: restore_probability(p, frame)
+            case, work / mask.name, probability, frame.native, plan, lambda p: restore_probability(p, frame)
         )
-    write_label(mask, label, frame.native)
+        make_folder(mask.parent / PROBABILITIES)
+        for path in _probability_files(case, mask, plan):
+            (work / PROBABILITIES / path.name).replace(path)
+        (work / mask.name).replace(mask)
+    return notes
 
 
 def _write_probabilities(
@@ -263,7 +290,7 @@ def _write_probabilities(
 def _probability_files(case: Case, mask: Path, plan: Plan) -> list[Path]:
     suffix = mask.name.removeprefix(case.id)
     suffix = ".tiff" if suffix == ".png" else suffix  # PNG holds no floating point
-    folder = mask.parent / "probabilities"
+    folder = mask.parent / PROBABILITIES
     return [folder / f"{case.id}_{value}{suffix}" for value in plan.label_values]
 
 

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbseg.errors import Fault, OtherRank, UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import machines_temporary_folder, working_folder, write_atomic
 
 # torch is imported where it is needed: a process that starts must soon be able to take a signal.
 
@@ -78,8 +77,7 @@ def launch(function: str, arguments: Mapping[str, Any], count: int) -> list[Any]
 
     # Here and not in rank 0, so that the port is a free one and outlives any rank.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with tempfile.TemporaryDirectory(prefix="mlbseg-") as name:
-        folder = Path(name)
+    with working_folder(machines_temporary_folder()) as folder:
         (folder / "task.json").write_text(json.dumps({"function": function, "arguments": arguments}))
         processes: list[subprocess.Popen[bytes]] = []
         with _forwarding(processes) as signals:
@@ -87,7 +85,7 @@ def launch(function: str, arguments: Mapping[str, Any], count: int) -> list[Any]
                 for index in range(count):
                     processes.append(
                         subprocess.Popen(  # noqa: S603 - our own module
-                            [sys.executable, "-m", "mlbseg.launch", name],
+                            [sys.executable, "-m", "mlbseg.launch", str(folder)],
                             stdin=subprocess.PIPE,
                             start_new_session=True,  # Ctrl-C reaches this process, which tells them
                             env={

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mlbseg.terminal import one_line, say
+
 _LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
@@ -79,7 +81,7 @@ class StepProgress:
         self.total = self.total if total is None else total
         text = "  ".join(f"{k} {v if isinstance(v, str) else f'{v:.3g}'}" for k, v in (values or {}).items())
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=self.total, values=text)
+            self.bar.update(self.task, completed=done, total=self.total, values=one_line(text))
             return
         now = time.monotonic()
         if now - self.said < _LOG_EVERY and done < self.total:
@@ -88,4 +90,4 @@ class StepProgress:
         rate = (now - self.began) / max(done - self.start, 1)
         eta = time.strftime("%H:%M:%S", time.gmtime(rate * (self.total - done)))
         line = f"{self.title}: {done}/{self.total}, eta {eta}  {text}".rstrip()
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, line)

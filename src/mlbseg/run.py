@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mlbseg.config import Config, MLBSettings, load_config
+from mlbseg.core.directional import forked_random, seed_random
+from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
-from mlbseg.data.records import read_record
+from mlbseg.data.records import PathText, read_as
 from mlbseg.data.splits import Split
-from mlbseg.errors import UserError, nearest
+from mlbseg.errors import Fault, ReadError, UserError, nearest, printable
 from mlbseg.files import write_atomic
+from mlbseg.memory import free_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.weighing import Weighing
 from mlbseg.nets import make_network
+from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
+_SUM = "crc32"  # in the metadata of the file
+CONFIG = "config.yaml"
 _PACKAGES = (
     "mlbseg",
     "torch",
@@ -41,6 +49,29 @@ _PACKAGES = (
     "h5py",
     "safetensors",
 )
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What data.json says: the folder or list of scans, the cache, and the cases that were left out."""
+
+    root: PathText
+    cache: PathText
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """What result.json says; see `mlbseg.training.stages.TrainResult`."""
+
+    steps: int
+    selection: str
+    validation_dice: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    seconds_per_step: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    peak_memory_bytes: Annotated[float, Field(ge=0, le=2**63)] | None = None
+
+
+_DATA, _RESULT = TypeAdapter(DataRecord), TypeAdapter(ResultRecord)
 
 
 @dataclass(frozen=True)
@@ -66,11 +97,11 @@ class Run:
         Raises:
             UserError: if it is not one, or a file in it is damaged.
         """
-        if not (root / "config.yaml").is_file():
+        if not (root / CONFIG).is_file():
             raise UserError(f"{root}: not a run folder, expected one that `mlbseg train --out` made")
         return cls(
             root,
-            load_config(root / "config.yaml"),
+            load_config(root / CONFIG),
             Plan.read(root / "plan.json"),
             Split.read(root / "split.json"),
         )
@@ -82,7 +113,59 @@ class Run:
         Raises:
             UserError: if the run's record of it is missing or damaged.
         """
-        return Path(str(read_record(self.root / "data.json", "the data of a run")["root"]))
+        return Path(self.data.root)
+
+    @property
+    def data(self) -> DataRecord:
+        """What the run knows of its data.
+
+        Raises:
+            UserError: if the record is missing or damaged.
+        """
+        return read_as(_DATA, self.root / "data.json", "the data of a run")
+
+    @property
+    def result(self) -> ResultRecord:
+        """What training ended with.
+
+        Raises:
+            UserError: if the record is missing or damaged.
+        """
+        return read_as(_RESULT, self.root / "result.json", "the result of a run")
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What the files of its training and validation cases held when it began; None if that was not recorded.
+
+        Raises:
+            UserError: if the record is damaged.
+        """
+        path = self.root / INPUTS
+        return Inputs.read(path) if path.exists() else None
+
+    def changed(self, cases: Iterable[Case]) -> str:
+        """Say which files of training and validation cases hold something else than when the run began.
+
+        Returns:
+            A sentence; empty if none does.
+
+        Raises:
+            UserError: if the run's record is damaged.
+        """
+        inputs = self.inputs
+        files = [] if inputs is None else [f.where for case in cases for f in inputs.readable_changes(case)]
+        if not files:
+            return ""
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return (
+            f"{', '.join(files[:3])}{more}: changed since the run began; what is said here is of the scans and labels "
+            "as they are now, not of those that the run learned from."
+        )
+
+    def warn_of_changes(self, cases: Iterable[Case]) -> None:
+        """Warn of what `changed` says, if it says anything."""
+        if words := self.changed(cases):
+            warnings.warn(printable(words), stacklevel=3)
 
     @property
     def moved_scans(self) -> str:
@@ -105,17 +188,18 @@ class Run:
                 f"continue it with `mlbseg train --resume {self.root}`"
             )
         try:
-            weights = safetensors.torch.load_file(path)
+            weights = _load_weights(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged ({error})") from None
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in weights.items():
-            network, _, key = name.partition(".")
-            groups.setdefault(network, {})[key] = tensor
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = tensor
         chosen = which or find_method(self.config.method).predicts
         if chosen not in groups:
             raise UserError(f"{path} has no {chosen!r} network: {nearest(chosen, groups)}")
         network = make_student(self.plan, self.config)
+        _require_numbers(path, groups[chosen], network.state_dict())
         try:
             network.load_state_dict(groups[chosen])
         except RuntimeError:
@@ -123,20 +207,40 @@ class Run:
         return network.eval()
 
 
+def _require_numbers(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that would be loaded without a word, and predict nothing.
+
+    Raises:
+        UserError: naming the weight.
+    """
+    for name, tensor in found.items():
+        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point():
+            kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, expected[name])]
+            raise UserError(
+                f"{path}: weight {name!r} is of type {kinds[0]}, expected {kinds[1]} as training wrote it"
+            )
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{path}: weight {name!r} holds values that are no finite numbers (copy the file again, or train anew)"
+            )
+
+
 def make_student(plan: Plan, config: Config) -> nn.Module:
     """Return an untrained network as the plan wants it, drawn from the configuration's seed."""
-    torch.manual_seed(config.seed)
-    return make_network(
-        plan.network,
-        ndim=plan.ndim,
-        in_channels=plan.channels,
-        num_classes=plan.num_classes,
-        channels=plan.network_channels,
-        strides=plan.network_strides,
-        patch_size=plan.patch_size,
-        norm=config.train.norm,
-        dropout=config.train.dropout,
-    )
+    cpu = torch.device("cpu")
+    with forked_random(cpu):
+        seed_random(config.seed, cpu)
+        return make_network(
+            plan.network,
+            ndim=plan.ndim,
+            in_channels=plan.channels,
+            num_classes=plan.num_classes,
+            channels=plan.network_channels,
+            strides=plan.network_strides,
+            patch_size=plan.patch_size,
+            norm=config.train.norm,
+            dropout=config.train.dropout,
+        )
 
 
 def make_method(student: nn.Module, run: Run) -> Method:
@@ -176,7 +280,27 @@ def save_weights(root: Path, networks: Mapping[str, nn.Module]) -> None:
         for which, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
-    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors))
+    metadata = {_SUM: _sum(tensors)}
+    write_atomic(root / WEIGHTS, safetensors.torch.save(tensors, metadata))
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    """Return what `save_weights` wrote.
+
+    Raises:
+        SafetensorError: if it is damaged.
+    """
+    weights = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get(_SUM)  # earlier versions wrote none
+    if known is not None and known != _sum(weights):
+        raise SafetensorError("it holds other weights than were written")
+    return weights
+
+
+def _sum(weights: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of weights with their names, types and shapes."""
+    return f"{zlib.crc32(safetensors.torch.save(dict(weights))):08x}"
 
 
 def dump_tensors(content: Mapping[str, Any]) -> bytes:
@@ -208,6 +332,28 @@ def why_case_failed(error: BaseException, what: str = "scan") -> str:
     if isinstance(error, RuntimeError):
         raise error
     return str(error)
+
+
+@contextlib.contextmanager
+def one_case(case_id: str, faults: list[Fault], kind: str, what: str = "scan") -> Iterator[None]:
+    """Let what the user can mend in one case be a fault, and go on with the next case.
+
+    Args:
+        case_id: The case.
+        faults: Gets a fault if the case fails.
+        kind: Of that fault.
+        what: What there was not enough memory for.
+
+    Raises:
+        RuntimeError: a fault of ours.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, ReadError) and error.fault.case_id == case_id:
+            faults.append(error.fault)  # names file and case already
+        else:
+            faults.append(Fault(case_id, why_case_failed(error, what), case_id=case_id, kind=kind))
 
 
 def environment() -> dict[str, Any]:
@@ -305,13 +451,7 @@ def available_memory(device: torch.device, *, system: Path = Path("/")) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    free = int(pages * size) // 2  # where no one says how much is free, half of the installed has to do
-    with contextlib.suppress(OSError):  # only Linux has it
-        for line in (system / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    return max(0, min([free, *_control_groups(system)]))
+    return free_memory(system)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -324,29 +464,3 @@ def peak_memory(device: torch.device) -> int:
     import resource  # only Unix has it
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _control_groups(system: Path) -> Iterator[int]:
-    """Yield what each control group around this process (of version 1 or 2) has left, bytes."""
-    try:
-        membership = (system / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # only Linux has them
-        return
-    for line in membership:
-        _, controllers, own = line.split(":", 2)
-        if not controllers:
-            root, limit, used, cached = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit, used = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
-        else:
-            continue
-        top = system / root
-        group = top / own.lstrip("/")
-        # In a container the path may be the host's: then only the top is there, and it is the container's own.
-        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
-            with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
-                most = int((folder / limit).read_text())
-                words = (folder / "memory.stat").read_text().split()
-                # Files that were read count as used until another needs the memory.
-                yield most - int((folder / used).read_text()) + int(words[words.index(cached) + 1])

@@ -39,12 +39,15 @@ class Geometry:
         spacing: mm between pixel centres along each axis.
         origin: Position of the first pixel's centre, mm.
         direction: Direction cosines, row-major, n*n numbers.
+        stored: What a NIfTI file itself says of its place (`Placement.numbers`), so that what is made of a scan lies
+            where the scan does for every program; () for other files, and for all but the lattice of a file.
     """
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[float, ...]
+    stored: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def identity(cls, size: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> Geometry:
@@ -66,10 +69,12 @@ class Scan:
     Attributes:
         array: (C, *S), S in NumPy order ([z,] y, x).
         geometry: Where it lies.
+        notes: What reading has left out or done to it.
     """
 
     array: npt.NDArray[np.float32]
     geometry: Geometry
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,9 @@ class Case:
         label: The label file; None where there is none. May equal the image file (HDF5 holds both).
         role: What the label is to training.
         patient: Cases of one patient are never split between training and validation; defaults to `id`.
+        unknown: The value in the label file that stands for "not known here" (nnU-Net's *ignore*); None where no
+            value does. Such voxels are of no class: nothing is learnt from them, and nothing is scored there.
+        may_be_empty: A label without any structure is meant: there is nothing to find in the scan.
     """
 
     id: str
@@ -89,6 +97,8 @@ class Case:
     label: Path | None = None
     role: Role = Role.UNLABELLED
     patient: str = ""
+    unknown: int | None = None
+    may_be_empty: bool = False
 
     def __post_init__(self) -> None:
         if not self.patient:

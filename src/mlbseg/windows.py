@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_scan
 from mlbseg.data.readers import read_scan
-from mlbseg.types import Case
+from mlbseg.types import Case, Scan
 
 SLICES = 8
 """That a 2D network is shown of a 3D scan at once."""
@@ -31,7 +31,7 @@ def predict_grid(
 ) -> npt.NDArray[np.float32]:
     """Return class probabilities of a prepared scan by sliding windows with Gaussian weights.
 
-    A 2D network sees a 3D scan slice by slice along its first axis.
+    A 2D network sees a 3D scan slice by slice along its first axis. What it holds in memory, see `slide_windows`.
 
     Args:
         network: In evaluation mode, on `device`.
@@ -72,6 +72,9 @@ def slide_windows(
     """Return maps of a whole scan from those of its windows, which are weighed by a Gaussian where they overlap.
 
     Windows of a 2D patch go through a 3D scan slice by slice along its first axis.
+
+    Held at once, whatever the overlap and the size of the windows: the array, the maps and, in 3D, the sum of the
+    windows' weights, 4 bytes each: 4 (C + M + 1) bytes a voxel of the grid, besides what the windows at hand take.
 
     Args:
         function: Maps windows (B, C, *patch_size) to (B, M, *patch_size).
@@ -122,6 +125,7 @@ def case_probability(
     *,
     flips: bool = False,
     overlap: float = 0.5,
+    notes: list[str] | None = None,
 ) -> tuple[npt.NDArray[np.float32], Frame]:
     """Return the class probabilities of a case's scan on the prepared grid, (K, *S) float32, and where that grid lies.
 
@@ -132,14 +136,21 @@ def case_probability(
         device: Where windows are computed.
         flips: Average over flips of the axes that the plan allows to be flipped.
         overlap: Of neighbouring windows, share of the side.
+        notes: Gets what reading the scan has left out or done to it.
 
     Raises:
         UserError: if the scan cannot be read, or is not of the plan's dimension and channels.
     """
     # Only the scan's geometry is needed to go back, so no name keeps its array.
-    image, frame = prepare_scan(read_scan(case.images), plan)
+    image, frame = prepare_scan(_noted(read_scan(case.images), notes), plan)
     axes = plan.flip_axes if flips else ()
     probability = predict_grid(
         network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap
     )
     return probability, frame
+
+
+def _noted(scan: Scan, notes: list[str] | None) -> Scan:
+    if notes is not None:
+        notes += scan.notes
+    return scan

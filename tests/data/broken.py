@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
@@ -44,6 +45,18 @@ def save(path: Path, array: np.ndarray, *, vector: bool = False, **geometry: Any
     for name, value in geometry.items():
         getattr(image, f"Set{name.capitalize()}")(value)
     sitk.WriteImage(image, str(path))
+    return path
+
+
+def nifti(path: Path, array: np.ndarray, *, bent: float = 0.0) -> Path:
+    """Write ([..., ]z, y, x) with an sform alone, whose y axis leans to x by so much."""
+    affine = np.diag([-1.0, -1, 1, 1])
+    affine[0, 1] = bent
+    image = nibabel.Nifti1Image(array.T, None)
+    image.header.set_zooms((1, np.hypot(1, bent), 1, *array.shape[-4::-1]))
+    image.set_sform(affine, 1)
+    kind = nibabel.Nifti1Pair if path.suffix == ".hdr" else nibabel.Nifti1Image
+    nibabel.save(kind(image.dataobj, None, image.header), path)
     return path
 
 
@@ -186,7 +199,22 @@ _breaks(
 )
 _breaks("infinite_pixel", lambda r: save(r / "images/b.nii.gz", np.where(mask() > 0, np.inf, noise(1))))
 _breaks("constant_image", lambda r: save(r / "images/b.nii.gz", np.full(SIZE, 7, np.int16)))
-_breaks("four_dimensions", lambda r: save(r / "images/b.nii.gz", noise(1, (3, *SIZE))))
+_breaks("four_axes_among_three", lambda r: save(r / "images/b.nii.gz", noise(1, (3, *SIZE))))
+_breaks("channels_and_times", lambda r: nifti(r / "images/b.nii.gz", noise(1, (3, 2, *SIZE))))
+_breaks("label_of_four_axes", lambda r: nifti(r / "labels/b.nii.gz", np.stack([mask()] * 2)))
+_breaks("nifti_bent", lambda r: nifti(r / "images/b.nii.gz", noise(1), bent=0.4))
+_breaks(
+    "label_without_a_place",
+    lambda r: (
+        save(r / "images/b.nii.gz", noise(1), origin=(5, 0, 0)),
+        patch(r / "labels/b.nii.gz", (252, "<2h", [0, 0])),
+    ),
+)
+_breaks("pair_without_pixels", lambda r: nifti(r / "images/e.hdr", noise(1)).with_suffix(".img").unlink())
+_breaks(
+    "pair_without_magic",
+    lambda r: [(r / f"images/e{suffix}").write_bytes(b"ENVI") for suffix in (".hdr", ".img")],
+)
 _breaks("identical_images", lambda r: save(r / "images/d.nii.gz", noise(0)))
 
 # Geometry.
@@ -215,7 +243,7 @@ _breaks("label_only_background", lambda r: save(r / "labels/b.nii.gz", np.zeros(
 _breaks("label_without_image", lambda r: save(r / "labels/z.nii.gz", mask()))
 _breaks(
     "label_in_colour",
-    lambda r: save(r / "labels/b.png", np.stack([mask((20, 24))] * 3, -1), vector=True),
+    lambda r: save(r / "labels/b.png", np.stack([mask((20, 24), v) for v in (9, 5, 1)], -1), vector=True),
     pictures,
 )
 _breaks("no_labels_at_all", lambda r: [p.unlink() for p in (r / "labels").iterdir()])
@@ -225,6 +253,7 @@ _breaks("one_name_twice", lambda r: save(r / "images/a.nrrd", noise(9)))
 _breaks("one_label_twice", lambda r: save(r / "labels/a.nrrd", mask()))
 _breaks("name_with_newline", lambda r: save(r / "images/e\nrm -rf.nii.gz", noise(9)))
 _breaks("name_with_backslash", lambda r: save(r / "images/e\\f.nii.gz", noise(9)))
+_breaks("name_too_long", lambda r: save(r / f"images/{'e' * 238}.nii.gz", noise(9)))
 _breaks("list_of_unknown_case", lambda r: (r / "train.list").write_text("a\nnobody\n"))
 _breaks("list_not_text", lambda r: (r / "test.list").write_bytes(b"\xff\xfe\x00\x81"))
 

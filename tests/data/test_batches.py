@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import write_image, write_label
+from mlbseg.errors import ReadError
 from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Geometry, Role
 
 PLAN = Plan(
@@ -300,6 +302,31 @@ def test_pseudo_labels_move_with_their_patch_and_may_be_replaced(world: World, a
         assert same(plain[t], dataset[t])
         assert set(dataset[t].pseudo_label.unique().tolist()) <= {1, IGNORE}
         assert torch.equal(dataset[t].pseudo_label == IGNORE, dataset[t].initial_label == IGNORE)
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (np.zeros((3, 4, 5), np.uint8), "uint8 of shape (3, 4, 5)"),
+        (np.zeros(SHAPE, np.float32), "float32 of shape"),
+        (b"", "EOF"),
+        (b"no array", "the magic string is not correct"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["initial_labels", "pseudo_labels"])
+def test_a_label_of_a_whole_scan_that_is_damaged_meanwhile_is_named(
+    kind: str, label: Any, found: str, world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.npy"
+    if isinstance(label, bytes):
+        path.write_bytes(label)
+    else:
+        np.save(path, label)
+    dataset = world.dataset(**{kind: {case.id: path for case in world.others}})
+    with pytest.raises(ReadError, match=re.escape(str(path))) as raised:
+        dataset[0]
+    assert found in str(raised.value)
+    assert "delete it, and continue the run with --resume" in str(raised.value)
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8, 16)])

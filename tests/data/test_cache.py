@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import time
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from mlbseg.data import cache as cache_module
-from mlbseg.data.cache import STALE_SECONDS, Cache, content_hash, default_cache_root
+from mlbseg.data import entries as entries_module
+from mlbseg.data.cache import FORMAT, Cache, default_cache_root
+from mlbseg.data.entries import STALE_SECONDS
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_label, prepare_scan
 from mlbseg.data.readers import read_label, read_scan, write_image, write_label
@@ -164,27 +170,6 @@ def test_changed_content_makes_a_new_entry(tmp_path: Path) -> None:
     assert np.any(Cache(tmp_path / "cache", PLAN).label(case)[:] != labels)
 
 
-def test_the_data_file_of_a_header_counts(tmp_path: Path) -> None:
-    image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
-    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
-    before = content_hash(tmp_path / "a.mhd")
-    data = next(tmp_path.glob("a.*raw"))
-    content = bytearray(data.read_bytes())
-    content[3] ^= 1
-    data.write_bytes(content)
-    os.utime(data, ns=(1, 1))  # the clock may be too coarse to show the change
-    assert content_hash(tmp_path / "a.mhd") != before
-    assert content_hash(tmp_path / "a.mhd") == content_hash(tmp_path / "a.mhd")
-
-
-def test_every_file_of_a_series_counts(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name).write_text(name)
-    before = content_hash(tmp_path)
-    (tmp_path / "c").write_text("c")
-    assert content_hash(tmp_path) != before
-
-
 def test_a_missing_scan_is_a_users_fault(tmp_path: Path) -> None:
     case = Case("a", (tmp_path / "gone.nii.gz",))
     with pytest.raises(UserError, match=r"gone\.nii\.gz: cannot be read"):
@@ -205,8 +190,8 @@ def test_errors_name_the_case(tmp_path: Path) -> None:
 def test_a_label_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     values, geometry = read_label(case.label)
-    write_label(case.label, values, replace(geometry, origin=(90.0, 4.0, 5.0)))
-    with pytest.raises(UserError, match=r"^a: label has origin"):
+    write_label(case.label, values, replace(geometry, origin=(90.0, 4.0, 5.0), stored=()))
+    with pytest.raises(UserError, match=r"label.*: origin \(90, 4, 5\) mm, expected .* as its image"):
         Cache(tmp_path / "cache", PLAN).label(case)
 
 
@@ -216,7 +201,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path, monkeypatch
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cache_module, "_flush", full)
+    monkeypatch.setattr(entries_module, "_flush", full)
     with pytest.raises(UserError, match=r"No space left.*--cache DIR"):
         Cache(tmp_path / "cache", PLAN).image(case)
     assert entries(tmp_path / "cache") == []
@@ -231,20 +216,264 @@ def test_a_cache_that_cannot_be_a_folder_is_explained(tmp_path: Path) -> None:
         Cache(tmp_path / "file", PLAN).image(case)
 
 
-def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
+def chunk_of(entry: Path) -> Path:
+    return sorted(p for p in entry.rglob("*") if p.is_file() and p.parent.name.isdecimal())[0]
+
+
+def rewritten(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def emptied(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.mkdir()
+
+
+def a_file(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.write_text("no folder")
+
+
+def a_link_to_nowhere(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.symlink_to(entry.parent / "gone")
+
+
+def a_chunk_that_is_a_folder(entry: Path) -> None:
+    chunk = chunk_of(entry)
+    chunk.unlink()
+    chunk.mkdir()
+
+
+def exchanged(entry: Path) -> None:
+    """Let two chunks of one size change places, as far as a name goes: each is whole in itself."""
+    first, second = sorted(p for p in entry.rglob("*") if p.is_file() and p.parent.name.isdecimal())[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "chunk removed": lambda entry: chunk_of(entry).unlink(),
+    "all chunks removed": lambda entry: shutil.rmtree(entry / "array" / "c"),
+    "chunk truncated": lambda entry: os.truncate(chunk_of(entry), 100),
+    "chunk emptied": lambda entry: os.truncate(chunk_of(entry), 0),
+    "chunk longer": lambda entry: chunk_of(entry).write_bytes(chunk_of(entry).read_bytes() + b"0"),
+    "chunk flipped": lambda entry: flipped(chunk_of(entry)),
+    "chunks exchanged": exchanged,
+    "chunk a folder": a_chunk_that_is_a_folder,
+    "array removed": lambda entry: shutil.rmtree(entry / "array"),
+    "zarr.json removed": lambda entry: (entry / "zarr.json").unlink(),
+    "zarr.json truncated": lambda entry: os.truncate(entry / "array" / "zarr.json", 30),
+    "zarr.json no JSON": lambda entry: (entry / "zarr.json").write_text("{"),
+    "other shape": lambda entry: rewritten(entry / "array" / "zarr.json", shape=[1, 2, 3, 4]),
+    "other type": lambda entry: rewritten(entry / "array" / "zarr.json", data_type="int16"),
+    "attributes missing": lambda entry: rewritten(entry / "zarr.json", attributes={}),
+    "attributes of another type": lambda entry: rewritten(entry / "zarr.json", attributes={"native": 3}),
+    "manifest removed": lambda entry: (entry / "manifest.json").unlink(),
+    "manifest flipped": lambda entry: flipped(entry / "manifest.json"),
+    "manifest no list": lambda entry: (entry / "manifest.json").write_text("[1, 2]"),
+    "manifest lacks files": lambda entry: (entry / "manifest.json").write_text("{}"),
+    "folder empty": emptied,
+    "folder a file": a_file,
+    "folder a dead link": a_link_to_nowhere,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path]:
+    """A case and a cache that holds it."""
+    root = tmp_path_factory.mktemp("whole")
+    case = make_case(root)
+    Cache(root / "cache", PLAN).label(case)
+    return case, root / "cache"
+
+
+def contents(cached: Cache, case: Case) -> tuple[bytes, bytes, bytes]:
+    return (
+        cached.image(case).array[:].tobytes(),
+        cached.label(case)[:].tobytes(),
+        cached.foreground(case).tobytes(),
+    )
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_entry_is_noticed_and_made_anew(
+    whole: tuple[Case, Path], tmp_path: Path, damage: Callable[[Path], object], kind: str
+) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    expected = contents(Cache(root, PLAN), case)
+    (entry,) = root.glob(f"v*/{kind}-*")
+    damage(entry)
+    with pytest.warns(UserWarning, match=r"^a: its entry in the cache is damaged .*it is made anew") as notes:
+        assert contents(Cache(root, PLAN), case) == expected
+    assert len(notes) == 1
+    assert contents(Cache(root, PLAN), case) == expected  # with no further note
+    assert len(entries(root)) == 2  # and nothing left behind
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_an_entry_that_is_damaged_while_it_is_used_is_made_anew(
+    whole: tuple[Case, Path], tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    cached = Cache(root, PLAN)
+    array = cached.image(case).array
+    expected = array[:]
+    (entry,) = root.glob("v*/image-*")
+    damage(entry)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        assert array[:].tobytes() == expected.tobytes()
+    # What has been read of an entry that is open, such as its shape, is not read again.
+    assert len(notes) == (0 if array_is_untouched(damage) else 1)
+
+
+def array_is_untouched(damage: Callable[[Path], object]) -> bool:
+    name = next(name for name, one in DAMAGES.items() if one is damage)
+    return name.startswith(("zarr.json", "other", "attributes", "manifest"))
+
+
+@pytest.mark.parametrize("what", ["entry", "root"])
+def test_an_entry_that_has_gone_while_it_is_used_is_made_anew(
+    whole: tuple[Case, Path], tmp_path: Path, what: str
+) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    cached = Cache(root, PLAN)
+    expected = contents(cached, case)
+    shutil.rmtree(root if what == "root" else next(root.glob("v*/image-*")))
+    with pytest.warns(UserWarning, match=r"^a: its entry in the cache has gone; it is made anew"):
+        assert cached.image(case).array[:].tobytes() == expected[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("where", [".", "array/zarr.json"])
+def test_an_entry_that_must_not_be_read_is_made_anew(
+    whole: tuple[Case, Path], tmp_path: Path, where: str
+) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    expected = contents(Cache(root, PLAN), case)
+    (entry,) = root.glob("v*/image-*")
+    (entry / where).chmod(0)
+    with pytest.warns(UserWarning, match=r"cannot be read: Permission denied.*made anew"):
+        assert contents(Cache(root, PLAN), case) == expected
+    assert len(entries(root)) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_the_disk_does_not_give_back_is_damage(
+    number: int, whole: tuple[Case, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    expected = contents(Cache(root, PLAN), case)
+    (entry,) = root.glob("v*/image-*")
+    original, failing = Path.read_bytes, [number]
+
+    def read_bytes(path: Path) -> bytes:
+        if path.is_relative_to(entry) and path.parent.name == "0" and failing:
+            raise OSError(failing.pop(), os.strerror(number))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.warns(
+        UserWarning, match=rf"array/c/0/0/0/0 cannot be read: {os.strerror(number)}.*made anew"
+    ):
+        assert contents(Cache(root, PLAN), case) == expected
+
+
+def test_too_many_open_files_are_no_damage(whole: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    case, root = whole
+
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    cached = Cache(root, PLAN)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        cached.image(case)
+
+
+def test_a_disk_that_damages_all_that_is_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = make_case(tmp_path)
-    Cache(tmp_path / "cache", PLAN).image(case)
-    (entry,) = (tmp_path / "cache").glob("v*/image-*")
-    (entry / "zarr.json").unlink()
-    with pytest.raises(UserError, match="damaged cache entry"):
+    original = entries_module._flush
+
+    def flush(folder: Path) -> None:
+        flipped(chunk_of(folder))
+        original(folder)
+
+    monkeypatch.setattr(entries_module, "_flush", flush)
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(UserError, match=r"damaged as soon as it is made .*--cache DIR"),
+    ):
         Cache(tmp_path / "cache", PLAN).image(case)
-    (entry / "zarr.json").write_text("{")
-    with pytest.raises(UserError, match="damaged cache entry"):
+
+
+def test_a_chunk_of_background_is_written_too(whole: tuple[Case, Path]) -> None:
+    case, root = whole
+    label = Cache(root, PLAN).label(case)
+    assert not label[:2].any()
+    (entry,) = root.glob("v*/label-*")
+    per_axis = [-(-n // c) for n, c in zip(label.shape, label.chunks, strict=True)]
+    assert len([p for p in (entry / "array" / "c").rglob("*") if p.is_file()]) == np.prod(per_axis)
+
+
+def test_a_scan_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(tmp_path)
+    original = cache_module.read_scan
+
+    def read_and_change(paths: Sequence[Path]) -> Any:
+        scan = original(paths)
+        flipped(paths[0])
+        return scan
+
+    monkeypatch.setattr(cache_module, "read_scan", read_and_change)
+    with pytest.raises(UserError, match=r"a\.nii\.gz: has changed since it was first read \(restore it"):
         Cache(tmp_path / "cache", PLAN).image(case)
+    assert entries(tmp_path / "cache") == []
+
+
+def test_a_label_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(tmp_path)
+    original = cache_module.read_label
+
+    def read_and_change(path: Path) -> Any:
+        label = original(path)
+        flipped(path)
+        return label
+
+    monkeypatch.setattr(cache_module, "read_label", read_and_change)
+    with pytest.raises(UserError, match=r"a_label\.nii\.gz: has changed since it was first read"):
+        Cache(tmp_path / "cache", PLAN).label(case)
+    assert [name.split("-")[0] for name in entries(tmp_path / "cache")] == ["image"]
+
+
+def test_an_entry_is_not_made_anew_of_a_scan_that_has_changed(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    cached = Cache(tmp_path / "cache", PLAN)
+    array = cached.image(case).array
+    shutil.rmtree(tmp_path / "cache")
+    make_case(tmp_path, seed=1)
+    with pytest.warns(UserWarning, match="has gone"), pytest.raises(UserError, match="has changed since"):
+        array[:]
+    assert entries(tmp_path / "cache") == []
 
 
 def test_remains_of_killed_builds_are_swept_after_a_day(tmp_path: Path) -> None:
-    folder = tmp_path / "v1"
+    folder = tmp_path / f"v{FORMAT}"
     old, young, entry = folder / ".image-00.aa", folder / ".image-00.bb", folder / "image-00"
     for path in (old, young, entry):
         path.mkdir(parents=True)
@@ -284,19 +513,50 @@ def test_the_root_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch,
     assert default_cache_root() == Path("/y")
 
 
+def test_without_a_home_that_can_be_written_a_private_temporary_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLBSEG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"mlbseg-{os.getuid()}"
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "home", no_home)
+        assert default_cache_root() == own
+    assert own.stat().st_mode & 0o077 == 0
+    with monkeypatch.context() as patch:  # root may write everywhere
+        patch.setattr(Path, "home", lambda: tmp_path / "home")
+        patch.setattr(os, "access", lambda path, _: path != tmp_path)
+        assert default_cache_root() == own
+        own.chmod(0o755)
+        with pytest.raises(UserError, match=r"expected a folder of your own .*--cache DIR .*MLBSEG_CACHE"):
+            default_cache_root()
+        own.rmdir()
+        own.symlink_to(tmp_path)
+        with pytest.raises(UserError, match="expected a folder of your own"):
+            default_cache_root()
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(UserError, match=r"no folder for prepared scans: .*--cache DIR .*MLBSEG_CACHE"):
+            default_cache_root()
+
+
 def _die_before_renaming(root: Path, case: Case) -> None:
-    cache_module._flush = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    entries_module._flush = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     Cache(root, PLAN).image(case)
 
 
 def _build_in_step(root: Path, case: Case, barrier: Any, results: Any) -> None:
-    flush = cache_module._flush
+    flush = entries_module._flush
 
     def wait(folder: Path) -> None:
         flush(folder)
         barrier.wait(60)  # both have built, neither has renamed
 
-    cache_module._flush = wait
+    entries_module._flush = wait
     image = Cache(root, PLAN).image(case)
     results.put(float(np.abs(image.array[:]).sum()))
 
@@ -340,6 +600,77 @@ def test_two_processes_may_build_the_same_entry(tmp_path: Path) -> None:
     assert sums == [pytest.approx(expected)] * 2
     (entry,) = entries(tmp_path / "cache")
     assert entry.startswith("image-")
+
+
+def _mend_in_step(root: Path, case: Case, barrier: Any, results: Any) -> None:
+    flush = entries_module._flush
+
+    def wait(folder: Path) -> None:
+        flush(folder)
+        barrier.wait(60)  # both have found the damage and built, neither has put its own there
+
+    entries_module._flush = wait
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        array = Cache(root, PLAN).image(case).array
+    results.put([float(np.abs(array[:]).sum()) for _ in range(5)])
+
+
+def _read_until(stop: Any, root: Path, case: Case, results: Any) -> None:
+    array = Cache(root, PLAN).image(case).array
+    seen: set[float] = set()
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        results.put(0.0)
+        while not stop.is_set():
+            seen.add(float(np.abs(array[:]).sum()))
+    results.put(seen)
+
+
+@pytest.mark.slow
+def test_two_processes_may_mend_the_same_entry(whole: tuple[Case, Path], tmp_path: Path) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    expected = float(np.abs(Cache(root, PLAN).image(case).array[:]).sum())
+    (entry,) = root.glob("v*/image-*")
+    flipped(chunk_of(entry))
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_mend_in_step, args=(root, case, barrier, results)) for _ in range(2)]
+    for process in both:
+        process.start()
+    sums = [results.get(timeout=90) for _ in both]
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sums == [[expected] * 5] * 2
+    assert len(entries(root)) == 2
+    assert Cache(root, PLAN).image(case).array[:].shape == (1, 15, 70, 75)
+
+
+@pytest.mark.slow
+def test_a_process_that_reads_outlives_the_mending_by_another(
+    whole: tuple[Case, Path], tmp_path: Path
+) -> None:
+    case, root = whole[0], shutil.copytree(whole[1], tmp_path / "cache")
+    expected = float(np.abs(Cache(root, PLAN).image(case).array[:]).sum())
+    (entry,) = root.glob("v*/image-*")
+    context = multiprocessing.get_context("spawn")
+    stop, results = context.Event(), context.Queue()
+    reader = context.Process(target=_read_until, args=(stop, root, case, results))
+    reader.start()
+    assert results.get(timeout=60) == 0
+    for number in range(10):
+        damage = list(DAMAGES.values())[number]
+        # The reader may be mending it too.
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            damage(entry)
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            assert float(np.abs(Cache(root, PLAN).image(case).array[:]).sum()) == expected
+    stop.set()
+    assert results.get(timeout=60) == {expected}
+    reader.join(60)
+    assert reader.exitcode == 0
 
 
 @pytest.mark.slow

@@ -157,5 +157,5 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="not an empty folder"):
         write_phantoms(tmp_path / "thesis.txt", count=1, seed=0)
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be made a folder"):
         write_phantoms(tmp_path / "thesis.txt" / "below", count=1, seed=0)

@@ -173,7 +173,7 @@ def test_mixed_scans_are_refused(tmp_path: Path) -> None:
 def test_a_label_of_another_size_is_refused(tmp_path: Path) -> None:
     a = write_case(tmp_path, "a", np.random.default_rng(0).random((8, 8, 8)))
     b = write_case(tmp_path, "b", np.random.default_rng(0).random((8, 8, 9)), np.ones((8, 8, 9)))
-    with pytest.raises(UserError, match="a: the label has"):
+    with pytest.raises(UserError, match="size 9×8×8, expected 8×8×8 as its image"):
         fingerprint([replace(a, label=b.label, role=Role.CLEAN)])
 
 
@@ -381,7 +381,7 @@ def test_the_memory_estimate_follows_what_autograd_saves(network: str, ndim: int
 @given(
     size=st.tuples(*[st.integers(1, 400)] * 3),
     spacing=st.tuples(*[st.floats(0.2, 6)] * 3),
-    memory=st.integers(2**24, 2**38),
+    memory=st.integers(2**26, 2**38),
     device=st.sampled_from(["cpu", "cuda"]),
     part=st.none() | st.floats(0.01, 1),
     loss=st.floats(0, 0.5),
@@ -609,7 +609,7 @@ def test_overrides_are_taken(overrides: dict[str, object], field: str, value: ob
         ({"spacng": 1}, r"plan\.spacng: no such field, did you mean 'spacing'"),
         ({"channels": 2}, r"plan\.channels: is a fact"),
         ({"spacing": "wide"}, r"plan\.spacing\.0: .*number.*\(found 'wide'\)"),
-        ({"spacing": -1}, r"plan\.spacing\.0: .*greater than or equal to 0.*\(found '-1'\)"),
+        ({"spacing": -1}, r"plan\.spacing\.0: .*greater than or equal to 0.*\(found -1\)"),
         ({"spacing": float("nan")}, r"plan\.spacing\.0: .*finite"),
         ({"spacing": [1, 1]}, r"plan\.spacing: found 2 values"),
         ({"patch_size": 50}, r"plan\.patch_size: found \(50, 50, 50\), expected multiples of 8.*56, 56, 56"),

@@ -114,6 +114,9 @@ def test_trailing_axis_of_one_is_dropped_and_others_are_a_fault(suffix: str, tmp
     assert scan.array.shape == (1, 6, 8, 10)
     assert scan.geometry == Geometry.identity((10, 8, 6))
     save(path, noise(0, (2, 6, 8, 10)))
+    if suffix == ".nii.gz":  # as the Decathlon has channels
+        assert read_scan([path]).array.shape == (2, 6, 8, 10)
+        return
     with pytest.raises(ReadError) as caught:
         read_scan([path])
     assert caught.value.fault.kind == "4d"
@@ -141,11 +144,6 @@ def test_picture_masks(tmp_path: Path) -> None:
     array, geometry = read_label(path)
     assert np.array_equal(np.unique(array), [0, 255])
     assert geometry == Geometry.identity((24, 20))
-
-
-def test_stack_of_tiff_pages_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReadError, match="3 pages, expected one page"):
-        read_scan([save(tmp_path / "a.tif", noise(0, (3, 20, 24)).astype(np.uint8))])
 
 
 def test_jpeg_that_announces_gigapixels_is_refused_unread(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:
         ("DimSize = 10 8 6", "DimSize = 10 80 6", "holds 1920 bytes"),
         ("DimSize = 10 8 6", "DimSize = ten 8 6", "damaged header"),
         ("ElementType = MET_FLOAT", "ElementType = MET_STRANGE", "damaged header"),
-        ("ElementDataFile = LOCAL", "ElementDataFile = LIST", "keeps its pixels in 'LIST'"),
+        ("ElementDataFile = LOCAL", "ElementDataFile = LIST", "names a file for each slice"),
         ("ElementDataFile = LOCAL", "Nothing = LOCAL", "not a MetaImage"),
     ],
 )
@@ -240,13 +238,6 @@ def test_nifti_of_the_other_byte_order(tmp_path: Path) -> None:
         read_scan([path])
     path.write_bytes(header.tobytes() + noise(0).astype(">f4").tobytes())
     assert np.array_equal(read_scan([path]).array[0], noise(0))
-
-
-def test_nifti_2_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.nii"
-    path.write_bytes(np.array(540, "<i4").tobytes() + bytes(1000))
-    with pytest.raises(ReadError, match="a NIfTI-2 file, expected NIfTI-1"):
-        read_scan([path])
 
 
 def test_nifti_voxels_at_no_place(tmp_path: Path) -> None:
@@ -449,6 +440,7 @@ def test_stem(name: str, expected: str) -> None:
         ("a.nii", ".nii.gz"),
         ("a.nii.gz", ".nii.gz"),
         ("a.h5", ".nii.gz"),
+        ("a.hdr", ".nii.gz"),
         ("series", ".nii.gz"),
         ("a.nrrd", ".nrrd"),
         ("a.nhdr", ".nrrd"),

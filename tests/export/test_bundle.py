@@ -249,6 +249,18 @@ def test_2d_scans_come_back_on_their_own_pixels() -> None:
     assert set(mask[0, :, 4:].unique().tolist()) == {7}
 
 
+@pytest.mark.parametrize(("unit", "mm"), [(0, 1.0), (2, 1.0), (10, 1.0), (3, 1e-3), (1, 1e3)])
+def test_the_unit_of_length_is_the_headers(unit: int, mm: float) -> None:
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    affine[:3, 3] = 4, 5, 6
+    meta = {"spatial_shape": (8, 6, 4), "original_affine": affine, "xyzt_units": np.array(unit, np.uint8)}
+    native = steps.native_geometry(meta)
+    np.testing.assert_allclose(native.spacing, np.array([1, 2, 3]) * mm)
+    np.testing.assert_allclose(native.origin, np.array([-4, -5, 6]) * mm)
+    np.testing.assert_allclose(native.direction, np.eye(3).ravel(), atol=1e-12)
+    assert meta["original_affine"][0, 3] == 4
+
+
 def test_channels_of_a_scan_are_found_together(tmp_path: Path) -> None:
     for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
         (tmp_path / f"{name}.nii.gz").touch()

@@ -14,6 +14,7 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from blocks import blocks
 from conftest import Command
+from data.dicom_files import frames
 from export.seg_series import SPACING, write_series
 from mlbseg.data.readers import read_label, read_scan, write_label
 from mlbseg.errors import UserError
@@ -73,6 +74,37 @@ def test_a_segmentation_holds_the_mask_on_its_own_slices(supervised_run: Path, t
             assert mask[z, y, x] == volume.array[tuple(index)]
         np.testing.assert_allclose(volume.spacing, SPACING, atol=1e-5)
         assert (volume.array > 0).sum() == (mask > 0).sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["up", "down", "interleaved"])
+def test_a_file_of_many_frames_is_referred_to_frame_by_frame(
+    order: str, supervised_run: Path, tmp_path: Path
+) -> None:
+    array = blocks(61)[0].round().clip(0).astype(np.uint16)
+    numbers = list(range(len(array)))
+    stored = {"up": numbers, "down": numbers[::-1], "interleaved": numbers[::2] + numbers[1::2]}[order]
+    source = frames(tmp_path / "one" / "a.dcm", array, stored)
+    done = export(supervised_run, tmp_path / "seg", "dicom-seg", scans=tmp_path / "one", device="cpu")
+    assert not done.faults
+    masks = predict(supervised_run, tmp_path / "one", tmp_path / "masks", device="cpu").masks
+    mask, geometry = read_label(masks["one"])
+    assert set(np.unique(mask)) == {0, 1, 2}
+    found = highdicom.seg.segread(str(done.files[0]))
+    by_frame = found.get_pixels_by_source_frame(
+        source_sop_instance_uid=pydicom.dcmread(source).SOPInstanceUID,
+        source_frame_numbers=[k + 1 for k in range(len(stored))],
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )
+    np.testing.assert_array_equal(by_frame, mask[stored])
+    volume = found.get_volume(combine_segments=True)
+    image = sitk.ReadImage(str(masks["one"]))
+    for index in np.argwhere(volume.array)[::37]:
+        place = volume.affine @ [*index, 1]
+        z, y, x = (round(v) for v in reversed(image.TransformPhysicalPointToContinuousIndex(place[:3])))
+        assert mask[z, y, x] == volume.array[tuple(index)]
+    np.testing.assert_allclose(volume.spacing, geometry.spacing[::-1], atol=1e-5)
 
 
 @pytest.mark.slow

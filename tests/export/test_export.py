@@ -16,9 +16,9 @@ from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
 from mlbseg.export import FORMATS, export
 from mlbseg.export.labels import class_indices, colour, itk_snap, slicer
-from mlbseg.export.output import staged
 from mlbseg.pictures import COLOURS
 from mlbseg.run import Run
+from mlbseg.staging import staged
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,15 @@ from mlbseg.audit.page import Sight, write_page
 from mlbseg.audit.regions import Region
 from mlbseg.audit.trust import WAYS
 from mlbseg.data.cases import find_cases, find_scans, still_there
+from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
+from mlbseg.data.unread import passed_over
 from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.evaluation import mask_files
-from mlbseg.files import make_folder
+from mlbseg.files import make_folder, working_folder
 from mlbseg.inference import Progress
-from mlbseg.run import Run, pick_device, why_case_failed
+from mlbseg.run import Run, one_case, pick_device
+from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -78,7 +80,7 @@ def audit(
     opened = Run.open(Path(run))
     folder = Path(out) if out is not None else opened.root / "audit"
     _require_free(folder, overwrite=overwrite, propose=propose)
-    cases, faults = _cases(opened, labels, scans)
+    cases, faults, notes = _cases(opened, labels, scans)
     own = {case.id for case in cases} | _audited(folder)
     _require_own(folder / "trust", own)
     target = pick_device(device)
@@ -104,30 +106,26 @@ def audit(
     auditor.look_first(say)
     names = opened.plan.structures
     found: list[Audited] = []
-    with tempfile.TemporaryDirectory() as kept:
-        least = _Least(Path(kept))
-        for case in cases:
-            say(case)
-            try:
-                judged = auditor.judge(case)
-                if not found:
-                    _drop_tables(folder)
-                _write_maps(folder, case, judged)
-            except (UserError, MemoryError, OSError, RuntimeError) as error:
-                faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="audit"))
-                continue
-            found.append(judged.audited)
-            least.offer(judged.audited, judged.sight)
-        if not found:
-            raise FaultsError(faults, f"{opened.root}: no label could be judged")
-        found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
-        unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
-        result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults))
-        _drop_others(folder / "trust", {one.case for one in found})
-        write_csv(folder / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
-        rows = [row for one in found for row in region_rows(one)]
-        write_csv(folder / REGIONS, rows, REGION_COLUMNS)
-        write_page(folder / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
+    with staged(folder, overwrite=overwrite, last=CASES) as stage:
+        with working_folder(stage) as kept:
+            least = _Least(kept)
+            for case in cases:
+                say(case)
+                with one_case(case.id, faults, "audit"):
+                    judged = auditor.judge(case)
+                    _write_maps(stage, case, judged)
+                    found.append(judged.audited)
+                    least.offer(judged.audited, judged.sight)
+            if not found:
+                raise FaultsError(faults, f"{opened.root}: no label could be judged")
+            found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
+            unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
+            result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
+            write_csv(stage / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
+            rows = [row for one in found for row in region_rows(one)]
+            write_csv(stage / REGIONS, rows, REGION_COLUMNS)
+            write_page(stage / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
+        _drop_old(folder, {one.case for one in found})
     if progress is not None:
         progress(steps, steps, "")
     return result
@@ -158,9 +156,10 @@ class _Least:
 
 
 def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
+    sweep_around(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    if in_use(folder) and not overwrite:
         raise UserError(f"{folder} holds something already (pass --overwrite, or another --out)")
     if propose and (folder / "proposed").exists():
         raise UserError(
@@ -169,16 +168,21 @@ def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
         )
 
 
-def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tuple[list[Case], list[Fault]]:
-    """Return the cases to judge, each with its label and the faults of others."""
+def _cases(
+    run: Run, labels: str | Path | None, scans: str | Path | None
+) -> tuple[list[Case], list[Fault], tuple[Fault, ...]]:
+    """Return the cases to judge, each with its label, the faults of others, and notes on what was passed over."""
     root = run.scans
     if labels is None:
         if scans is not None:
             raise UserError("--scans names the scans of --labels (give both, or neither)")
-        return _own_cases(run, root)
+        return *_own_cases(run, root), ()
     given, faults = mask_files(Path(labels), "labels")
     found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
-    chosen = [replace(case, label=given[case.id]) for case in found.cases if case.id in given]
+    unknown = declared_unknown(Path(labels), Path(labels).resolve().parent)
+    chosen = [
+        replace(case, label=given[case.id], unknown=unknown) for case in found.cases if case.id in given
+    ]
     known = {case.id for case in found.cases}
     for name in sorted(given.keys() - known):
         faults.append(
@@ -188,13 +192,7 @@ def _cases(run: Run, labels: str | Path | None, scans: str | Path | None) -> tup
         )
     if not chosen:
         raise FaultsError(faults, f"{labels}: no label belongs to a scan")
-    return chosen, faults
-
-
-def _drop_tables(folder: Path) -> None:
-    """Remove the tables and the page of an earlier audit, so that none is ever beside the maps of a later one."""
-    for name in (CASES, REGIONS, PAGE):
-        (folder / name).unlink(missing_ok=True)
+    return chosen, faults, (*passed_over(Path(labels)), *found.notes)
 
 
 def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
@@ -213,12 +211,16 @@ def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
     )
     if not found:
         raise FaultsError(faults, str(root), "no label of the run is there")
-    return [case.with_role(roles[case.id]) for case in found], faults
+    cases = [case.with_role(roles[case.id]) for case in found]
+    run.warn_of_changes(cases)
+    return cases, faults
 
 
 def _audited(folder: Path) -> set[str]:
     """Return the cases that the table of an earlier audit names."""
     try:
+        if not (folder / CASES).is_file():
+            return set()
         with (folder / CASES).open(newline="", encoding="utf-8") as file:
             return {row["case"].removeprefix("'") for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):
@@ -237,9 +239,16 @@ def _require_own(folder: Path, cases: Collection[str]) -> None:
         )
 
 
-def _drop_others(folder: Path, cases: Collection[str]) -> None:
-    """Remove the trust maps of an earlier audit of other cases: nobody could tell them from this one's."""
-    for path in folder.iterdir():
+def _drop_old(folder: Path, cases: Collection[str]) -> None:
+    """Remove what an earlier audit has left that this one does not replace, or would for a moment contradict.
+
+    The table of cases stays until it is replaced: it says which maps are an audit's.
+    """
+    for name in (REGIONS, PAGE):
+        (folder / name).unlink(missing_ok=True)
+    maps = folder / "trust"
+    for path in maps.iterdir() if maps.is_dir() else ():
+        # Maps of other cases: nobody could tell them from this audit's.
         if path.is_file() and stem(path) not in cases and not path.name.startswith("."):
             path.unlink()
 

@@ -28,12 +28,18 @@ from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
-from mlbseg.data.geometry import geometry_difference
-from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan, restore_label, restore_probability
+from mlbseg.data.geometry import RESAMPLE, onto
+from mlbseg.data.preprocess import (
+    UNKNOWN,
+    Frame,
+    prepare_label,
+    prepare_scan,
+    restore_label,
+    restore_probability,
+)
 from mlbseg.data.readers import read_label, read_scan
-from mlbseg.data.records import read_record
-from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.run import Run, why_case_failed
+from mlbseg.errors import UserError
+from mlbseg.run import Run, one_case
 from mlbseg.types import Case, Geometry, Role
 
 Mask = npt.NDArray[np.bool_]
@@ -108,14 +114,11 @@ class Auditor:
         def pairs() -> Iterator[tuple[Map, Classes]]:
             for case in self.cases:
                 say(case)
-                try:
-                    image, label, _, _ = self._prepared(case)
+                with one_case(case.id, [], "audit"):  # `judge` meets it again, and it is named
+                    image, label, known, _, _ = self._prepared(case)
                     evidence = self._evidence(image, label)
-                except (UserError, MemoryError, OSError, RuntimeError) as error:
-                    why_case_failed(error)
-                    continue  # `judge` meets it again, and it is named
-                squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
-                yield evidence.probability, label
+                    squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
+                    yield evidence.probability[:, known], label[known]
 
         self.thresholds = class_thresholds(pairs(), self.plan.num_classes)
         self.scale = float(np.sqrt(np.mean(squares))) if squares else 1.0
@@ -126,10 +129,11 @@ class Auditor:
         Raises:
             UserError: if the scan or the label cannot be used.
         """
-        image, label, frame, given = self._prepared(case)
+        image, label, known, frame, given = self._prepared(case)
         evidence = self._evidence(image, label)
-        trust = self._trust(evidence, label)
-        predicted = evidence.probability.argmax(0).astype(np.uint8)
+        # What the label leaves open is not judged: there is nothing to doubt.
+        trust = np.where(known, self._trust(evidence, label), np.float32(1))
+        predicted = np.where(known, evidence.probability.argmax(0), 0).astype(np.uint8)
         values = np.asarray(self.plan.label_values, np.min_scalar_type(max(self.plan.label_values)))
         voxel = float(np.prod(frame.grid.spacing))
         smallest = 3**label.ndim * voxel if self.smallest is None else self.smallest
@@ -138,8 +142,9 @@ class Auditor:
         )
         volume = float(suspected.sum()) * voxel
         # The networks see no more than the prepared grid: labels outside it lie where the scan is empty.
-        stray = (given != 0) & (restore_probability(np.ones_like(trust), frame) < 0.5)
-        region = stray_region(given, stray, frame.native)
+        drawn = np.where(given == case.unknown, 0, given)  # compared with None, no voxel is left open
+        stray = (drawn != 0) & (restore_probability(np.ones_like(trust), frame) < 0.5)
+        region = stray_region(drawn, stray, frame.native)
         if region is not None and region.volume >= smallest:
             regions, count, volume = [region, *regions], count + 1, volume + region.volume
         share = float(np.prod(frame.native.spacing)) / voxel
@@ -168,17 +173,19 @@ class Auditor:
         native = np.where(stray, 0, restore_probability(trust - 1, frame) + 1).clip(0, 1).astype(np.float32)
         return Judged(audited, sight, native, proposal, frame.native)
 
-    def _prepared(self, case: Case) -> tuple[Map, Classes, Frame, Classes]:
-        """Return scan and label on the prepared grid, where that lies, and the label as it is in the file."""
+    def _prepared(self, case: Case) -> tuple[Map, Classes, Mask, Frame, Classes]:
+        """Return scan, label and where that is known, on the prepared grid; where the grid lies; the label as given.
+
+        On the grid what the label leaves open is background.
+        """
         assert case.label is not None  # noqa: S101 - `_cases` has chosen such
         scan = read_scan(case.images)
         label, geometry = read_label(case.label)
-        if difference := geometry_difference(geometry, scan.geometry):
-            raise ReadError(
-                Fault(str(case.label), f"label of {difference[0]}", f"{difference[1]} as the scan")
-            )
+        label = onto(label, geometry, scan.geometry, where=str(case.label), whose="the scan", remedy=RESAMPLE)
         image, frame = prepare_scan(scan, self.plan)
-        return image, prepare_label(label, geometry, frame.grid, self.plan), frame, label
+        prepared = prepare_label(label, scan.geometry, frame.grid, self.plan, case.unknown)
+        known = prepared != UNKNOWN if case.unknown is not None else np.ones(prepared.shape, bool)
+        return image, np.where(known, prepared, 0), known, frame, label
 
     def _evidence(self, image: Map, label: Classes) -> Evidence:
         return gather(
@@ -203,14 +210,13 @@ class Auditor:
     def _careful(self) -> StepDataset:
         """Return batches of careful labels: of scans that nothing was trained on, where the run has some."""
         run, config = self.run, self.run.config
-        record = read_record(run.root / "data.json", "the data of a run")
         cases = {c.id: c.with_role(Role.CLEAN) for c in find_cases(run.scans).cases if c.label is not None}
         apart = run.split.validation or run.split.clean[len(run.split.clean) - config.train.meta_cases :]
         careful = [cases[i] for i in apart or run.split.clean if i in cases]
         if not careful:
             raise UserError(f"{run.scans}: none of the run's careful labels is there ({run.moved_scans})")
         return StepDataset(
-            Cache(Path(str(record["cache"])), run.plan),
+            Cache(Path(run.data.cache), run.plan),
             careful,
             patch_size=run.plan.patch_size,
             batch_size=run.plan.batch_size,

@@ -54,6 +54,7 @@ class Audit:
         unit: Of volumes: ``mm³``, or ``mm²`` in 2D.
         cases: The least trusted first.
         faults: Cases that could not be judged.
+        notes: Files that were passed over.
     """
 
     out: Path
@@ -63,6 +64,7 @@ class Audit:
     unit: str
     cases: tuple[Audited, ...]
     faults: tuple[Fault, ...]
+    notes: tuple[Fault, ...] = ()
 
     @property
     def caution(self) -> str:
@@ -85,6 +87,7 @@ class Audit:
             "cases": [case_row(rank, found, self.class_names) for rank, found in enumerate(self.cases, 1)],
             "regions": [row for found in self.cases for row in region_rows(found)],
             "faults": [fault.as_dict() for fault in self.faults],
+            "notes": [note.as_dict() for note in self.notes],
         }
 
 

@@ -69,6 +69,8 @@ def bench(
     split_seed: int = 0,
     upper: bool = True,
     labels: Sequence[int] | None = None,
+    patient: str | None = None,
+    allow_empty: bool = False,
     preset: str | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -94,6 +96,8 @@ def bench(
         split_seed: Of the shuffle of cases, where the data have no order of their own.
         upper: Also train supervised with all labels that are not of test cases.
         labels: All label values that may occur.
+        patient: A regular expression whose first group, found in each case id, is the patient; recognised when None.
+        allow_empty: Careful labels without any structure are meant: there is nothing to find in these scans.
         preset: A name in `mlbseg.config.PRESETS`, for all cells.
         config: A YAML file of settings, for all cells.
         overrides: ``key=value`` settings, for all cells.
@@ -119,9 +123,9 @@ def bench(
     target = pick_device(device)
     places = _places(target, jobs, devices, threads)
     request = Request(
-        Path(data), rows, labelled, seeds, test, split_seed, upper, labels,
+        Path(data), rows, labelled, seeds, test, split_seed, upper, labels, allow_empty,
         load_settings(None if config is None else Path(config), preset, overrides),
-        None if cache is None else Path(cache), command,
+        None if cache is None else Path(cache), command, patient,
     )  # fmt: skip
     setup = begin(folder, request, target, console)
     asked = _asked(setup, request)

@@ -10,11 +10,15 @@ import platform
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from mlbseg.bench.cells import STAGE1, Cell
-from mlbseg.data.records import read_record, write_record
+from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError
 from mlbseg.launch import end_with_parent
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from mlbseg.bench.record import Setup
+    from mlbseg.types import Case
 
 # torch is imported where it is needed: a process that starts must soon be able to take a signal.
 
@@ -29,6 +34,33 @@ OUTCOME = "cell.json"
 SCORES = "scores.csv"
 BUSY = 75
 """Exit code where another process runs the cell: EX_TEMPFAIL."""
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What cell.json may say; what is measured of a finished cell is there."""
+
+    status: Literal["done", "failed", "trained"]
+    reason: str = ""
+    dice: _Number | None = None
+    jaccard: _Number | None = None
+    hd95_mm: _Number | None = None
+    assd_mm: _Number | None = None
+    no_distance: int = 0
+    steps: int = 0
+    seconds: _Number | None = None
+    seconds_per_step: _Number | None = None
+    peak_memory_bytes: int = 0
+    device: str = ""
+    processor: str = ""
+    threads: int = 0
+    host: str = ""
+
+
+_OUTCOME = TypeAdapter(_Outcome)
 
 
 def outcome(folder: Path, cell: Cell) -> dict[str, Any] | None:
@@ -40,10 +72,27 @@ def outcome(folder: Path, cell: Cell) -> dict[str, Any] | None:
     root = folder / "runs" / cell.key
     if not (root / OUTCOME).is_file():
         return None
-    record = read_record(root / OUTCOME, "the outcome of a cell")
-    if record.get("status") == "done" and (cell.row == STAGE1 or (root / SCORES).is_file()):
+    record = _recorded(root)
+    if record["status"] == "done" and cell.row != STAGE1 and record.get("dice") is None:
+        raise UserError(f"{root / OUTCOME}: without dice (delete it and run the bench again)")
+    if record["status"] == "done" and (cell.row == STAGE1 or (root / SCORES).is_file()):
         return record
-    return record if record.get("status") == "failed" else None
+    return record if record["status"] == "failed" else None
+
+
+def _recorded(root: Path) -> dict[str, Any]:
+    """Return what cell.json says, and no more than it says.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = root / OUTCOME
+    record = read_record(path, "the outcome of a cell")
+    checked = asdict(validate(_OUTCOME, record, str(path)))
+    needed = ("reason",) if checked["status"] == "failed" else ("steps", "device", "processor", "threads")
+    if missing := [name for name in needed if name not in record]:
+        raise UserError(f"{path}: without {', '.join(missing)} (delete it and run the bench again)")
+    return {name: value for name, value in checked.items() if name in record}
 
 
 def lock_of(folder: Path, cell: Cell) -> Path:
@@ -105,24 +154,30 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
     """
     from mlbseg.bench.record import Setup
     from mlbseg.data.cases import find_cases
+    from mlbseg.data.inputs import INPUTS, Inputs
     from mlbseg.data.plan import Plan
+    from mlbseg.data.splits import apply_split
     from mlbseg.run import pick_device
     from mlbseg.training.prepare import write_run
+    from mlbseg.types import Role
 
     setup = Setup.read(folder)
     target = pick_device(device)
     dataset = find_cases(Path(setup.data))
     if not (root / "config.yaml").is_file():
         shutil.rmtree(root, ignore_errors=True)  # what a kill left half made
+        split, begun = setup.split(cell, dataset), folder / INPUTS
+        inputs = Inputs.read(begun, since="the bench began") if begun.exists() else Inputs()
+        used = [case for case in apply_split(dataset.cases, split) if case.role is not Role.TEST]
         write_run(
-            root, setup.config(folder, cell), setup.split(cell, dataset), Plan.from_dict(setup.plan),
-            data=Path(setup.data), skipped=(), device=target, cache=setup.cache,
+            root, setup.config(folder, cell), split, Plan.from_dict(setup.plan), data=Path(setup.data),
+            skipped=(), patients=setup.patients, device=target, cache=setup.cache, inputs=inputs.of(used),
         )  # fmt: skip
     if cell.row == STAGE1:
         return _train_stage1(root, target)
     measured = _train(folder, cell, root, setup, target)
-    labels = {case.id: case.label for case in dataset.cases if case.label is not None}
-    return {**_score(root, setup, {name: labels[name] for name in setup.scored}, target), **measured}
+    cases = {case.id: case for case in dataset.cases if case.label is not None}
+    return {**_score(root, setup, [cases[name] for name in setup.scored], target), **measured}
 
 
 def _train_stage1(root: Path, target: torch.device) -> dict[str, Any]:
@@ -141,7 +196,7 @@ def _train(folder: Path, cell: Cell, root: Path, setup: Setup, target: torch.dev
     from mlbseg.training import begin_from_stage1, train
 
     if (root / "model.safetensors").is_file() and (root / OUTCOME).is_file():
-        record = read_record(root / OUTCOME, "the outcome of a cell")
+        record = _recorded(root)
         if record.get("status") == "trained":  # and then killed
             return {name: value for name, value in record.items() if name != "status"}
     if setup.needs_stage1(cell):
@@ -176,17 +231,21 @@ def _measured(root: Path, target: torch.device, pace: float | None) -> dict[str,
     }
 
 
-def _score(root: Path, setup: Setup, labels: dict[str, Path], target: torch.device) -> dict[str, Any]:
+def _score(root: Path, setup: Setup, cases: Sequence[Case], target: torch.device) -> dict[str, Any]:
     """Predict the test cases and score them, which no case did before; return the means over cases."""
     from mlbseg.data.plan import Plan
     from mlbseg.evaluation import evaluate
     from mlbseg.inference import predict
 
     plan = Plan.from_dict(setup.plan)
+    labels = {case.id: case.label for case in cases if case.label is not None}
+    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
     found = predict(root, setup.data, root / "masks", only=list(labels), device=str(target), overwrite=True)
     if found.faults:
         raise UserError("\n".join(str(fault) for fault in found.faults))
-    scores = evaluate(root / "masks", labels, classes=plan.structures, out=root / SCORES, overwrite=True)
+    scores = evaluate(
+        root / "masks", labels, classes=plan.structures, unknown=unknown, out=root / SCORES, overwrite=True
+    )
     if scores.faults:
         raise UserError("\n".join(str(fault) for fault in scores.faults))
     means = {name: scores.summary[None][name] for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}

@@ -6,6 +6,9 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from mlbseg.config import parse_override
 from mlbseg.errors import UserError
@@ -50,8 +53,8 @@ class Cell:
     """
 
     row: str
-    budget: int | None
-    seed: int
+    budget: Annotated[int, Field(ge=1, lt=2**31)] | None
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
 
     @property
     def key(self) -> str:
@@ -69,6 +72,10 @@ class Cell:
     def stage1(self) -> Cell:
         """The stage 1 that semi-supervised cells of this budget and seed begin with."""
         return Cell(STAGE1, self.budget, self.seed)
+
+
+LONGEST = 200
+"""Bytes of a row's folder name; locks and logs are named after it too, and file systems take names of 255."""
 
 
 def slug(label: str) -> str:
@@ -118,6 +125,11 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
     for row in rows:
         if not row.slug or row.slug == STAGE1:
             raise UserError(f"--variant {row.label!r}: gives no folder name to use (choose another label)")
+        if (length := len(row.slug.encode())) > LONGEST:
+            raise UserError(
+                f"--variant {row.label!r}: found a label of {length} bytes, expected at most {LONGEST}, as folders are "
+                "named after it (choose a shorter one)"
+            )
         if row.slug in by_slug:
             raise UserError(
                 f"found {by_slug[row.slug].label!r} and {row.label!r}, which would share the folder {row.slug}, "

@@ -10,9 +10,11 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlbseg.bench.cells import STAGE1, SUPERVISED, Cell, Row
 from mlbseg.config import Config, config_of, load_config, parse_override
-from mlbseg.data.cases import Dataset
-from mlbseg.data.records import read_record, validate, write_record
+from mlbseg.data.cases import Dataset, with_patients
+from mlbseg.data.patients import Patients
+from mlbseg.data.records import PathText, read_as, write_record
 from mlbseg.data.splits import Split, make_split
+from mlbseg.errors import UserError, brief
 from mlbseg.methods import METHODS, find_method
 from mlbseg.training import stage1_settings
 
@@ -40,15 +42,16 @@ class Setup:
         cells: Row, budget and seed of each cell that was ever asked for, in the order to run them.
         commands: The commands that asked.
         labels: The label values that were named, none of them if none were; None if nobody wrote that down, as in
-            folders of earlier versions. So too the next two.
+            folders of earlier versions. So too the next three.
         noisy: Cases whose label came with them and is not trusted.
         unlabelled: Cases without a label.
+        patients: Which cases are of one patient.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    data: str
-    cache: str
+    data: PathText
+    cache: PathText
     split_seed: int
     rule: str
     clean: tuple[str, ...]
@@ -62,6 +65,7 @@ class Setup:
     labels: tuple[int, ...] | None = None
     noisy: tuple[str, ...] | None = None
     unlabelled: tuple[str, ...] | None = None
+    patients: Patients | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Setup:
@@ -71,7 +75,17 @@ class Setup:
             UserError: if it is missing or damaged.
         """
         path = folder / RECORD
-        return validate(TypeAdapter(cls), read_record(path, "the record of a bench"), str(path))
+        setup = read_as(TypeAdapter(cls), path, "the record of a bench")
+        for name, row in setup.rows.items():
+            if name != row.slug:  # it names a folder
+                raise UserError(f"{path}: row {brief(name)}, expected {row.slug!r} as its label has it")
+        known = {*setup.rows, STAGE1}
+        for cell in setup.cells:
+            if cell.row not in known and not (cell.row == SUPERVISED and cell.budget is None):
+                raise UserError(
+                    f"{path}: a cell of the row {brief(cell.row)}, expected {brief(sorted(known))}"
+                )
+        return setup
 
     def write(self, folder: Path) -> None:
         """Write the record, whole or not at all."""
@@ -90,12 +104,14 @@ class Setup:
 
     def split(self, cell: Cell, dataset: Dataset) -> Split:
         """Return the split of a cell, which is that of `mlbseg train` with the same cases named."""
+        dataset = dataset if self.patients is None else with_patients(dataset, known=self.patients)
         return make_split(
             dataset.cases,
             order=dataset.order,
             labelled=self.clean[: cell.budget],
             test=self.test,
             seed=cell.seed,
+            patients=self.patients,
         )
 
     def shares_stage1(self, row: Row) -> bool:

@@ -12,7 +12,6 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.bench import statistics
@@ -20,6 +19,7 @@ from mlbseg.bench.results import Results, parts, write_csvs
 from mlbseg.data.plan import Plan
 from mlbseg.files import write_atomic
 from mlbseg.report.page import Cell, Section, paragraphs, render_page, table, write_page
+from mlbseg.terminal import plain
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, told apart by people with the common colour-vision deficiencies; yellow is too pale for a line."""
@@ -187,7 +187,7 @@ def tables(results: Results) -> list[Table]:
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(plain, row))
         made.append(table)
     return made
 

@@ -206,6 +206,8 @@ def _scores(root: Path, count: int) -> tuple[list[dict[str, str]], dict[str, flo
             lines = list(csv.DictReader(file))
         for line in lines:
             by_case.setdefault(line["case"], []).append(float(line["dice"]))
+        if not all(0 <= value <= 1 for values in by_case.values() for value in values):
+            raise ValueError
     except OSError as error:
         found = f"cannot be read: {error.strerror or error}"
     except (KeyError, TypeError, ValueError, csv.Error):

@@ -44,6 +44,8 @@ def require_same(folder: Path, begun: Setup, asked: Setup, *, names_cache: bool)
         ):
             if before_ids is not None and ids is not None and set(before_ids) != set(ids):
                 lines.append(f"{name}: {_changes(before_ids, ids)}: the data have changed")
+    if begun.patients and asked.patients and begun.patients.groups != asked.patients.groups:
+        lines.append(f"patients: found {asked.patients}, expected {begun.patients}")
     if begun.labels is not None and begun.labels != asked.labels:
         found, expected = (
             " ".join(map(str, values)) if values else "none" for values in (asked.labels, begun.labels)

@@ -16,17 +16,20 @@ from mlbseg.bench.record import RECORD, SETTINGS, Setup, shares_stage1, with_row
 from mlbseg.bench.same import require_planned, require_same, shown
 from mlbseg.config import Config, load_config, parse_override
 from mlbseg.data.cache import Cache, default_cache_root
-from mlbseg.data.cases import Dataset, find_cases
+from mlbseg.data.cases import Dataset, find_cases, with_patients
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.files import write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.run import available_memory
+from mlbseg.temporaries import is_temporary
+from mlbseg.terminal import say
 from mlbseg.training.lock import locked
-from mlbseg.training.prepare import require_cases, views_of
+from mlbseg.training.prepare import note_inputs, require_cases, views_of
 from mlbseg.types import Role
 
 LOCK = ".lock"
@@ -45,9 +48,11 @@ class Request:
         split_seed: Of the shuffle of the cases.
         upper: Also train with all labels.
         labels: Label values that may occur.
+        allow_empty: Labels without any structure are meant.
         config: The settings of all cells.
         cache: Where prepared scans are kept.
         command: As typed.
+        patient: A regular expression that finds the patient in a case id.
     """
 
     data: Path
@@ -58,9 +63,11 @@ class Request:
     split_seed: int
     upper: bool
     labels: Sequence[int] | None
+    allow_empty: bool
     config: Config
     cache: Path | None
     command: str
+    patient: str | None = None
 
 
 def load_settings(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Config:
@@ -94,8 +101,16 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data)
-    wide = make_split(dataset.cases, order=dataset.order, test=request.test, seed=request.split_seed)
+    dataset = find_cases(request.data, allow_empty=request.allow_empty)
+    if existing is None or existing.patients is not None or request.patient is not None:
+        dataset = with_patients(dataset, request.patient)
+    wide = make_split(
+        dataset.cases,
+        order=dataset.order,
+        test=request.test,
+        seed=request.split_seed,
+        patients=dataset.patients,
+    )
     fresh = _facts(request, dataset, wide)
     if existing is not None:
         require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -124,10 +139,13 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             row = rows[cell.row]
             config = with_row(request.config, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
+    inputs = _inputs(folder)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
-        _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, console)
+        _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
+    if existing is None and fresh.patients is not None:
+        say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
-        fresh = replace(fresh, plan=_decide(request, dataset, wide, device, console).as_dict())
+        fresh = replace(fresh, plan=_decide(request, dataset, wide, device, inputs, console).as_dict())
     _make(folder)
     with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
@@ -139,6 +157,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
             require_planned(existing, min(request.budgets))
             fresh = existing
+        _inputs(folder).joined(inputs).write(folder / INPUTS)
         record = replace(
             fresh,
             rows={**fresh.rows, **added},
@@ -161,13 +180,22 @@ def _existing(folder: Path) -> Setup | None:
     except OSError as error:
         raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
     # Of a bench that was killed at its beginning. The lock is made first: without it, the settings are the user's.
-    parts = (SETTINGS, f".{SETTINGS}.", f".{RECORD}.")  # and what writing them leaves behind
-    ours = {name for name in names if name == LOCK or (LOCK in names and name.startswith(parts))}
+    ours = {
+        name
+        for name in names
+        if name == LOCK or (LOCK in names and (name in (SETTINGS, INPUTS) or is_temporary(name)))
+    }
     if others := names - ours:
         raise UserError(
             f"{folder}: holds something else than a bench, such as {sorted(others)[0]} (choose another --out)"
         )
     return None
+
+
+def _inputs(folder: Path) -> Inputs:
+    """Return what is known of the files of a bench's cases."""
+    since = "the bench began"
+    return Inputs.read(folder / INPUTS, since=since) if (folder / INPUTS).exists() else Inputs(since=since)
 
 
 def _make(folder: Path) -> None:
@@ -201,6 +229,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
+        patients=dataset.patients,
     )
 
 
@@ -210,7 +239,12 @@ def _widest(cells: Sequence[Cell], wide: Split) -> int:
 
 
 def _check(
-    request: Request, dataset: Dataset, wide: Split, labels: Sequence[int] | None, console: Console | None
+    request: Request,
+    dataset: Dataset,
+    wide: Split,
+    labels: Sequence[int] | None,
+    inputs: Inputs,
+    console: Console | None,
 ) -> tuple[CheckResult, Split]:
     """Check all that any cell will read, and return what was found and the split of the largest budget.
 
@@ -232,15 +266,23 @@ def _check(
         for case in apply_split(dataset.cases, widest)
     ]
     kept = replace(dataset, cases=tuple(seen))
+    read = [case for case in seen if case.role is not Role.TEST]
+    note_inputs(inputs, read, console)
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
         result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
     if result.faults:
         raise FaultsError(result.faults, str(request.data), "fix them, or take these cases out of the data")
+    inputs.require(read)
     return result, widest
 
 
 def _decide(
-    request: Request, dataset: Dataset, wide: Split, device: torch.device, console: Console | None
+    request: Request,
+    dataset: Dataset,
+    wide: Split,
+    device: torch.device,
+    inputs: Inputs,
+    console: Console | None,
 ) -> Plan:
     """Check all that any cell will read, decide what all cells share, and prepare the scans.
 
@@ -251,7 +293,7 @@ def _decide(
         UserError: for faults of the data, and settings that contradict each other.
     """
     labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
-    result, widest = _check(request, dataset, wide, labels, console)
+    result, widest = _check(request, dataset, wide, labels, inputs, console)
     names = dataset.class_names
     if labels is None and not names:
         found = [entry["labels"] for entry in result.summary["per_case"] if entry["id"] in widest.clean]
@@ -281,7 +323,7 @@ def _decide(
         overrides=request.config.plan.model_dump(exclude_none=True),
     )
     root = request.cache if request.cache is not None else default_cache_root()
-    cache = Cache(Path(root), plan)
+    cache = Cache(Path(root), plan, inputs)
     used = [case for case in result.dataset.cases if case.role is not Role.TEST]
     # Here and not in the cells: the first of them would pay for all, in time and in memory.
     with StepProgress(console, "preprocessing", len(used)) as progress:

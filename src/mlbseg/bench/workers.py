@@ -21,6 +21,7 @@ from mlbseg.bench.cell import BUSY, lock_of, outcome
 from mlbseg.bench.cells import STAGE1, Cell
 from mlbseg.errors import UserError
 from mlbseg.progress import StepProgress
+from mlbseg.terminal import say
 from mlbseg.training.lock import Busy, locked
 
 PATIENCE = 30.0
@@ -216,7 +217,7 @@ def _tell(console: Console | None, folder: Path, cell: Cell, code: int, signals:
         said = "done"
     else:
         said = f"Dice {record['dice']:.4f}"
-    console.print(f"{cell.title}: {said}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{cell.title}: {said}")
 
 
 @contextmanager

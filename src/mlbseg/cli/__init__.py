@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -17,9 +18,11 @@ import typer
 import mlbseg
 from mlbseg.cli.arguments import (
     Accelerator,
+    AllowEmpty,
     Device,
     Devices,
     Json,
+    Patient,
     Quiet,
     Threads,
     Timeout,
@@ -33,18 +36,21 @@ from mlbseg.cli.arguments import (
     set_threads,
 )
 from mlbseg.cli.audit import audit
+from mlbseg.cli.crash import crash_message
 from mlbseg.cli.export import export
 from mlbseg.cli.plan import plan
 from mlbseg.cli.printing import (
     print_line,
     print_names,
+    print_notes,
     print_summary,
     progress_console,
     result_console,
 )
 from mlbseg.cli.report import report, report_of_training
 from mlbseg.cli.suggest import suggest
-from mlbseg.errors import Fault, OtherRank, UserError
+from mlbseg.errors import Fault, OtherRank, UserError, printable
+from mlbseg.files import machines_temporary_folder
 from mlbseg.launch import speaks
 
 if TYPE_CHECKING:
@@ -66,6 +72,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's fault is one clear message and exit code 2, ours is code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding lacks is escaped; it would be an error in the middle of a table.
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = sys.argv[1:]
         if arguments[:1] == ["bench"]:
@@ -88,11 +98,19 @@ def main() -> None:
     except OSError as error:
         # The machine's limits, met where no function expected them; any other is a fault of ours.
         if error.errno not in _MACHINE:
-            raise
+            _require_temporary_folder()
+            _fail(crash_message(error, _command(arguments)), 1)
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 2)
+    except Exception as error:
+        _fail(crash_message(error, _command(arguments)), 1)
     if code == _INTERRUPTED:
         _fail("interrupted", _INTERRUPTED)
     sys.exit(code)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    return next((argument for argument in arguments if argument in names), "none")
 
 
 _LISTS = ("--methods", "--labelled", "--seeds")
@@ -112,11 +130,19 @@ _MACHINE = (
 )
 
 
+def _require_temporary_folder() -> None:
+    """Say so if no temporary file can be made: libraries raise all sorts of errors then, matplotlib at its import."""
+    try:
+        machines_temporary_folder()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+
+
 def _fail(message: str, code: int, faults: Sequence[Fault] = ()) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message, "faults": [f.as_dict() for f in faults]}))
     else:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -139,16 +165,18 @@ def _options(
 def check(
     data: Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")],
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
+    allow_empty: AllowEmpty = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Read every scan and label once and report all faults together."""
-    from mlbseg.data.cases import find_cases
+    from mlbseg.data.cases import find_cases, with_patients
     from mlbseg.data.check import check as run_check
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
 
-    dataset = find_cases(data)
+    dataset = with_patients(find_cases(data, allow_empty=allow_empty), patient)
     with StepProgress(progress_console(quiet or as_json), "reading", len(dataset.cases)) as progress:
         result = run_check(
             dataset, labels=label_values(labels), progress=lambda done, _: progress.update(done)
@@ -167,8 +195,7 @@ def check(
             raise typer.Exit(2)
         return
     print_summary(result.summary, str(data))
-    for fault in result.warnings:
-        print_line(f"note: {fault}")
+    print_notes(result.warnings)
     if result.faults:
         raise FaultsError(
             result.faults, str(data), "fix them, or pass --skip-bad to train without these cases"
@@ -198,6 +225,7 @@ def train(
         str, typer.Option(help="Take N clean cases (or a file, or id,id,...) to choose the checkpoint by.")
     ] = "0",
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     preset: Annotated[
         str | None,
@@ -211,6 +239,7 @@ def train(
         list[str] | None, typer.Option("-o", "--override", help="key=value, such as -o plan.spacing=1.25")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
+    allow_empty: AllowEmpty = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
     with_report: Annotated[
@@ -231,8 +260,9 @@ def train(
     set_threads(threads)
     result = run_train(
         data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
-        validation=count_or_ids(validation) or 0, labels=label_values(labels), seed=seed, preset=preset, config=config,
-        overrides=override or (), skip_bad=skip_bad, device=device, devices=devices,
+        validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient,
+        seed=seed, preset=preset, config=config,
+        overrides=override or (), allow_empty=allow_empty, skip_bad=skip_bad, device=device, devices=devices,
         accelerator=accelerator, timeout=timeout, cache=cache,
         console=progress_console(quiet or as_json),
     )  # fmt: skip
@@ -308,10 +338,12 @@ def predict(
         raise typer.Exit(2 if result.faults else 0)
     if as_json:
         print(json.dumps({"masks": {k: str(v) for k, v in result.masks.items()},
-                          "faults": [f.as_dict() for f in result.faults]}))  # fmt: skip
+                          "faults": [f.as_dict() for f in result.faults],
+                          "notes": [f.as_dict() for f in result.notes]}))  # fmt: skip
         if result.faults:
             raise typer.Exit(2)
         return
+    print_notes(result.notes)
     print_line(f"wrote {len(result.masks)} {'mask' if len(result.masks) == 1 else 'masks'} to {out}")
     if result.faults:
         raise FaultsError(
@@ -324,6 +356,13 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of masks.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference labels, matched by name.")],
     out: Annotated[Path | None, typer.Option(help="CSV file to write, a line per case and class.")] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            help="Value of the references for voxels that are not known; they are not scored (default: what nnU-Net's "
+            "dataset.json calls ignore)."
+        ),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--report", help="HTML file to write: scores, and masks to leaf through.")
     ] = None,
@@ -349,7 +388,7 @@ def evaluate(
         raise UserError("--scans: the scans are for a page (add --report FILE.html, or leave them out)")
     with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:
         result = run_evaluate(
-            predictions, references, out=out, overwrite=overwrite,
+            predictions, references, unknown=ignore, out=out, overwrite=overwrite,
             progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     if page is not None:
@@ -362,8 +401,14 @@ def evaluate(
             raise typer.Exit(2)
         return
     result_console().print(result.table())
+    print_notes(result.notes)
     print_names(result.not_referenced, "without a reference label, not scored")
     print_names(result.not_predicted, "of the references without a mask")
+    if result.unknown:
+        count = sum(result.unknown.values())
+        print_line(
+            f"note: {count} voxels of {len(result.unknown)} references are not known; they were not scored"
+        )
     if page is not None:
         print_line(f"report: {page}")
     if result.faults:
@@ -417,6 +462,8 @@ def bench(
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    patient: Patient = None,
+    allow_empty: AllowEmpty = False,
     preset: Annotated[str | None, typer.Option(help="As for train, for all cells.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for all cells.")] = None,
     override: Annotated[
@@ -442,8 +489,9 @@ def bench(
     result = run_bench(
         data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
-        upper=upper, labels=label_values(labels), preset=preset, config=config, overrides=override or (), jobs=jobs,
-        device=device, devices=devices, threads=threads, cache=cache, retry=retry,
+        upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
+        config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
+        cache=cache, retry=retry,
         command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:

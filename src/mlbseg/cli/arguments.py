@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlbseg.errors import UserError
+from mlbseg.errors import UserError, brief
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -20,7 +20,21 @@ Accelerator = Annotated[
 Timeout = Annotated[
     float, typer.Option(help="Minutes that one of several processes waits for another.", min=0.01)
 ]
+Patient = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression whose first group, found in a case id, is the patient, such as '(patient[0-9]+)_' "
+        "(default: recognised; '(.*)': each case is one)."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
+
+AllowEmpty = Annotated[
+    bool,
+    typer.Option(
+        "--allow-empty", help="Labels without any structure are meant: these scans hold nothing to find."
+    ),
+]
 
 
 def set_threads(threads: int | None) -> None:
@@ -40,9 +54,12 @@ def label_values(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        values = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--labels {text!r}: expected whole numbers, such as 0,1,2") from None
+        raise UserError(f"--labels {brief(text)}: expected whole numbers, such as 0,1,2") from None
+    if outside := [value for value in values if not -1 < value < 2**31]:
+        raise UserError(f"--labels: found {brief(outside[0])}, expected values from 0 to {2**31 - 1}")
+    return values
 
 
 def part_of(text: str | None) -> tuple[int, int] | None:
@@ -54,8 +71,8 @@ def part_of(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise UserError(f"--part {text!r}: expected K/N with K from 1 to N, such as 3/16")
+    if not (_is_count(k) and _is_count(n) and 1 <= int(k) <= int(n)):
+        raise UserError(f"--part {brief(text)}: expected K/N with K from 1 to N, such as 3/16")
     return int(k), int(n)
 
 
@@ -92,14 +109,23 @@ def numbers(option: str, texts: Sequence[str] | None) -> list[int]:
         return [int(part) for part in names(texts)]
     except ValueError:
         found = ",".join(texts or ())
-        raise UserError(f"{option} {found!r}: expected whole numbers, such as {option} 0,1,2") from None
+        raise UserError(f"{option} {brief(found)}: expected whole numbers, such as {option} 0,1,2") from None
 
 
 def count_or_ids(text: str | None) -> int | list[str] | None:
     """Return a number, or the case ids of a file or of a comma-separated list."""
     if text is None:
         return None
-    return int(text) if text.isdecimal() else case_ids(text)
+    return int(text) if _is_count(text) else case_ids(text)
+
+
+def _is_count(text: str) -> bool:
+    """Say whether a text is a number that something could be counted by."""
+    return text.isdecimal() and len(text) <= 18
+
+
+MOST_NAME = 4096
+"""Bytes of a path; what is longer is none."""
 
 
 def case_ids(text: str) -> list[str]:
@@ -109,7 +135,7 @@ def case_ids(text: str) -> list[str]:
         UserError: if the file is no text.
     """
     path = Path(text)
-    if "," not in text and path.is_file():
+    if "," not in text and len(text) < MOST_NAME and path.is_file():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
-from mlbseg.cli.printing import print_line, progress_console, result_console
+from mlbseg.cli.printing import print_line, print_notes, progress_console, result_console
+from mlbseg.terminal import plain
 
 
 def audit(
@@ -73,13 +73,14 @@ def audit(
     )
     for found in result.cases[:10]:
         table.add_row(
-            escape(found.case),
-            found.role,
+            plain(found.case),
+            plain(found.role),
             f"{found.trust:.3f}",
             f"{found.suspected:.0f} {result.unit}",
             str(found.count),
         )
     result_console().print(table)
+    print_notes(result.notes)
     if result.caution:
         print_line(f"note: {result.caution}")
     print_line(f"{len(result.cases)} labels judged; look at {result.out / 'audit.html'}")

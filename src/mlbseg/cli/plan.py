@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.cli.arguments import Device, Json, Quiet, count_or_ids, label_values
+from mlbseg.cli.arguments import AllowEmpty, Device, Json, Patient, Quiet, count_or_ids, label_values
 from mlbseg.cli.printing import print_names, progress_console, result_console
 from mlbseg.errors import printable
 
@@ -32,6 +32,8 @@ def plan(
     override: Annotated[
         list[str] | None, typer.Option("-o", "--override", help="key=value, such as -o plan.spacing=1.25")
     ] = None,
+    patient: Patient = None,
+    allow_empty: AllowEmpty = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -43,16 +45,17 @@ def plan(
     from mlbseg.training.prepare import plan_run
 
     settings = load_config(config, preset=preset, overrides=override or (), method=method, seed=seed)
-    _, decided, skipped = plan_run(
+    found = plan_run(
         data, settings, labelled=count_or_ids(labelled), test=count_or_ids(test), validation=0,
-        labels=label_values(labels), skip_bad=skip_bad, device=pick_device(device_name(device)),
+        labels=label_values(labels), patient=patient, allow_empty=allow_empty, skip_bad=skip_bad,
+        device=pick_device(device_name(device)),
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:
-        print(json.dumps({"plan": decided.as_dict(), "skipped": skipped}))
+        print(json.dumps({"plan": found.plan.as_dict(), "skipped": found.skipped}))
         return
-    result_console().print(_table(decided, str(data)))
-    print_names(skipped, "left out")
+    result_console().print(_table(found.plan, str(data)))
+    print_names(found.skipped, "left out")
 
 
 def _table(decided: Plan, title: str) -> Table:

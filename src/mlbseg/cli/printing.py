@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.errors import printable
+from mlbseg.errors import Fault, note_lines, printable
 from mlbseg.launch import speaks
+from mlbseg.terminal import plain
 
 
 def result_console() -> Console:
@@ -36,21 +36,29 @@ def print_names(names: Sequence[str], what: str) -> None:
         print_line(f"note: {len(names)} {what}: {shown}")
 
 
+def print_notes(notes: Iterable[Fault]) -> None:
+    """Print notes, those of one kind as one line."""
+    for line in note_lines(notes):
+        print_line(line)
+
+
 def print_summary(summary: dict[str, Any], title: str) -> None:
     """Print what `mlbseg check` found as a table."""
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    table = Table("", "", title=plain(title), show_header=False, title_justify="left")
     rows = {
         "layout": summary["layout"],
         "scans": f"{summary['cases']} ({_counts(summary['roles'])})",
+        "patients": (summary["patients"] or {}).get("words"),
         "channels": ", ".join(map(str, summary["channels"])),
         "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
+        "not known": f"some voxels in {summary['unknown']} labels" if summary["unknown"] else "",
         "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),
         "size (x, y, z)": _ranges(summary.get("size", {})),
         "spacing in mm": _ranges(summary.get("spacing", {})),
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, plain(value))
     result_console().print(table)
 
 

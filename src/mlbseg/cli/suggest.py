@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
-from mlbseg.cli.printing import print_line, print_names, progress_console, result_console
+from mlbseg.cli.printing import print_line, print_names, print_notes, progress_console, result_console
 
 
 def suggest(
@@ -43,6 +43,7 @@ def suggest(
         print(json.dumps(result.as_dict()))
         raise typer.Exit(2 if result.faults else 0)
     result_console().print(result.table())
+    print_notes(result.notes)
     print_names(result.left_out, "labelled or set apart for testing already, passed over")
     if out is not None:
         print_line(f"wrote {out}")

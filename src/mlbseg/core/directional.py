@@ -44,6 +44,14 @@ def forked_random(device: torch.device) -> Iterator[None]:
         yield
 
 
+def seed_random(seed: int, device: torch.device) -> None:
+    """Seed the streams of the CPU and of the device; `torch.manual_seed` would seed those of all other devices too."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def loss_and_gradient(
     model: nn.Module,
     x: Tensor,

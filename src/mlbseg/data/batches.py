@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.cache import Cache
+from mlbseg.data.preprocess import UNKNOWN
+from mlbseg.errors import Fault, ReadError
 from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Role
 
 _CLEAN, _UNLABELLED, _BATCH, _META = range(4)  # streams of random numbers
@@ -148,7 +150,7 @@ class StepDataset(Dataset[Batch]):
         image = _cut(scan, start, size, leading=1)
         labels = [self._label(case, start, size)]
         if stream == _UNLABELLED and self.pseudo_labels is not None:
-            labels.append(_cut(_stored(self.pseudo_labels[case.id]), start, size, leading=0))
+            labels.append(_cut(_stored(self.pseudo_labels[case.id], shape), start, size, leading=0))
         image = image.reshape(image.shape[0], *self.patch_size).astype(np.float32)
         label = np.stack(labels).reshape(-1, *self.patch_size).astype(np.int64)
         changed = self.augment(image, label, self._seed(stream, step, index))
@@ -157,11 +159,14 @@ class StepDataset(Dataset[Batch]):
     def _label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
         if case.role is Role.UNLABELLED:
             path = None if self.initial_labels is None else self.initial_labels.get(case.id)
+            shape = self.cache.image(case).array.shape[1:]
             if path is None:
-                unknown = np.broadcast_to(np.int64(UNLABELLED), self.cache.image(case).array.shape[1:])
-                return _cut(unknown, start, size, leading=0)
-            return _cut(_stored(path), start, size, leading=0)
-        return _cut(self.cache.label(case), start, size, leading=0)
+                return _cut(np.broadcast_to(np.int64(UNLABELLED), shape), start, size, leading=0)
+            return _cut(_stored(path, shape), start, size, leading=0)
+        label = _cut(self.cache.label(case), start, size, leading=0).astype(np.int64)
+        # What a careful label leaves open is not learnt; in a noisy case it is as any voxel without a label.
+        label[label == UNKNOWN] = UNLABELLED if case.role is Role.NOISY else IGNORE
+        return label
 
     def _foreground_voxel(self, case: Case, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
         if rng.random() >= self.foreground:
@@ -174,8 +179,17 @@ class StepDataset(Dataset[Batch]):
         return candidates[rng.integers(len(candidates)), :-1]
 
 
-def _stored(path: Path) -> npt.NDArray[np.uint8]:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def _stored(path: Path, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Open what a network predicted of a whole scan, (*S)."""
+    try:
+        label = np.lib.format.open_memmap(path, mode="r")
+        found = f"{label.dtype} of shape {label.shape}"
+        if label.dtype == np.uint8 and label.shape == tuple(shape):
+            return label
+    except ValueError as error:
+        found = str(error).partition("\n")[0]
+    expected = f"class indices of shape {tuple(shape)}, as training began with"
+    raise ReadError(Fault(str(path), found, expected, "delete it, and continue the run with --resume"))
 
 
 def _start(length: int, patch: int, rng: np.random.Generator, centre: int | None) -> int:

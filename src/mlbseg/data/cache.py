@@ -1,52 +1,75 @@
 """Prepared cases on disk, so that a patch is read without the scan and a second run starts at once.
 
-An entry is a Zarr (version 3) store named by the content of the case's files and the decisions that shape it.
-Images and labels are separate entries: using an image never opens a label. An entry is built under a
-temporary name and renamed when it is complete, so two processes may build the same one, and a half-written
-one is never used.
+An entry is named by the content of the case's files and the decisions that shape it. Images and labels are separate
+entries: using an image never opens a label. One that is lost or damaged, while it is used too, is made anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import re
-import shutil
-import time
-import uuid
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BloscCodec
 
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry, sweep
+from mlbseg.data.geometry import RESAMPLE, onto
+from mlbseg.data.inputs import Inputs, combined_hash
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
 from mlbseg.data.readers import read_label, read_scan
-from mlbseg.errors import ReadError, UserError
+from mlbseg.errors import ReadError, UserError, printable
 from mlbseg.types import Case, Geometry, Role
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever preparation or storage changes, so that older entries are not found."""
 
 FOREGROUND_VOXELS = 2_000
 """Positions kept per foreground class."""
 
-STALE_SECONDS = 24 * 3600
-"""A temporary folder this old was left by a build that was killed."""
+_ATTEMPTS = 10  # to have a whole entry: others may be mending it, and a disk may be failing
 
 _IMAGE_FIELDS = ("scan_ndim", "channels", "spacing", "normalisation", "intensity", "crop", "orientation")
-_COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-_DETACHED = re.compile(rb"(?im)^\s*(?:ElementDataFile|data ?file)\s*[=:]\s*(.+?)\s*$")
+
+
+class CachedArray:
+    """An array of an entry; what is read from it is what was prepared, whatever has become of the files."""
+
+    def __init__(self, entry: _Entry, name: str) -> None:
+        self._entry = entry
+        self._name = name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As NumPy's."""
+        return self._entry.opened.arrays[self._name].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As NumPy's."""
+        return self._entry.opened.arrays[self._name].dtype
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Size of what is read at once."""
+        return self._entry.opened.arrays[self._name].chunks
+
+    def __getitem__(self, where: Any) -> npt.NDArray[Any]:
+        """Read a part of it.
+
+        Raises:
+            UserError: Its files are lost, and cannot be made anew.
+        """
+        return self._entry.read(self._name, where)
 
 
 @dataclass(frozen=True)
@@ -58,16 +81,48 @@ class CachedImage:
         frame: Where it lies.
     """
 
-    array: zarr.Array
+    array: CachedArray
     frame: Frame
 
 
 def default_cache_root() -> Path:
-    """Return $MLBSEG_CACHE, else `mlbseg` in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Return $MLBSEG_CACHE, else `mlbseg` in $XDG_CACHE_HOME, else in ~/.cache, else in the machine's temporary folder.
+
+    The last is for users without a home that they can write to, in containers for instance.
+
+    Raises:
+        UserError: that folder cannot be made, or is another user's.
+    """
     if own := os.environ.get("MLBSEG_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mlbseg"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "mlbseg"
+    try:
+        home = Path.home()
+    except RuntimeError:  # there is none
+        return _temporary_root()
+    root = home / ".cache" / "mlbseg"
+    there = next(path for path in (root, *root.parents) if path.exists())
+    return root if os.access(there, os.W_OK) else _temporary_root()
+
+
+def _temporary_root() -> Path:
+    """Return this user's folder among the temporary ones, made if need be, which nobody else can look into."""
+    remedy = "(name a folder with --cache DIR or the environment variable MLBSEG_CACHE)"
+    try:
+        root = Path(tempfile.gettempdir()) / f"mlbseg-{os.getuid()}"
+        root.mkdir(mode=0o700, exist_ok=True)
+        found = root.lstat()
+    except OSError as error:  # of the first it means that none of the usual places can be written
+        raise UserError(
+            "no folder for prepared scans: there is no home and no temporary folder that can be written: "
+            f"{error.strerror or error} {remedy}"
+        ) from None
+    if not S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(
+            f"{root}: expected a folder of your own that nobody else can look into, as prepared scans go there {remedy}"
+        )
+    return root
 
 
 class Cache:
@@ -77,30 +132,39 @@ class Cache:
         UserError: From every method, where the folder cannot be written or a file cannot be read.
     """
 
-    def __init__(self, root: Path, plan: Plan) -> None:
-        """Use the folder `root`, made when needed; entries of other plans live beside each other."""
+    def __init__(self, root: Path, plan: Plan, inputs: Inputs | None = None) -> None:
+        """Use the folder `root`, made when needed; entries of other plans live beside each other.
+
+        Args:
+            root: The folder.
+            plan: How scans are prepared.
+            inputs: What the files of cases must hold; whatever they hold when they are first read, when None.
+        """
         self.root = root / f"v{FORMAT}"
         self.plan = plan
+        self.inputs = Inputs() if inputs is None else inputs
         self._images: dict[Case, CachedImage] = {}
-        self._labels: dict[Case, zarr.Group] = {}
+        self._labels: dict[Case, _Entry] = {}
         self._foregrounds: dict[Case, npt.NDArray[np.int32]] = {}
-        _sweep(self.root)
+        sweep(self.root)
 
     def image(self, case: Case) -> CachedImage:
         """Return the prepared scan of `case`."""
         if case not in self._images:
-            group = self._entry(f"image-{self._image_key(case)}", lambda: self._prepare_image(case))
-            frame = Frame(**{name: Geometry(**_tuples(lattice)) for name, lattice in group.attrs.items()})
-            self._images[case] = CachedImage(group["array"], frame)
+            key = self._image_key(case)
+            entry = _Entry(self.root / f"image-{key}", case, partial(self._prepare_image, case))
+            lattices = entry.opened.attributes.items()
+            frame = Frame(**{name: Geometry(**_tuples(lattice)) for name, lattice in lattices})
+            self._images[case] = CachedImage(CachedArray(entry, "array"), frame)
         return self._images[case]
 
-    def label(self, case: Case) -> zarr.Array:
-        """Return the prepared label of a clean or noisy case: (*S) uint8 class indices.
+    def label(self, case: Case) -> CachedArray:
+        """Return the prepared label of a clean or noisy case: (*S) uint8 class indices, `UNKNOWN` where not known.
 
         Raises:
             ValueError: The case is in another role: its label is not to be seen.
         """
-        return self._label_group(case)["array"]
+        return CachedArray(self._label_entry(case), "array")
 
     def foreground(self, case: Case) -> npt.NDArray[np.int32]:
         """Return where the foreground of a clean or noisy case is.
@@ -113,151 +177,102 @@ class Cache:
             ValueError: As `label`.
         """
         if case not in self._foregrounds:
-            self._foregrounds[case] = np.asarray(self._label_group(case)["foreground"][:], np.int32)
+            self._foregrounds[case] = np.asarray(
+                CachedArray(self._label_entry(case), "foreground")[:], np.int32
+            )
         return self._foregrounds[case]
 
-    def _label_group(self, case: Case) -> zarr.Group:
+    def _label_entry(self, case: Case) -> _Entry:
         if case.role not in (Role.CLEAN, Role.NOISY) or case.label is None:
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
-            key = _key(self._image_key(case), content_hash(case.label), self.plan.label_values)
-            self._labels[case] = self._entry(
-                f"label-{key}", lambda: self._prepare_label(case, seed=int(key[:16], 16))
-            )
+            contents = self._image_key(case), self.inputs.label(case)
+            key = combined_hash(*contents, self.plan.label_values, case.unknown)
+            prepare = partial(self._prepare_label, case, seed=int(key[:16], 16))
+            self._labels[case] = _Entry(self.root / f"label-{key}", case, prepare)
         return self._labels[case]
 
     def _image_key(self, case: Case) -> str:
         settings = {name: getattr(self.plan, name) for name in _IMAGE_FIELDS}
-        return _key(settings, [content_hash(path) for path in case.images])
+        return combined_hash(settings, self.inputs.images(case))
 
-    def _prepare_image(self, case: Case) -> _Content:
-        with _naming(case):
+    def _prepare_image(self, case: Case) -> Content:
+        with _naming(case), _unchanged(partial(self.inputs.images, case)):
             prepared, frame = prepare_scan(read_scan(case.images), self.plan)
         chunks = (len(prepared), *_chunks(prepared.shape[1:], self.plan.ndim))
-        return _Content({"array": (prepared, chunks)}, asdict(frame))
+        return Content({"array": (prepared, chunks)}, asdict(frame))
 
-    def _prepare_label(self, case: Case, seed: int) -> _Content:
-        assert case.label is not None  # noqa: S101 - `_label_group` has seen to it
+    def _prepare_label(self, case: Case, seed: int) -> Content:
+        assert case.label is not None  # noqa: S101 - `_label_entry` has seen to it
         frame = self.image(case).frame
-        with _naming(case):
+        with _naming(case), _unchanged(partial(self.inputs.label, case)):
             label, geometry = read_label(case.label)
-            if difference := geometry_difference(geometry, frame.native):
-                raise UserError(f"label has {difference[0]}, expected {difference[1]} as the image has")
-            prepared = prepare_label(label, frame.native, frame.grid, self.plan)
+            label = onto(
+                label, geometry, frame.native, where=str(case.label), whose="its image", remedy=RESAMPLE
+            )
+            prepared = prepare_label(label, frame.native, frame.grid, self.plan, case.unknown)
         positions = _foreground(prepared, self.plan.num_classes, seed)
-        return _Content(
+        return Content(
             {
                 "array": (prepared, _chunks(prepared.shape, self.plan.ndim)),
                 "foreground": (positions, (max(1, len(positions)), positions.shape[1])),
             }
         )
 
-    def _entry(self, name: str, prepare: Callable[[], _Content]) -> zarr.Group:
-        """Open an entry, built first if it is not there."""
-        final = self.root / name
-        if not final.is_dir():
-            content = prepare()
+
+class _Entry:
+    """An entry as a process uses it."""
+
+    def __init__(self, folder: Path, case: Case, prepare: Callable[[], Content]) -> None:
+        self.folder = folder
+        self.case = case
+        self.prepare = prepare
+        self.opened = self._open(expected=False)
+
+    def read(self, name: str, where: Any) -> npt.NDArray[Any]:
+        """Read a part of an array; where the entry is lost, it is made anew first."""
+        for _ in range(_ATTEMPTS):
             try:
-                _build(final, content)
-            except OSError as error:
-                raise UserError(
-                    f"{self.root}: the cache cannot be written: {error.strerror or error} "
-                    "(make room, or choose another folder with --cache DIR)"
-                ) from error
+                return np.asarray(self.opened.arrays[name][where])
+            except Damaged as error:
+                damage = error
+            self.opened = self._open(expected=True)
+        raise self._hopeless(damage)
+
+    def _open(self, *, expected: bool) -> Opened:
+        """Open the entry, made if it is not there and made anew if it is damaged: another process may have done so."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return open_entry(self.folder)
+            except FileNotFoundError as error:
+                damage: Exception = error
+                if expected:
+                    self._note("has gone")
+            except Damaged as error:
+                damage = error
+                self._note(f"is damaged ({error})")
+            self._make()
+        raise self._hopeless(damage)
+
+    def _note(self, found: str) -> None:
+        text = f"{self.case.id}: its entry in the cache {found}; it is made anew ({self.folder})"
+        warnings.warn(printable(text), stacklevel=2)
+
+    def _make(self) -> None:
+        content = self.prepare()
         try:
-            return zarr.open_group(final, mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{final}: damaged cache entry, expected a Zarr group (delete it)") from error
+            build(self.folder, content)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder.parent}: the cache cannot be written: {error.strerror or error} "
+                "(make room, or choose another folder with --cache DIR)"
+            ) from error
 
-
-@dataclass(frozen=True)
-class _Content:
-    """What goes into an entry: arrays with their chunks, and attributes."""
-
-    arrays: dict[str, tuple[npt.NDArray[Any], tuple[int, ...]]]
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def _build(final: Path, content: _Content) -> None:
-    """Write an entry under a temporary name and rename it; if another process was first, its entry stays."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    try:
-        group = zarr.create_group(temporary, attributes=content.attributes)
-        for name, (array, chunks) in content.arrays.items():
-            group.create_array(name, data=array, chunks=chunks, compressors=_COMPRESSOR)
-        _flush(temporary)
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Force files onto the disk: a rename must not outlive a power cut that its chunks did not."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _sweep(root: Path) -> None:
-    """Remove what builds that were killed left behind."""
-    try:
-        stale = [
-            path
-            for path in root.glob(".*-*.*")
-            if path.is_dir() and time.time() - path.stat().st_mtime > STALE_SECONDS
-        ]
-    except OSError:  # not ours to read, or just swept by another process: nothing depends on it
-        return
-    for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def content_hash(path: Path) -> str:
-    """Return the SHA-256 of what a scan's path stands for.
-
-    Of a folder (DICOM series) all files count; of a header file also the data file that it names.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    try:
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        digests = []
-        for file in [*files, *_data_files(path)]:
-            stat = file.stat()
-            digests.append(_file_hash(file, stat.st_size, stat.st_mtime_ns))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _key(digests)
-
-
-@cache
-def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash a file once per process, as long as its size and time stay."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _data_files(path: Path) -> list[Path]:
-    """Return the pixel files beside a detached header (.mhd, .nhdr)."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        return []
-    named = {name.decode(errors="replace") for name in _DETACHED.findall(path.read_bytes())}
-    return sorted(
-        p
-        for p in path.parent.iterdir()
-        if p != path and p.is_file() and (p.name in named or p.name.startswith(f"{path.stem}."))
-    )
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _hopeless(self, damage: Exception) -> UserError:
+        return UserError(
+            f"{self.folder}: this entry of the cache is damaged as soon as it is made ({damage}; look at the disk, or "
+            "choose another folder with --cache DIR)"
+        )
 
 
 def _chunks(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -294,3 +309,11 @@ def _naming(case: Case) -> Iterator[None]:
         raise
     except UserError as error:
         raise UserError(f"{case.id}: {error}", faults=error.faults) from error
+
+
+@contextmanager
+def _unchanged(look: Callable[[], object]) -> Iterator[None]:
+    """Look at files before and after they are read: what was read is then what is known of them."""
+    look()
+    yield
+    look()

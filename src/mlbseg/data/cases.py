@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlbseg.data import dicom, layouts
+from mlbseg.data import layouts
 from mlbseg.data.datalist import read_datalist
+from mlbseg.data.formats.dicom import is_dicom
 from mlbseg.data.layouts import Found
-from mlbseg.data.readers import SUFFIXES, is_scan_file, stem
+from mlbseg.data.patients import Patients, find_patients
+from mlbseg.data.places import entries, is_file, is_folder, unusable
+from mlbseg.data.readers import SUFFIXES, is_scan_file, segment_names, stem
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
 
@@ -18,8 +21,9 @@ _LAYOUTS = """recognised are:
   imagesTr/ + labelsTr/ (+ imagesTs/)            Medical Segmentation Decathlon, nnU-Net v2 (NAME_0000.nii.gz)
   NAME.mhd + NAME_segmentation.mhd               PROMISE12
   NAME/mri_norm2.h5                              Left Atrium HDF5
-  images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case
-  cases.csv or cases.json                        a datalist with id, image, label, role, patient"""
+  images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case, in NAME or a folder below it
+  images/NAME.dcm + labels/NAME.png              2D DICOM images; a file of many frames has labels/NAME.nii.gz
+  cases.csv or cases.json                        a datalist with id, image, label, role, patient, empty"""
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class Scans:
     Attributes:
         cases: Sorted by id, without labels.
         faults: What is wrong with the names of other scans, which are not among the cases.
+        notes: What was passed over, a note for each file.
     """
 
     cases: tuple[Case, ...]
     faults: tuple[Fault, ...] = ()
+    notes: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Dataset:
         order: Case ids as `train.list` has them; empty where there is none.
         faults: What is wrong with names and lists, to be reported by `check` with all else.
         warnings: What was ignored.
+        listed: The patient of each case whose list names one.
+        patients: How cases were joined to patients; None before `with_patients` has.
     """
 
     root: Path
@@ -56,18 +64,24 @@ class Dataset:
     order: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    listed: Mapping[str, str] = field(default_factory=dict)
+    patients: Patients | None = None
 
 
-def find_cases(root: Path) -> Dataset:
+def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
     """Find the cases in a folder of any known layout, or in a CSV or JSON datalist.
 
     `test.list` gives cases the role test; `train.list` the order in which labels are kept.
+
+    Args:
+        root: Where to look.
+        allow_empty: Labels without any structure are meant, in all cases: there is nothing to find in these scans.
 
     Raises:
         UserError: If nothing is at `root`, or nothing recognised. Faults of single cases are in the result.
     """
     _require_exists(root)
-    if root.is_file():
+    if is_file(root):
         if root.suffix.lower() not in (".csv", ".json"):
             raise UserError(
                 f"{root}: a file that is no datalist; expected a folder, or a .csv or .json datalist"
@@ -87,16 +101,63 @@ def find_cases(root: Path) -> Dataset:
     order = layouts.read_list(folder / "train.list") if folder == root else ()
     tests = layouts.read_list(folder / "test.list") if folder == root else ()
     cases = [case.with_role(Role.TEST) if case.id in tests else case for case in found.cases]
+    cases = [
+        replace(case, unknown=found.unknown, may_be_empty=case.may_be_empty or allow_empty) for case in cases
+    ]
     faults = [*found.faults, *found.label_faults]
+    names = found.class_names
+    if not names:
+        names, differing = _segment_names(cases)
+        faults += differing
     faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)
     return Dataset(
-        folder, found.layout, tuple(cases), found.class_names, order, tuple(faults), tuple(found.warnings)
+        folder,
+        found.layout,
+        tuple(cases),
+        names,
+        order,
+        tuple(faults),
+        tuple(found.warnings),
+        {case.id: found.patients[case.id] for case in cases if case.id in found.patients},
     )
 
 
+def _segment_names(cases: Sequence[Case]) -> tuple[dict[int, str], list[Fault]]:
+    """Return value -> name of the segments in labels of 3D Slicer's, and a fault for each that has other names."""
+    names: dict[int, str] = {}
+    first: dict[int, str] = {}
+    faults = []
+    for case in cases:
+        for value, name in segment_names(case.label).items() if case.label is not None else ():
+            if names.setdefault(value, name) != name:
+                found, expected = (
+                    f"segment {name!r} has the value {value}",
+                    f"{names[value]!r} as in {first[value]}",
+                )
+                remedy = "use the same segments in the same order in all labels"
+                faults.append(Fault(case.id, found, expected, remedy, case.id, "labels"))
+            first.setdefault(value, case.id)
+    return {0: "background", **names} if names else {}, faults
+
+
+def with_patients(dataset: Dataset, pattern: str | None = None, known: Patients | None = None) -> Dataset:
+    """Return the data set with the cases of each patient joined, for those who divide it.
+
+    Args:
+        dataset: As `find_cases` returns it.
+        pattern: The user's regular expression; see `find_patients`.
+        known: What was found before and written down, in place of looking again.
+
+    Raises:
+        UserError: The pattern is none, or does not fit the ids.
+    """
+    patients = known or find_patients(dataset.cases, pattern, listed=dataset.listed)
+    return replace(dataset, cases=patients.join(dataset.cases), patients=patients)
+
+
 def find_scans(path: Path, channels: int | None = None) -> Scans:
-    """Find the scans to predict: a folder of a known layout, a bare folder of scans, a file, a DICOM folder.
+    """Find the scans to predict: a folder of a known layout, a bare folder of scans, a file, DICOM folders.
 
     Labels are ignored; every image is taken, those of imagesTs too.
 
@@ -110,20 +171,16 @@ def find_scans(path: Path, channels: int | None = None) -> Scans:
             as two scans that would get the same one, is in the result.
     """
     _require_exists(path)
+    if odd := unusable(path):
+        raise UserError(f"{path}: {odd}, expected a folder of scans or a scan")
     if path.is_file() and path.suffix.lower() not in (".csv", ".json"):
-        if not is_scan_file(path):
+        if not (is_scan_file(path) or is_dicom(path)):
             raise UserError(
                 f"{path}: not a scan; expected a name ending in {' '.join(SUFFIXES)}, or a folder"
             )
         return Scans((Case(stem(path), (path,)),))
     if path.is_file():
         return _images_only(read_datalist(path, labels=False), path)
-    try:
-        is_series = bool(dicom.slice_files(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be listed ({error.strerror})") from None
-    if is_series:
-        return Scans((Case(path.resolve().name, (path,)),))
     return _images_only(layouts.recognise(path) or layouts.bare(path, channels), path)
 
 
@@ -174,18 +231,21 @@ def _images_only(found: Found, path: Path) -> Scans:
         raise FaultsError(found.faults, str(path))
     if not cases:
         raise UserError(f"{path}: no scans in it (found: {_contents(path)}); expected {' '.join(SUFFIXES)}")
-    return Scans(tuple(sorted(cases, key=lambda case: case.id)), tuple(found.faults))
+    unread = [fault for fault in found.label_faults if fault.kind == "format"]
+    notes = [fault for fault in [*found.warnings, *unread] if not fault.where.startswith("labels")]
+    return Scans(tuple(sorted(cases, key=lambda case: case.id)), tuple(found.faults), tuple(notes))
 
 
 def _require_exists(path: Path) -> None:
     try:
         path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a folder of scans") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be opened ({why}); expected a folder of scans") from None
 
 
 def _contents(folder: Path) -> str:
-    names = [path.name + "/" * path.is_dir() for path in layouts.entries(folder)]
+    names = [path.name + "/" * is_folder(path) for path in entries(folder)]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
-from mlbseg.data.geometry import geometry_difference, shown
+from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
+from mlbseg.data.grey import find_greys, grey_fault, value_counts
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import Fault, FaultsError, ReadError
 from mlbseg.types import Case, Geometry, Role
@@ -48,6 +49,7 @@ class _Seen:
     channels: int = 0
     digest: str = ""
     labels: dict[int, int] = field(default_factory=dict)  # value -> voxels
+    unknown: int = 0  # voxels whose class the label leaves open
 
 
 def check(
@@ -68,10 +70,11 @@ def check(
         progress: Called with (cases done, cases in all).
     """
     faults, warnings = list(dataset.faults), list(dataset.warnings)
+    stated = tuple(dataset.class_names) if labels is None else labels
     seen = []
     for done, case in enumerate(dataset.cases, 1):
         one = _Seen(case)
-        for fault in (*_check_image(one), *_check_label(one)):
+        for fault in (*_check_image(one), *_check_label(one, stated)):
             (warnings if fault.kind in _WARNINGS else faults).append(_named(fault, case, dataset.root))
         seen.append(one)
         if progress:
@@ -132,7 +135,7 @@ def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
     return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
-_WARNINGS = ("constant-channel", "empty-label")
+_WARNINGS = ("constant-channel", "empty-label", "note")
 
 
 def _check_image(one: _Seen) -> Iterable[Fault]:
@@ -142,6 +145,8 @@ def _check_image(one: _Seen) -> Iterable[Fault]:
     except ReadError as error:
         yield error.fault
         return
+    for note in scan.notes:
+        yield Fault(name, note, kind="note")
     one.geometry, one.channels = scan.geometry, len(scan.array)
     one.digest = hashlib.blake2b(scan.array.data.cast("B"), digest_size=16).hexdigest() + str(
         scan.array.shape
@@ -160,7 +165,7 @@ def _check_image(one: _Seen) -> Iterable[Fault]:
         yield Fault(name, found, "an image in each channel", kind="constant-channel")
 
 
-def _check_label(one: _Seen) -> Iterable[Fault]:
+def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
     if one.case.label is None:
         return
     name = str(one.case.label)
@@ -169,22 +174,39 @@ def _check_label(one: _Seen) -> Iterable[Fault]:
     except ReadError as error:
         yield error.fault
         return
-    one.labels = _histogram(array)
+    if greys := find_greys(array, stated):
+        yield grey_fault(name, greys)
+    else:  # greys are no values that other labels could be compared with
+        one.labels = _histogram(array)
+        one.unknown = one.labels.pop(one.case.unknown, 0) if one.case.unknown is not None else 0
+        if not one.labels:
+            yield Fault(
+                name,
+                f"every voxel is {one.case.unknown}, which stands for not known",
+                "some known voxels",
+                "draw them, or remove the file: then the case counts as unlabelled",
+                kind="all-unknown",
+            )
     if one.geometry and (difference := geometry_difference(geometry, one.geometry)):
         found, expected = difference
-        yield Fault(name, found, f"{expected} as its image", "resample it onto the image", kind="geometry")
-    if set(one.labels) == {0}:
+        yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")
+    # Of a label that leaves voxels open, the structure may lie there.
+    if set(one.labels) == {0} and not one.unknown and not one.case.may_be_empty:
         # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
         may_be = one.case.role is Role.TEST or geometry.ndim == 2
-        remedy = "" if may_be else "draw it, or remove the file: then the case counts as unlabelled"
+        remedy = (
+            ""
+            if may_be
+            else "draw it; or remove the file: then the case counts as unlabelled; or, if there is nothing to find in "
+            "the scan, say so with --allow-empty or the column empty of a list"
+        )
         yield Fault(
             name, "only background", "a structure", remedy, kind="empty-label" if may_be else "background"
         )
 
 
 def _histogram(array: npt.NDArray[np.int32]) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+    return dict(zip(*(part.tolist() for part in value_counts(array)), strict=True))
 
 
 def _files(paths: Sequence[Path]) -> str:
@@ -292,6 +314,8 @@ def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
             str(value): sum(value in one.labels for one in seen)
             for value in sorted({value for one in seen for value in one.labels})
         },
+        "patients": None if dataset.patients is None else dataset.patients.summary(),
+        "unknown": sum(one.unknown > 0 for one in seen),
         "class_names": {str(value): name for value, name in dataset.class_names.items()},
         "per_case": [_entry(one) for one in seen],
     }
@@ -316,4 +340,5 @@ def _entry(one: _Seen) -> dict[str, Any]:
         "size": list(one.geometry.size) if one.geometry else None,
         "spacing": list(one.geometry.spacing) if one.geometry else None,
         "labels": {str(value): count for value, count in one.labels.items()},
+        "unknown": one.unknown,
     }

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
-import json
 import os.path
 import re
 from pathlib import Path
 from typing import Any
 
-from mlbseg.data.layouts import Found, class_names
+from mlbseg.data.layouts import Found, declared_labels
+from mlbseg.data.places import unusable
 from mlbseg.data.readers import stem
-from mlbseg.errors import Fault, UserError, nearest
+from mlbseg.data.records import parse_json
+from mlbseg.errors import Fault, UserError, brief, nearest
 from mlbseg.types import Case, Role
 
-_COLUMNS = ("id", "image", "label", "role", "patient")
-_IMAGE = re.compile(r"image(_\d+)?")
-_EXPECTED = "columns id, image (or image_0, image_1, ...), label, role, patient, of which image is needed"
+_COLUMNS = ("id", "image", "label", "role", "patient", "empty")
+_ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+"""In the column `empty`: whether a label without any structure is meant."""
+_IMAGE = re.compile(r"image(_\d{1,4})?", re.ASCII)
+_EXPECTED = (
+    "columns id, image (or image_0, image_1, ...), label, role, patient, empty, of which image is needed"
+)
 
 
 def read_datalist(path: Path, *, labels: bool = True) -> Found:
@@ -44,15 +49,19 @@ def read_datalist(path: Path, *, labels: bool = True) -> Found:
         raise UserError(f"{path}: no cases in it; expected {_EXPECTED}")
     known = {key for _, row in rows for key in row}
     if not any(_IMAGE.fullmatch(key) for key in known):
-        raise UserError(f"{path}: found columns {', '.join(sorted(known))}; expected {_EXPECTED}")
+        raise UserError(
+            f"{path}: found columns {', '.join(key[:40] for key in sorted(known)[:8])}; expected {_EXPECTED}"
+        )
     for key in sorted(known):
         if key not in _COLUMNS and not _IMAGE.fullmatch(key):
             found.warnings.append(
-                Fault(path.name, f"column {key!r} is ignored", "", nearest(key, _COLUMNS), kind="ignored")
+                Fault(
+                    path.name, f"column {brief(key)} is ignored", "", nearest(key, _COLUMNS), kind="ignored"
+                )
             )
     for where, row in rows:
         if not labels:
-            row = {key: value for key, value in row.items() if key not in ("label", "role")}
+            row = {key: value for key, value in row.items() if key not in ("label", "role", "empty")}
         _add(found, path.parent, f"{path.name}, {where}", row)
     return found
 
@@ -70,12 +79,12 @@ def _csv_rows(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path, text: str, found: Found) -> list[tuple[str, dict[str, Any]]]:
-    data = json.loads(text)
+    data = parse_json(text)
     if isinstance(data, dict):
         labels = data.get("labels", {})
         if not isinstance(labels, dict):
             raise ValueError("labels is not an object")
-        found.class_names = class_names(labels)
+        found.class_names, found.unknown = declared_labels(labels)
         data = data.get("cases")
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise ValueError("it holds no list of objects")
@@ -86,6 +95,10 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
     values = _images(row)
     label = row.get("label")
     fault: Fault | None = None
+    for key in ("id", "label", "role", "patient"):
+        if not isinstance(row.get(key, ""), str | int | None):
+            found.faults.append(Fault(where, f"{key} is {brief(row[key])}", "text", case_id=where))
+            return
     if not values or not all(isinstance(v, str) for v in [*values, label or ""]):
         found.faults.append(
             Fault(where, "no image", "the path of an image", case_id=str(row.get("id", where)))
@@ -100,26 +113,42 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
                 "a path inside the list's folder",
                 "move the list up, or write an absolute path",
             )
-            fault = Fault(where, f"{value!r} leaves the folder", expected, remedy, name, "path")
-        elif not resolved.exists():
+            fault = Fault(where, f"{brief(value)} leaves the folder", expected, remedy, name, "path")
+        elif not _exists(resolved):
             fault = Fault(
-                where, f"no file {value!r}", "an existing file", "correct the path", name, "missing"
+                where, f"no file {brief(value)}", "an existing file", "correct the path", name, "missing"
             )
+        elif odd := unusable(resolved):
+            fault = Fault(where, f"{brief(value)} is {odd}", "a file", "correct the path", name, "missing")
         paths.append(resolved)
     role = str(row.get("role") or (Role.CLEAN if label else Role.UNLABELLED)).lower()
     if role not in set(Role):
         fault = Fault(
-            where, f"unknown role {role!r}", "", nearest(role, [r.value for r in Role]), name, "role"
+            where, f"unknown role {brief(role)}", "", nearest(role, [r.value for r in Role]), name, "role"
         )
     elif not label and role in (Role.CLEAN, Role.NOISY):
         fault = Fault(
             where, f"role {role} without a label", "a label", "add it, or say unlabelled", name, "role"
         )
+    empty = str(row.get("empty") or "no").lower()
+    if empty not in _ANSWERS:
+        fault = Fault(where, f"empty = {empty!r}", "yes or no", "", name, "empty")
     if fault:
         found.faults.append(fault)
         return
+    if row.get("patient"):
+        found.patients[name] = str(row["patient"])
     label_path = paths.pop() if label else None
-    found.add(Case(name, tuple(paths), label_path, Role(role), str(row.get("patient") or "")))
+    patient = str(row.get("patient") or "")
+    found.add(Case(name, tuple(paths), label_path, Role(role), patient, may_be_empty=_ANSWERS[empty]))
+
+
+def _exists(path: Path) -> bool:
+    """Say whether something is there; what no file can be called is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, or one with a null character
+        return False
 
 
 def _images(row: dict[str, Any]) -> list[Any]:

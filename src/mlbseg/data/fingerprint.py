@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.lattice import array_shape, content_box, crop, reorient
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.structures import Structure, structures
@@ -194,15 +195,15 @@ def _case_facts(case: Case, *, measure: bool) -> CaseFacts:
     foreground: tuple[Intensity | None, ...] = ()
     shown: tuple[Structure, ...] = ()
     if case.label is not None and case.role in (Role.CLEAN, Role.NOISY):
-        label, _ = read_label(case.label)
-        if label.shape != scan.array.shape[1:]:
-            raise UserError(
-                f"{case.id}: the label has {label.shape} voxels, expected the image's {scan.array.shape[1:]}"
-            )
+        label, geometry = read_label(case.label)
+        label = onto(
+            label, geometry, scan.geometry,
+            where=str(case.label), whose="its image", remedy=RESAMPLE, case_id=case.id,
+        )  # fmt: skip
         values, counts = np.unique(label, return_counts=True)
-        voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+        voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != case.unknown}
         if case.role == Role.CLEAN:
-            mask = label > 0
+            mask = (label > 0) & (label != case.unknown)  # `!= None` is everywhere true
             foreground = tuple(Intensity.of(channel[mask]) for channel in scan.array)
         if measure:
             shown = structures(label, scan.geometry)

@@ -73,7 +73,7 @@ def crop(geometry: Geometry, box: Box) -> Geometry:
     step = np.reshape(geometry.direction, (geometry.ndim, geometry.ndim)) * np.asarray(geometry.spacing)
     origin = np.asarray(geometry.origin) + step @ start
     size = tuple(high - low for low, high in reversed(box))
-    return replace(geometry, size=size, origin=tuple(float(v) for v in origin))
+    return replace(geometry, size=size, origin=tuple(float(v) for v in origin), stored=())
 
 
 def at_spacing(geometry: Geometry, spacing: Sequence[float]) -> Geometry:

@@ -5,34 +5,72 @@ Nothing is read here but names, `dataset.json` and the two lists; whether a scan
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlbseg.data import dicom, hdf5
+from pydantic import TypeAdapter
+
+from mlbseg.data.dicom_folders import is_dicom_name, loose_scans, named_scans, pass_over, series_in
+from mlbseg.data.formats import hdf5
+from mlbseg.data.formats.dicom import slice_files
+from mlbseg.data.formats.slicer import ENDING
+from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_special, unusable
 from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
-from mlbseg.errors import Fault, UserError
+from mlbseg.data.records import parse_json, validate
+from mlbseg.data.unread import SEGMENTATION, judged, note, unread
+from mlbseg.errors import Fault, FaultsError, UserError, brief
 from mlbseg.types import Case, Role
 
+LONGEST_ID = 255 - len("_2147483647.nii.gz")
+"""Bytes. File systems take names of 255, and no output has a longer ending than the probabilities of a class."""
+
+MOST_VALUE = 2**31 - 1
+"""The largest label value."""
+
+_LABELS: TypeAdapter[dict[str, int | str | list[int]]] = TypeAdapter(dict[str, int | str | list[int]])
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_SEGMENTATION = "_segmentation"
-_PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixels
+IGNORED = "ignore"
+"""nnU-Net's name for the label value of voxels that are not labelled."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What is used of a dataset.json; the rest is not looked at."""
+
+    labels: dict[str, Any] | None = None
+    file_ending: str | None = None
 
 
 @dataclass
 class Found:
-    """What a layout yields: cases, and what is wrong with the names of images and of labels."""
+    """What a layout yields: cases, what is wrong with the names of images and of labels, patients that are named."""
 
     layout: str
     cases: list[Case] = field(default_factory=list)
     class_names: dict[int, str] = field(default_factory=dict)
+    unknown: int | None = None
     faults: list[Fault] = field(default_factory=list)
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)  # files beside the scans that are none
+    patients: dict[str, str] = field(default_factory=dict)
     _by_id: dict[str, Case] = field(default_factory=dict)
+
+    def judge_unread(self) -> None:
+        """Say what the files that are no scans are, when all cases and labels are known."""
+        orphans = {fault.case_id or "" for fault in self.label_faults if fault.kind == "orphan"}
+        faults, notes = judged(self.unread, self.cases, orphans)
+        explained = {fault.case_id for fault in faults} & orphans
+        self.label_faults = [
+            fault
+            for fault in self.label_faults
+            if not (fault.kind == "orphan" and fault.case_id in explained)
+        ]
+        self.label_faults += faults
+        self.warnings += notes
 
     def add(self, case: Case) -> None:
         """Take a case, or say why its name cannot be used."""
@@ -54,19 +92,9 @@ def unsafe(name: str) -> str:
         return "a name that is empty or starts with a dot"
     if any(c in "/\\" or not c.isprintable() for c in name):
         return "a name with a separator, a control character or bytes that are not UTF-8"
+    if (length := len(name.encode())) > LONGEST_ID:
+        return f"a name of {length} bytes, of which {LONGEST_ID} are the most that outputs can be named after"
     return ""
-
-
-def entries(folder: Path) -> list[Path]:
-    """Return what lies in `folder`, sorted, without hidden files.
-
-    Raises:
-        UserError: If it is not a folder that can be listed.
-    """
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
 
 
 def recognise(root: Path) -> Found | None:
@@ -80,16 +108,33 @@ def recognise(root: Path) -> Found | None:
 
 
 def bare(root: Path, channels: int | None = None) -> Found:
-    """Return every scan directly in `root`, without labels; DICOM folders inside count as scans.
+    """Return every scan directly in `root`, without labels, and the DICOM series in it and in the folders below.
 
     Files numbered as nnU-Net numbers channels are joined if that gives every case `channels` files (any number
     when None); else they are what numbered exports are, a scan each.
     """
     found = Found("a folder of scans")
-    scans = [p for p in _scans(root, found) if suffix(p) or (p.is_dir() and dicom.slice_files(p))]
-    joined = Found(found.layout, warnings=found.warnings)
+    listed = _scans(root, found)
+    scans = [p for p in listed if suffix(p) and not is_dicom_name(p)]
+    folders = series_in(root, [p for p in listed if p.is_dir()], found.warnings)
+    try:
+        loose, others = loose_scans(root, alone=not (scans or folders))
+        named = set(slice_files(root))  # many DICOM files have no ending
+    except OSError as error:
+        raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
+    pass_over(others, root, found.warnings)
+    found.warnings += [note(path, folder=False) for path in found.unread if path not in named]
+    found.warnings += [
+        Fault(f"{path.name}/", "a folder without scans, ignored", kind="ignored")
+        for path in listed
+        if path.is_dir() and not any(place.is_relative_to(path) for _, place in folders)
+    ]
+    for name, path in [*folders, *((p.resolve().name, p) for p in loose if p == root)]:
+        found.add(Case(name, (path,)))
+    scans += [path for path in loose if path != root]
+    joined = replace(found, cases=[*found.cases], faults=[*found.faults], _by_id={**found._by_id})
     groups = _channels(scans, joined) if _look_like_channels(scans) else {}
-    fits = not joined.faults and all(len(images) == channels for images in groups.values())
+    fits = joined.faults == found.faults and all(len(images) == channels for images in groups.values())
     if groups and (fits or channels is None):
         for name, images in groups.items():
             joined.add(Case(name, tuple(images)))
@@ -101,9 +146,11 @@ def bare(root: Path, channels: int | None = None) -> Found:
 
 def read_list(path: Path) -> tuple[str, ...]:
     """Return the case ids in a list, one a line, a scan's ending dropped; () if there is no such file."""
-    if not path.exists():
+    if not _present(path):
         return ()
     try:
+        if odd := unusable(path):
+            raise UserError(f"{path}: {odd}, expected a file with one case id a line")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); write one case id a line") from None
@@ -113,8 +160,8 @@ def read_list(path: Path) -> tuple[str, ...]:
 def _paired(root: Path, images: str, labels: str) -> Found:
     """`images/` + `labels/` by stem, the Decathlon's folders, or nnU-Net's with one file per channel."""
     found = Found(f"{images}/ + {labels}/")
-    description = _description(root, found) if images == "imagesTr" else {}
-    ending = description.get("file_ending")
+    description = _description(root, found) if images == "imagesTr" else _Description()
+    ending = description.file_ending
     clean = _by_stem(root / labels, found)
     noisy = _by_stem(root / "labels_noisy", found)
     for name in sorted(clean.keys() & noisy.keys()):
@@ -136,6 +183,7 @@ def _paired(root: Path, images: str, labels: str) -> Found:
             _collect(
                 found, scans, _by_stem(root / test_labels, found), is_nnunet, lambda _: Role.TEST, Role.TEST
             )
+    found.judge_unread()
     if not (found.cases or found.faults or found.label_faults):
         raise UserError(f"{root / images}: no scans in it; expected files ending in {' '.join(SUFFIXES)}")
     return found
@@ -145,17 +193,18 @@ def _promise12(root: Path) -> Found | None:
     """`CaseNN.mhd` beside `CaseNN_segmentation.mhd`."""
     found = Found("PROMISE12")
     scans = [p for p in _scans(root, found) if suffix(p)]
-    labels = {stem(p).removesuffix(_SEGMENTATION): p for p in scans if stem(p).endswith(_SEGMENTATION)}
+    labels = {stem(p).removesuffix(SEGMENTATION): p for p in scans if stem(p).endswith(SEGMENTATION)}
     if not labels:
         return None
     _collect(found, [p for p in scans if p not in labels.values()], labels, False, lambda _: Role.CLEAN)
+    found.judge_unread()
     return found
 
 
 def _left_atrium(root: Path) -> Found | None:
     """`NAME/mri_norm2.h5`, which holds image and label."""
-    files = [p / "mri_norm2.h5" for p in entries(root) if (p / "mri_norm2.h5").is_file()]
     found = Found("Left Atrium HDF5")
+    files = [p / "mri_norm2.h5" for p in _scans(root, found) if is_file(p / "mri_norm2.h5")]
     for file in files:
         labelled = hdf5.has_label(file)
         role = Role.CLEAN if labelled else Role.UNLABELLED
@@ -173,7 +222,11 @@ def _collect(
 ) -> None:
     """Join images and labels by id; a label that no image has is a fault."""
     groups = _channels(scans, found) if by_channel else None
-    pairs = list(groups.items()) if groups else [(stem(p) if suffix(p) else p.name, [p]) for p in scans]
+    pairs = (
+        list(groups.items())
+        if groups
+        else [(name, [p]) for name, p in named_scans(scans, labels, found.faults, found.warnings)]
+    )
     for name, images in pairs:
         label = labels.get(name)
         if label is None and len(images) == 1 and is_hdf5(images[0]) and hdf5.has_label(images[0]):
@@ -191,17 +244,29 @@ def _collect(
 
 
 def _scans(folder: Path, found: Found) -> list[Path]:
-    """Return the scan files and the folders in `folder`; a file that is neither is named in a warning."""
-    scans = []
+    """Return the scan files and the folders in `folder`; what is neither is named in a warning, or kept to be judged.
+
+    A broken link with the name of a scan is among them: it stands for a scan that is lost.
+    """
+    listed = []
     for path in entries(folder):
-        if suffix(path) or path.is_dir():
-            scans.append(path)
-        elif not path.name.lower().endswith(_PIXELS) and folder.name.startswith(("images", "labels")):
-            where = f"{folder.name}/{path.name}"
-            found.warnings.append(
-                Fault(where, "not a scan, ignored", f"{' '.join(SUFFIXES)}", kind="ignored")
-            )
-    return scans
+        if path.name.lower().endswith(ENDING) and not folder.name.startswith("labels"):
+            what = "a segmentation of 3D Slicer's and no scan, ignored"
+            found.warnings.append(Fault(f"{folder.name}/{path.name}", what, kind="ignored"))
+        elif odd := _passed_over(path):
+            found.warnings.append(odd)
+        else:
+            listed.append(path)
+    found.unread += unread(listed)
+    return [path for path in listed if suffix(path) or is_folder(path)]
+
+
+def _passed_over(path: Path) -> Fault | None:
+    """Return the note on what is never opened, or None; a lost scan is not one that is passed over."""
+    odd = "the file system's own folder" if path.name == LOST_AND_FOUND else unusable(path)
+    if not odd or (suffix(path) and path.is_symlink() and not is_special(path)):
+        return None
+    return Fault(f"{path.parent.name}/{path.name}", f"{odd}, ignored", kind="ignored")
 
 
 def _present(folder: Path) -> bool:
@@ -214,6 +279,12 @@ def _by_stem(folder: Path, found: Found) -> dict[str, Path]:
     labels: dict[str, Path] = {}
     if not _present(folder):
         return labels
+    for path in entries(folder):
+        if suffix(path) and is_special(path):  # ignored, it would make its case one without a label
+            fault = Fault(
+                f"{folder.name}/{path.name}", unusable(path), "a label file", "remove it", stem(path), "label"
+            )
+            found.label_faults.append(fault)
     for path in _scans(folder, found):
         name = stem(path)
         if name in labels:
@@ -276,30 +347,70 @@ def _channels(scans: list[Path], found: Found) -> dict[str, list[Path]]:
     return {name: [files[n] for n in sorted(files)] for name, files in groups.items()}
 
 
-def _description(root: Path, found: Found) -> dict[str, Any]:
+def _description(root: Path, found: Found) -> _Description:
     """Read what `dataset.json` says beyond the folders: the names of the classes and the file ending."""
     path = root / "dataset.json"
-    if not path.exists():
-        return {}
+    if not _present(path):
+        return _Description()
     try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-        found.class_names = class_names(description.get("labels", {}))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if odd := unusable(path):
+            raise ValueError(odd)
+        described = parse_json(path.read_text(encoding="utf-8-sig"))
+        description = validate(TypeAdapter(_Description), described, "dataset.json")
+        found.class_names, found.unknown = declared_labels(description.labels or {})
+    except (OSError, ValueError, UserError) as error:
+        said = str(error).replace("\n", "; ")
         fault = Fault(
-            "dataset.json", f"cannot be used ({error})", "a JSON object with labels", "mend or remove it"
+            "dataset.json", f"cannot be used ({said})", "a JSON object with labels", "mend or remove it"
         )
         found.faults.append(fault)
-        return {}
+        return _Description()
     return description
 
 
-def class_names(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Return value -> name from the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
+def declared_unknown(*folders: Path) -> int | None:
+    """Return the value that the `dataset.json` of the first folder that has one calls ``ignore``; None without one.
 
-    nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+    Raises:
+        FaultsError: If the file cannot be used.
     """
-    if any(isinstance(value, list) for value in labels.values()):
-        return {}
-    if all(isinstance(value, int) for value in labels.values()):
-        return {value: name for name, value in labels.items()}
-    return {int(value): str(name) for value, name in labels.items()}
+    for folder in folders:
+        if (folder / "dataset.json").exists():
+            found = Found("")
+            _description(folder, found)
+            if found.faults:
+                raise FaultsError(found.faults, str(folder))
+            return found.unknown
+    return None
+
+
+def declared_labels(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | None]:
+    """Read ``labels`` of a `dataset.json`: the Decathlon's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``.
+
+    Returns:
+        Value -> name, and the value that nnU-Net calls ``ignore``, which names no class; None if there is none.
+        nnU-Net's regions (a list of values under one name) name no single value: then there are no names.
+
+    Raises:
+        UserError: A value or a name is neither text nor a whole number.
+        ValueError: A value is none that a label can have.
+    """
+    checked = validate(
+        _LABELS, {name: value for name, value in labels.items() if value is not None}, "labels"
+    )
+    unknown = checked.pop(IGNORED, None)
+    if unknown is not None and not isinstance(unknown, int):
+        raise ValueError(f"the label {IGNORED!r} is {brief(unknown)}, expected one whole number")
+    by_name = {name: value for name, value in checked.items() if isinstance(value, int)}
+    if any(isinstance(value, list) for value in checked.values()):
+        names = {}
+    elif len(by_name) == len(checked):
+        names = {value: name for name, value in by_name.items()}
+    else:
+        if wrong := [value for value in checked if not re.fullmatch(r"-?\d{1,18}", value)]:
+            raise ValueError(f"label value {brief(wrong[0])} is no whole number")
+        names = {int(value): str(name) for value, name in checked.items()}
+    declared = [*names, *([] if unknown is None else [unknown])]
+    if outside := [value for value in declared if not 0 <= value <= MOST_VALUE]:
+        raise ValueError(f"label value {brief(outside[0])}, expected 0 to {MOST_VALUE}")
+    return names, unknown

@@ -24,6 +24,7 @@ from scipy.spatial.transform import Rotation
 
 from mlbseg.data.readers import write_image, write_label
 from mlbseg.errors import UserError
+from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.types import Geometry
 
 Field = npt.NDArray[np.float64]
@@ -72,20 +73,19 @@ def write_phantoms(out: Path, *, count: int, seed: int, size: tuple[int, int, in
     Raises:
         UserError: If `out` is not an empty folder, or nothing can be written there.
     """
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is not an empty folder, expected a new or empty one (name another)")
-        for folder in ("images", "labels"):
-            (out / folder).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror} (name another folder)") from error
+    sweep_around(out)
+    if in_use(out):
+        raise UserError(f"{out} is not an empty folder, expected a new or empty one (name another)")
     seeds = np.random.SeedSequence(seed).generate_state(count)
-    for i, one in enumerate(seeds):
-        image, label, spacing = phantom(int(one), size=size)
-        geometry = Geometry.identity(size[::-1], spacing[::-1])
-        name = f"phantom_{i:03d}.nii.gz"
-        write_image(out / "images" / name, image, geometry)
-        write_label(out / "labels" / name, label, geometry)
+    with staged(out) as folder:
+        for part in ("images", "labels"):
+            (folder / part).mkdir()
+        for i, one in enumerate(seeds):
+            image, label, spacing = phantom(int(one), size=size)
+            geometry = Geometry.identity(size[::-1], spacing[::-1])
+            name = f"phantom_{i:03d}.nii.gz"
+            write_image(folder / "images" / name, image, geometry)
+            write_label(folder / "labels" / name, label, geometry)
 
 
 @dataclass

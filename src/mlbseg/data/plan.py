@@ -45,9 +45,18 @@ def _axis_code(code: str) -> str:
     return code
 
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Spacing = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+def _spacing(value: float) -> float:
+    if 0 < value < 1e-9:
+        raise ValueError("expected 0, which keeps each scan's own, or 1e-09 or more")
+    return value
+
+
+# The bounds are far beyond any use: nothing above them can be computed, or ends.
+PositiveInt = Annotated[int, Field(gt=0, le=65_536)]
+Side = Annotated[int, Field(gt=0, le=4096)]
+Spacing = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False), AfterValidator(_spacing)]
+Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=1000)]
 
 
 @dataclass(frozen=True)
@@ -81,20 +90,20 @@ class Plan:
     ndim: Literal[2, 3]
     scan_ndim: Literal[2, 3]
     channels: PositiveInt
-    label_values: tuple[Annotated[int, Field(ge=0)], ...]
-    class_names: tuple[str, ...]
+    label_values: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
+    class_names: tuple[Name, ...]
     spacing: tuple[Spacing, ...]
-    patch_size: tuple[PositiveInt, ...]
+    patch_size: tuple[Side, ...]
     normalisation: tuple[Literal["zscore", "ct"], ...]
     intensity: tuple[dict[Literal["lower", "upper", "mean", "std"], Finite], ...]
     crop: bool
-    network: str
-    network_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    batch_size: PositiveInt
-    unlabelled_batch_size: Annotated[int, Field(ge=0)]
-    steps: PositiveInt
+    network: Name
+    network_channels: Annotated[tuple[Side, ...], Field(min_length=1, max_length=10)]
+    batch_size: Side
+    unlabelled_batch_size: Annotated[int, Field(ge=0, le=4096)]
+    steps: Annotated[int, Field(gt=0, le=1_000_000_000)]
     flip_axes: tuple[Annotated[int, Field(ge=0)], ...]
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[Name, str] = field(default_factory=dict)
     orientation: Annotated[str, AfterValidator(_axis_code)] = "LPS"
     network_strides: tuple[tuple[Literal[1, 2], ...], ...] = ()
 
@@ -174,6 +183,8 @@ def make_plan(
     spacings = facts.spacings[:, axes]
     sizes = (facts.box_sizes if decide("crop", rules.decide_crop, facts) else facts.sizes)[:, axes]
     spacing = decide("spacing", limits.decide_spacing, kind, facts, axes, sizes, spacings, ndim)
+    if "spacing" in desk.overrides:
+        rules.require_holdable(sizes, spacings, spacing, facts.channels, memory_bytes)
     decide(
         "intensity", rules.decide_intensity, facts, decide("normalisation", rules.decide_normalisation, facts)
     )
@@ -188,6 +199,8 @@ def make_plan(
     decide("flip_axes", rules.decide_flip_axes, facts)
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
+    if desk.overrides.keys() & {"network", "network_channels", "patch_size", "batch_size"}:
+        rules.require_trainable(plan.network_channels, plan.patch_size, plan.batch_size, memory_bytes)
     return plan
 
 
@@ -303,12 +316,12 @@ def _check(plan: Plan, where: str) -> None:
         ),
         (
             all(
-                not i or (i.get("std", 1) > 0 and i.get("lower", 0) <= i.get("upper", 0))
+                not i or (i.get("std", 1) >= 1e-6 and i.get("lower", 0) <= i.get("upper", 0))
                 for i in plan.intensity
             ),
             "intensity",
             plan.intensity,
-            "lower at most upper, std above 0",
+            "lower at most upper, std 1e-06 or more",
         ),
         (
             set(plan.flip_axes) <= set(range(plan.ndim)),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # an exported bundle has this file, and not all that makes pl
 
 Label = TypeVar("Label", bound=np.integer[Any])
 
+UNKNOWN = 255
+"""In a prepared label: a voxel whose class the label leaves open."""
+
 SMOOTH_ABOVE = 1.5
 """Down-sampling by more than this factor would fold fine texture onto the grid: scans are smoothed first."""
 
@@ -91,7 +94,11 @@ def prepare_scan(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Frame
 
 
 def prepare_label(
-    label: npt.NDArray[np.integer[Any]], native: Geometry, frame_grid: Geometry, plan: Plan
+    label: npt.NDArray[np.integer[Any]],
+    native: Geometry,
+    frame_grid: Geometry,
+    plan: Plan,
+    unknown: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Bring a label onto a prepared scan's grid.
 
@@ -102,24 +109,32 @@ def prepare_label(
         native: The label's lattice.
         frame_grid: The grid of the scan that it belongs to.
         plan: Says which value is which class.
+        unknown: The value of voxels whose class is not known; None if there is none.
 
     Returns:
-        (*S') class indices.
+        (*S') class indices, and `UNKNOWN` where the class is not known.
 
     Raises:
         UserError: The label's size is not the lattice's, or it holds a value that the plan does not know.
     """
     if label.shape != array_shape(native):
         raise UserError(f"the label has {label.shape} voxels, expected {array_shape(native)}")
-    unexpected = sorted(set(np.unique(label).tolist()) - set(plan.label_values))
+    unexpected = sorted(set(np.unique(label).tolist()) - {*plan.label_values, unknown})
     if unexpected:
         raise UserError(
             f"label values {unexpected[:10]}, expected only {list(plan.label_values)} "
             "(correct the label, or name every value in plan.label_values)"
         )
+    values = list(plan.label_values)
+    stored = list(range(plan.num_classes))
+    if unknown is not None:
+        if UNKNOWN in stored:
+            raise UserError(f"{len(values)} classes, expected at most {UNKNOWN} beside a value for not known")
+        values.append(unknown)
+        stored.append(UNKNOWN)
     return likeliest(
-        lambda index, part: (label[part] == plan.label_values[index]).astype(np.float32),
-        range(plan.num_classes),
+        lambda index, part: (label[part] == values[index]).astype(np.float32),
+        stored,
         native,
         frame_grid,
         np.uint8,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.data import dicom, hdf5
-from mlbseg.data.geometry import DIRECTION_TOLERANCE, geometry_difference, listed, shown
-from mlbseg.data.headers import fail, verify
+from mlbseg.data.formats import metaimage, nifti, nrrd
+from mlbseg.data.formats.dicom import is_dicom, is_flat, open_dicom
+from mlbseg.data.formats.hdf5 import open_hdf5
+from mlbseg.data.formats.itk import itk_errors
+from mlbseg.data.formats.metaimage import open_metaimage
+from mlbseg.data.formats.nifti import open_nifti
+from mlbseg.data.formats.nifti_writer import save_nifti
+from mlbseg.data.formats.nrrd import open_nrrd
+from mlbseg.data.formats.opened import Opened, fail
+from mlbseg.data.formats.pictures import open_picture
+from mlbseg.data.formats.slicer import ENDING
+from mlbseg.data.formats.tiff import is_stack, write_stack
+from mlbseg.data.geometry import onto
+from mlbseg.data.places import is_file
 from mlbseg.errors import ReadError, UserError
+from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
-# ITK's warnings would run through the progress bar; what matters in them is checked here and said once.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
-
 SUFFIXES: dict[str, str] = {
+    ENDING: "NRRD",
     ".nii.gz": "NIfTI",
     ".nii": "NIfTI",
+    ".hdr": "NIfTI",
     ".nrrd": "NRRD",
     ".nhdr": "NRRD",
     ".mha": "MetaImage",
@@ -38,14 +46,26 @@ SUFFIXES: dict[str, str] = {
     ".tiff": "TIFF",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".dcm": "DICOM",
+    ".dicom": "DICOM",
+    ".ima": "DICOM",
 }
-"""File name endings that are read, and what they stand for. A DICOM series is a folder and has none."""
+"""File name endings that are read, and what they stand for. A folder is a DICOM series."""
 
 _PICTURES = ("PNG", "TIFF", "JPEG")
-MOST_PIXELS = 1 << 28
-"""Pixels of a picture; a damaged header may announce more than any memory holds, and the decoder would believe it."""
-
+_OPENERS = {
+    "NIfTI": open_nifti,
+    "NRRD": open_nrrd,
+    "MetaImage": open_metaimage,
+    "HDF5": open_hdf5,
+    "PNG": open_picture,
+    "TIFF": open_picture,
+    "JPEG": open_picture,
+    "DICOM": open_dicom,
+}
+_PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
+_ROUNDED = 1e-6
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 
 
@@ -66,8 +86,25 @@ def is_scan_file(path: Path) -> bool:
 
 
 def mask_suffix(images: Sequence[Path]) -> str:
-    """Return the ending of the mask of these images: that of the input where its format can hold a mask."""
+    """Return the ending of the mask of these images: that of the input where its format can hold a mask.
+
+    Of DICOM, a volume has NIfTI masks and a projection image PNG.
+    """
+    if _is_flat_dicom(images[0]):
+        return ".png"
+    if SUFFIXES.get(suffix(images[0])) == "TIFF" and is_stack(images[0]):
+        return ".tif"
     return _MASK_SUFFIX.get(SUFFIXES.get(suffix(images[0]), ""), ".nii.gz")
+
+
+def _is_flat_dicom(path: Path) -> bool:
+    if not path.is_dir() and SUFFIXES.get(suffix(path), "DICOM") != "DICOM":
+        return False
+    try:
+        with reading(path):
+            return is_flat(path)
+    except ReadError:  # whoever reads it says why
+        return False
 
 
 def read_scan(paths: Sequence[Path]) -> Scan:
@@ -82,19 +119,20 @@ def read_scan(paths: Sequence[Path]) -> Scan:
     Raises:
         ReadError: If a file is not readable or the geometries differ.
     """
-    arrays, geometries = zip(*(_read_image(path) for path in paths), strict=True)
-    for path, geometry in zip(paths[1:], geometries[1:], strict=True):
-        if difference := geometry_difference(geometry, geometries[0]):
-            found, expected = difference
-            fail(
-                path,
-                found,
-                f"{expected} as in {paths[0].name}",
-                "resample it onto the first channel",
-                "geometry",
-            )
-    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return Scan(array, geometries[0])
+    arrays, geometries, notes = zip(*(_read_image(path) for path in paths), strict=True)
+    turned = [
+        onto(
+            array,
+            geometry,
+            geometries[0],
+            where=str(path),
+            whose=f"in {paths[0].name}",
+            remedy="resample it onto the first channel",
+        )
+        for path, array, geometry in zip(paths, arrays, geometries, strict=True)
+    ]
+    array = turned[0] if len(turned) == 1 else np.concatenate(turned)
+    return Scan(array, geometries[0], tuple(dict.fromkeys(note for own in notes for note in own)))
 
 
 def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
@@ -106,19 +144,13 @@ def read_label(path: Path) -> tuple[npt.NDArray[np.int32], Geometry]:
     Raises:
         ReadError: If the file is not readable, has several components or holds values that are not integers.
     """
-    if path.is_dir():
-        fail(path, "a folder", "a label file", "save the label as .nii.gz", "label")
-    if is_hdf5(path):
-        with hdf5.open_dataset(path, "label") as dataset:
-            geometry, array = hdf5.geometry(path, dataset), np.ascontiguousarray(dataset[()].T)
-    else:
-        reader, geometry, components = _header(path)
-        if components != 1:
+    with reading(path):
+        opened = _open(path, label=True)
+        if opened.components != 1:
             remedy = "save it with one grey value per class"
-            fail(path, f"{components} components per pixel", "one label value per pixel", remedy, "label")
-        with _itk_errors(path):
-            array = sitk.GetArrayFromImage(reader.Execute())
-    return _as_label(path, array), geometry
+            found = f"{opened.components} components per pixel"
+            fail(path, found, "one label value per pixel", remedy, "label")
+        return _as_label(path, opened.read()[0]), opened.geometry
 
 
 def write_label(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -129,7 +161,7 @@ def write_label(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None
     """
     top = int(array.max(initial=0))
     smallest = next(t for t in _UNSIGNED if top <= np.iinfo(t).max)
-    _write(path, sitk.GetImageFromArray(array.astype(smallest)), geometry)
+    _write(path, array.astype(smallest), geometry)
 
 
 def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) -> None:
@@ -140,109 +172,65 @@ def write_image(path: Path, array: npt.NDArray[np.float32], geometry: Geometry) 
     """
     if array.ndim == geometry.ndim + 1 and len(array) == 1:
         array = array[0]
-    vector = array.ndim > geometry.ndim
-    image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array, isVector=vector)
-    _write(path, image, geometry)
-
-
-def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry]:
-    if path.is_dir():
-        files, geometry, components = dicom.series(path)
-        with _itk_errors(path):
-            # Each slice's rescale slope and intercept are applied by GDCM while reading.
-            image = sitk.ReadImage([str(f) for f in files], _pixel_type(components), imageIO="GDCMImageIO")
-            return _channels(image), geometry
-    if is_hdf5(path):
-        with hdf5.open_dataset(path, "image") as dataset:
-            geometry = hdf5.geometry(path, dataset)
-            return np.ascontiguousarray(dataset[()].T, dtype=np.float32)[None], geometry
-    reader, geometry, components = _header(path)
-    reader.SetOutputPixelType(_pixel_type(components))
-    with _itk_errors(path):
-        return _channels(reader.Execute()), geometry
-
-
-def _pixel_type(components: int) -> int:
-    return int(sitk.sitkFloat32 if components == 1 else sitk.sitkVectorFloat32)
-
-
-def _channels(image: sitk.Image) -> npt.NDArray[np.float32]:
-    array = sitk.GetArrayViewFromImage(image)
-    vector = image.GetNumberOfComponentsPerPixel() > 1
-    return np.array(np.moveaxis(array, -1, 0) if vector else array[None], dtype=np.float32, order="C")
-
-
-def _header(path: Path) -> tuple[sitk.ImageFileReader, Geometry, int]:
-    """Open a file that ITK reads; the reader is set to drop trailing axes of length 1."""
-    kind = SUFFIXES.get(suffix(path), "")
-    if not kind:
-        fail(path, "not the name of a scan", f"one of {' '.join(SUFFIXES)}, or a DICOM folder")
-    try:
-        if path.stat().st_size == 0:
-            fail(path, "an empty file", f"a {kind} file", "copy it again")
-        verify(path)
-    except OSError as error:
-        fail(path, f"cannot be opened ({error.strerror or error})")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _itk_errors(path):
-        reader.ReadImageInformation()
-    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-        fail(path, "complex values", "real values", "save the magnitude", "complex")
-    geometry = _itk_geometry(path, reader, picture=kind in _PICTURES)
-    reader.SetExtractSize([*geometry.size, *[0] * (reader.GetDimension() - geometry.ndim)])
-    return reader, geometry, reader.GetNumberOfComponents()
-
-
-def _itk_geometry(path: Path, reader: sitk.ImageFileReader, *, picture: bool) -> Geometry:
-    size, total = reader.GetSize(), reader.GetDimension()
-    if total < 2:
-        fail(path, f"{total} axis", "2 or 3 axes")
-    ndim = total
-    while ndim > 3 and size[ndim - 1] == 1:
-        ndim -= 1
-    if ndim > 3:
-        fail(
-            path, f"{ndim}D image of {shown(size)}", "2D or 3D", "split it into channels or time points", "4d"
-        )
-    if picture:
-        if ndim == 3:
-            fail(path, f"{size[2]} pages", "one page", "save a stack as NIfTI with its spacing", "pages")
-        if math.prod(size) > MOST_PIXELS:
-            fail(
-                path,
-                f"a picture of {shown(size)} pixels",
-                f"at most {MOST_PIXELS}",
-                "cut it into tiles",
-                "size",
-            )
-        # Dots per inch in a picture say nothing about mm in the patient, and differ between image and mask.
-        return Geometry.identity(size)
-    spacing, direction = (
-        reader.GetSpacing()[:ndim],
-        np.reshape(reader.GetDirection(), (total, total))[:ndim, :ndim],
-    )
-    if not (np.isfinite(spacing).all() and min(spacing) > 0):
-        fail(path, f"spacing {shown(spacing)} mm", "finite spacing above 0", "correct the header", "spacing")
-    if not np.allclose(direction @ direction.T, np.eye(ndim), atol=DIRECTION_TOLERANCE):
-        found = f"direction {listed(direction.ravel().tolist())}"
-        fail(path, found, "axes at right angles", "resample it onto a straight grid", "direction")
-    if not np.isfinite(reader.GetOrigin()).all():
-        fail(path, "origin is not a number", "finite numbers", "correct the header", "geometry")
-    return Geometry(size[:ndim], spacing, reader.GetOrigin()[:ndim], tuple(direction.ravel().tolist()))
+    _write(path, array, geometry)
 
 
 @contextmanager
-def _itk_errors(path: Path) -> Iterator[None]:
-    """Turn ITK's exception, which quotes C++ sources, into one short line."""
+def reading(path: Path) -> Iterator[None]:
+    """Let whatever goes wrong while a user's file is read be a fault of this file, so that it stops no other scan."""
     try:
         yield
-    except RuntimeError as error:
-        lines = [re.sub(r".*(ERROR|\(0x[0-9a-f]+\)): ", "", line).strip() for line in str(error).splitlines()]
-        lines = [s for s in lines if s and not s.startswith(("Exception thrown", "Reason:", "[nrrd] nrrd"))]
-        reason = (lines[-1] if lines else "no reason given").replace(str(path), path.name)[:100]
-        kind = "DICOM series" if path.is_dir() else SUFFIXES.get(suffix(path), "scan")
-        fail(path, f"cannot be read: {reason}", f"a complete {kind}", "copy or export it again")
+    except UserError:
+        raise
+    except MemoryError:
+        fail(path, "not enough memory for this scan", kind="memory")
+    except OSError as error:
+        fail(path, f"cannot be opened ({error.strerror or error})")
+    except Exception as error:
+        found = f"reading failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fail(path, found, remedy="leave the scan out, and report this line to mlbseg")
+
+
+def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, tuple[str, ...]]:
+    with reading(path):
+        opened = _open(path)
+        return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry, opened.notes
+
+
+def _open(path: Path, *, label: bool = False) -> Opened:
+    """Open a file by what its name says it is; a folder is a DICOM series."""
+    if path.is_dir():
+        return open_dicom(path, label=label)
+    kind = SUFFIXES.get(suffix(path), "")
+    if not kind and is_file(path) and is_dicom(path):
+        return open_dicom(path, label=label)  # many archives give no ending
+    if not kind:
+        fail(path, "not the name of a scan", f"one of {' '.join(SUFFIXES)}, or a DICOM folder")
+    if path.stat().st_size == 0:
+        fail(path, "an empty file", f"a {kind} file", "copy it again")
+    return _OPENERS[kind](path, label=label)
+
+
+def pixel_file(path: Path) -> Path:
+    """Return the file that holds the pixels of a scan file: itself, or one beside it that its header names.
+
+    Raises:
+        ReadError: If the header is damaged, or what it names may not be read.
+    """
+    find = _PIXEL_FILES.get(SUFFIXES.get(suffix(path), ""))
+    return find(path) if find else path
+
+
+def segment_names(path: Path) -> dict[int, str]:
+    """Return value -> name of the segments in a label of 3D Slicer's; {} of any other, and of one that is damaged."""
+    if SUFFIXES.get(suffix(path)) != "NRRD" or not is_file(path):
+        return {}
+    try:
+        with reading(path):
+            found = nrrd.segments_of(path)
+    except ReadError:  # whoever reads the label says why
+        return {}
+    return {segment.value: segment.name for segment in found if segment.name}
 
 
 def is_hdf5(path: Path) -> bool:
@@ -251,11 +239,16 @@ def is_hdf5(path: Path) -> bool:
 
 
 def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):  # NaN equals nothing
-        value = array[array != np.rint(array)].flat[0]
-        fail(
-            path, f"label value {value:g}", "whole numbers", "resample labels with nearest neighbour", "label"
-        )
+    if array.dtype.kind == "f":
+        nearest = np.rint(array)
+        # What single precision does to a whole number is no other value.
+        with np.errstate(invalid="ignore"):  # the difference of infinities is NaN, and NaN is no whole number
+            other = ~(np.abs(array - nearest) <= _ROUNDED * np.maximum(1, np.abs(nearest)))
+        if other.any():
+            place = tuple(int(i) for i in np.argwhere(other)[0][::-1])
+            found = f"label value {array[other].flat[0]:.7g} at voxel {place}"
+            fail(path, found, "whole numbers", "resample labels with nearest neighbour", "label")
+        array = nearest
     if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
         fail(
             path,
@@ -267,22 +260,32 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     return array.astype(np.int32)
 
 
-def _write(path: Path, image: sitk.Image, geometry: Geometry) -> None:
-    picture = SUFFIXES.get(suffix(path)) in _PICTURES
-    if not picture:
-        image.SetSpacing(geometry.spacing)
-        image.SetOrigin(geometry.origin)
-        image.SetDirection(geometry.direction)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix(path)}")
+def _write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     try:
-        with _itk_errors(temporary):
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-        verify(temporary)  # a full disk must not leave half a mask under the final name
-        os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
+        with temporary_file(path.parent, suffix(path)) as temporary:
+            if SUFFIXES.get(suffix(path)) == "NIfTI":
+                save_nifti(temporary, array, geometry)
+            elif SUFFIXES.get(suffix(path)) == "TIFF" and geometry.ndim == 3:
+                write_stack(temporary, array, geometry.spacing)
+            else:
+                _save_itk(temporary, array, geometry)
+            with reading(temporary):
+                _open(temporary).read()  # a full disk must not leave half a mask under the final name
+            os.replace(temporary, path)  # noqa: PTH105 - pathlib's replace is the same call
     except (ReadError, OSError) as error:
         reason = error.fault.found if isinstance(error, ReadError) else (error.strerror or str(error))
         raise UserError(
             f"{path}: could not be written ({reason}); is the disk full or the folder read-only?"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _save_itk(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
+    kind = SUFFIXES.get(suffix(path), "scan")
+    vector = array.ndim > geometry.ndim
+    image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array, isVector=vector)
+    if kind not in _PICTURES:
+        image.SetSpacing(geometry.spacing)
+        image.SetOrigin(geometry.origin)
+        image.SetDirection(geometry.direction)
+    with itk_errors(path, kind):
+        sitk.WriteImage(image, str(path), useCompression=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.fingerprint import Fingerprint
+from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import AXIS_PAIRS, CROP_GAIN
 from mlbseg.errors import UserError
 
@@ -149,6 +150,53 @@ def decide_intensity(
             }
         )
     return tuple(result), f"Percentiles 0.5 and 99.5, mean and SD {'; '.join(dict.fromkeys(sources))}."
+
+
+def require_holdable(
+    sizes: npt.NDArray[np.float64],
+    spacings: npt.NDArray[np.float64],
+    target: tuple[float, ...],
+    channels: int,
+    memory_bytes: int,
+) -> None:
+    """Refuse a spacing that no memory holds a scan at; (cases, axes) arguments.
+
+    Raises:
+        UserError: The largest prepared scan alone, in float32, is more than all memory, and more than the scan was.
+    """
+    wanted = np.where(np.asarray(target) == 0, spacings, target)
+    prepared = np.maximum(sizes * spacings / wanted, 1)
+    voxels = prepared.prod(axis=1)
+    largest = int(voxels.argmax())
+    if 4 * channels * voxels[largest] > memory_bytes and voxels[largest] > sizes[largest].prod():
+        raise UserError(
+            f"plan.spacing: found {shown(target)} mm, at which a scan has {shown(prepared[largest].tolist())} voxels "
+            f"and takes {4 * channels * voxels[largest] / 2**30:.3g} GiB, expected at most "
+            f"{memory_bytes / 2**30:.3g} GiB (such as {shown(np.median(spacings, axis=0).tolist())})"
+        )
+
+
+def require_trainable(
+    channels: tuple[int, ...], patch: tuple[int, ...], batch: int, memory_bytes: int
+) -> None:
+    """Refuse a network or a batch of which a small part alone is more than all memory.
+
+    Raises:
+        UserError: So it is: a convolution between two levels with its gradient, or one feature map of the batch.
+    """
+    weights = max(
+        8 * 3 ** len(patch) * a * b for a, b in zip(channels, channels[1:] or channels, strict=False)
+    )
+    maps = 4 * batch * math.prod(patch) * channels[0] // 2 ** len(patch)
+    for name, found, needed in (
+        ("network_channels", list(channels), weights),
+        ("patch_size", f"{shown(patch)}, with plan.batch_size {batch}", maps),
+    ):
+        if needed > memory_bytes:
+            raise UserError(
+                f"plan.{name}: found {found}, of which a part alone takes {needed / 2**30:.3g} GiB, expected at most "
+                f"{memory_bytes / 2**30:.3g} GiB (make it smaller)"
+            )
 
 
 def decide_flip_axes(facts: Fingerprint) -> Reasoned[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 
+from mlbseg.data.patients import UNKNOWN, Patients
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError, nearest
 from mlbseg.types import Case, Role
@@ -79,6 +80,7 @@ def make_split(
     test: int | Sequence[str] | None = None,
     validation: int | Sequence[str] = 0,
     seed: int = 0,
+    patients: Patients | None = None,
 ) -> Split:
     """Divide the cases. All numbers count along one order: the data's own, else a seeded shuffle.
 
@@ -95,6 +97,7 @@ def make_split(
             besides those whose role is test already.
         validation: How many (the last of the clean ones) or which clean cases choose a checkpoint instead.
         seed: Of the shuffle.
+        patients: How the cases were joined to patients, for the sentence; None says that nobody looked.
 
     Raises:
         UserError: A name is unknown, a number too large, two requests overlap, or no clean case is left.
@@ -126,7 +129,7 @@ def make_split(
         validation=tuple(name for name in clean if name in set_aside),
         test=tuple(c.id for c in ordered if c.id in tested),
         seed=seed,
-        rule=_rule(by_id, order, seed, labelled, test, validation),
+        rule=_rule(by_id, order, seed, labelled, test, validation, patients),
     )
 
 
@@ -251,6 +254,7 @@ def _rule(
     labelled: int | Sequence[str] | None,
     test: int | Sequence[str] | None,
     validation: int | Sequence[str],
+    patients: Patients | None,
 ) -> str:
     along = "the data's own order" if by_id.keys() & set(order) else f"a shuffle with seed {seed}"
 
@@ -263,4 +267,10 @@ def _rule(
     parts.append(
         f"{amount(validation, 'last')} of the clean for validation" if validation else "no validation"
     )
-    return f"Along {along}: {'; '.join(parts)}; patients kept whole."
+    if patients is not None:
+        whole = f"patients kept whole: {patients}" if patients.known else f"patients {patients}"
+    elif any(case.patient != case.id for case in by_id.values()):
+        whole = "patients kept whole"
+    else:
+        whole = f"patients {UNKNOWN}"
+    return f"Along {along}: {'; '.join(parts)}; {whole}."

@@ -13,9 +13,10 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mlbseg.errors import UserError
-from mlbseg.export.output import files_in, require_new, staged, write_json
+from mlbseg.export.output import files_in, write_json
 from mlbseg.files import write_atomic
 from mlbseg.run import Run, dump_tensors
+from mlbseg.staging import require_new, staged
 
 VENDORED = (
     "mlbseg.types",

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import nn
 
-from mlbseg.data import dicom
 from mlbseg.data.cases import find_scans
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.formats import dicom
+from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import read_label
@@ -27,7 +27,7 @@ from mlbseg.errors import Fault, ReadError, UserError, nearest
 from mlbseg.export.labels import class_indices, colour
 from mlbseg.export.output import require_extra
 from mlbseg.files import make_folder, write_atomic
-from mlbseg.run import WEIGHTS, Run, autocast, pick_device, why_case_failed
+from mlbseg.run import WEIGHTS, Run, autocast, one_case, pick_device
 from mlbseg.types import Case
 from mlbseg.windows import case_probability
 
@@ -98,7 +98,7 @@ def export_dicom_seg(
     Raises:
         UserError: if nothing can be exported at all.
     """
-    require_extra("the format dicom-seg", "highdicom", "pydicom")
+    require_extra("the format dicom-seg", "highdicom")
     if run.plan.scan_ndim != 3:
         raise UserError(
             f"{run.root}: a model of 2D images, and a DICOM segmentation is made for a series of slices "
@@ -118,7 +118,7 @@ def export_dicom_seg(
         if progress is not None:
             progress(number, len(found.cases), case.id)
         place = out / f"{case.id}.dcm"
-        try:
+        with one_case(case.id, result.faults, "export", "series"):
             if place.exists() and not overwrite:
                 raise UserError(f"{place} exists already (pass --overwrite, or another OUT)")
             _require_series(case)
@@ -129,12 +129,6 @@ def export_dicom_seg(
             )
             write_atomic(place, segmentation(case, segments, run, known))
             result.files[case.id] = place
-        except (UserError, MemoryError, RuntimeError) as error:
-            reason = why_case_failed(error, "series")
-            if isinstance(error, ReadError) and error.fault.case_id is not None:
-                result.faults.append(error.fault)
-                continue
-            result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
     if progress is not None:
         progress(len(found.cases), len(found.cases), "")
     return result
@@ -175,7 +169,8 @@ def segmentation(case: Case, segments: npt.NDArray[Any], run: Run, codes: Mappin
     from highdicom import UID
     from highdicom.seg import Segmentation
 
-    sources = _sources(case)
+    sources, order = _sources(case)
+    segments = segments[order]
     described = _descriptions(run, codes)
     weights = run.root / WEIGHTS
     mark = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "0"
@@ -236,10 +231,11 @@ def _descriptions(run: Run, codes: Mapping[str, Any]) -> list[SegmentDescription
     ]
 
 
-def _sources(case: Case) -> list[Dataset]:
-    """Return the headers of a series in the order of its slices.
+def _sources(case: Case) -> tuple[list[Dataset], list[int]]:
+    """Return the headers of a series in the order of its slices, and which slice each of its planes is.
 
-    Filled in are those that archives leave out: empty where the standard allows it, and sizes from the volume.
+    A file of many frames is one source, with planes in the order in which its frames are stored. Filled
+    in are those that archives leave out: empty where the standard allows it, and sizes from the volume.
 
     Raises:
         ReadError: if a file cannot be read, or names no study, series, frame of reference or instance.
@@ -248,8 +244,15 @@ def _sources(case: Case) -> list[Dataset]:
     from pydicom.errors import InvalidDicomError
     from pydicom.valuerep import DSfloat
 
-    files, geometry, _ = dicom.series(case.images[0])
-    x, y, z = (DSfloat(value, auto_format=True) for value in geometry.spacing)
+    series = dicom.series(case.images[0])
+    frames = series.frames
+    files = list(dict.fromkeys(frame.path for frame in frames))
+    if len(files) > 1 and any(frame.count > 1 for frame in frames):
+        raise _unfit(case, f"frames in {len(files)} files")
+    order = sorted(
+        range(len(frames)), key=lambda k: frames[k].index
+    )  # of single slices, all of index 0, none moves
+    x, y, z = (DSfloat(value, auto_format=True) for value in series.geometry.spacing)
     sources = []
     for file in files:
         try:
@@ -260,15 +263,16 @@ def _sources(case: Case) -> list[Dataset]:
             raise _unfit(case, str(error), file) from error
         if absent:
             raise _unfit(case, f"no {', no '.join(absent)}", file)
-        if "PixelSpacing" in sizes:
-            dataset.PixelSpacing = [y, x]  # of rows, then of columns
-        if "SliceThickness" in sizes:
-            dataset.SliceThickness = z
+        if len(files) == len(frames):  # of several frames, their functional groups say it
+            if "PixelSpacing" in sizes:
+                dataset.PixelSpacing = [y, x]  # of rows, then of columns
+            if "SliceThickness" in sizes:
+                dataset.SliceThickness = z
         for keyword in _MAY_BE_EMPTY:
             if keyword not in dataset:
                 setattr(dataset, keyword, None)
         sources.append(dataset)
-    return sources
+    return sources, order
 
 
 def _unfit(case: Case, found: str, file: Path | None = None) -> ReadError:
@@ -285,7 +289,7 @@ def _unfit(case: Case, found: str, file: Path | None = None) -> ReadError:
 
 
 def _require_series(case: Case) -> None:
-    if len(case.images) != 1 or not case.images[0].is_dir():
+    if len(case.images) != 1 or not (case.images[0].is_dir() or dicom.is_dicom(case.images[0])):
         raise ReadError(
             Fault(
                 case.images[0].name,
@@ -304,17 +308,16 @@ def _from_mask(case: Case, masks: Path, plan: Plan) -> npt.NDArray[np.uint8]:
     if not path.is_file():
         raise UserError(f"{path}: no such mask (make it with `mlbseg predict`, or leave --masks out)")
     label, geometry = read_label(path)
-    _, expected, _ = dicom.series(case.images[0])
-    if difference := geometry_difference(geometry, expected):
-        raise ReadError(
-            Fault(
-                path.name,
-                difference[0],
-                f"{difference[1]} as in the series",
-                "predict on this series",
-                case.id,
-            )
-        )
+    expected = dicom.series(case.images[0]).geometry
+    label = onto(
+        label,
+        geometry,
+        expected,
+        where=path.name,
+        whose="in the series",
+        remedy="predict on this series",
+        case_id=case.id,
+    )
     return class_indices(label, plan, path.name)
 
 

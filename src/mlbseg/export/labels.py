@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
-from mlbseg.export.output import staged
 from mlbseg.files import write_atomic
 from mlbseg.pictures import COLOURS
 from mlbseg.run import Run
+from mlbseg.staging import staged
 
 ITK_SNAP = "labels.txt"
 SLICER = "labels.ctbl"

@@ -16,17 +16,18 @@ import torch
 from torch import nn
 
 from mlbseg.data.cases import find_cases, still_there
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto, straight
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
 from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_image, write_label
 from mlbseg.data.records import write_record
-from mlbseg.errors import Fault, FaultsError, ReadError, UserError, nearest
+from mlbseg.errors import Fault, FaultsError, UserError, nearest
 from mlbseg.export.labels import class_indices
-from mlbseg.export.output import require_new, staged, write_json
+from mlbseg.export.output import write_json
 from mlbseg.export.trust import Trust, TrustMaps, confidence_as_trust
 from mlbseg.files import make_folder
-from mlbseg.run import Run, autocast, pick_device, why_case_failed
+from mlbseg.run import Run, autocast, one_case, pick_device
+from mlbseg.staging import require_new, staged
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
@@ -108,7 +109,8 @@ def export_nnunet(
         for number, (case, part) in enumerate(cases):
             if progress is not None:
                 progress(number, len(cases), case.id)
-            try:
+            failed = len(result.faults)
+            with one_case(case.id, result.faults, "export", "case"):
                 if part == "test":
                     _write_images(case, folder / "imagesTs", run.plan)
                     continue
@@ -118,11 +120,9 @@ def export_nnunet(
                     with autocast(run.config.train.precision, target):
                         label, geometry = _pseudo(case, model, run.plan, target, source, trust)
                 _write_images(case, folder / "imagesTr", run.plan)
-                write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, geometry)
+                write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, straight(geometry))
                 result.labels[case.id] = float((label < run.plan.num_classes).mean())
-            except (UserError, MemoryError, RuntimeError) as error:
-                reason = why_case_failed(error, "case")
-                result.faults.append(Fault(case.id, reason, case_id=case.id, kind="export"))
+            if len(result.faults) > failed:
                 _forget(case, folder)
         if not result.labels:
             raise FaultsError(result.faults, str(root), "no case is left")
@@ -180,19 +180,21 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
         )
         wanted += [(case, part) for case in found]
         faults += gone
+    run.warn_of_changes(case for case, _ in wanted)
     return wanted, faults
 
 
 def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
-    """Return a careful label as class indices (*S), and where its scan lies."""
+    """Return a careful label as class indices (*S), the number of classes where it is not known, and where it lies."""
     if case.label is None:
         raise UserError(f"{case.id}: no label")
     label, geometry = read_label(case.label)
     native = read_scan(case.images).geometry
-    if difference := geometry_difference(geometry, native):
-        where = f"{difference[1]} as its scan"
-        raise ReadError(Fault(case.label.name, difference[0], where, "", case.id, "geometry"))
-    return class_indices(label, plan, case.label.name).astype(np.uint16), native
+    label = onto(label, geometry, native, where=case.label.name, whose="its scan", case_id=case.id)
+    open_ = label == case.unknown  # of voxels; compared with None, none is
+    indices = class_indices(np.where(open_, 0, label), plan, case.label.name).astype(np.uint16)
+    indices[open_] = plan.num_classes
+    return indices, native
 
 
 def _pseudo(
@@ -234,7 +236,7 @@ def _write_images(case: Case, folder: Path, plan: Plan) -> None:
         if len(case.images) == plan.channels and _plain_nifti(case.images[index], scan.geometry.ndim):
             shutil.copyfile(case.images[index], place)
         else:
-            write_image(place, channel, scan.geometry)
+            write_image(place, channel, straight(scan.geometry))
 
 
 def _plain_nifti(path: Path, ndim: int) -> bool:
@@ -243,7 +245,10 @@ def _plain_nifti(path: Path, ndim: int) -> bool:
         return False
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # its axes are not quite at right angles, which ITK and so nnU-Net do not take
+        return False
     return bool(reader.GetDimension() == ndim and reader.GetNumberOfComponents() == 1)
 
 

@@ -17,10 +17,11 @@ from torch import nn
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import SMOOTH_ABOVE
 from mlbseg.data.records import write_record
-from mlbseg.export.output import require_extra, require_new, staged
+from mlbseg.export.output import require_extra
 from mlbseg.files import write_atomic
 from mlbseg.nets import required_multiple
 from mlbseg.run import Run
+from mlbseg.staging import require_new, staged
 
 MODEL = "model.onnx"
 SIDECAR = "model.json"

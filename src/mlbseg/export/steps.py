@@ -30,6 +30,9 @@ from mlbseg.types import Geometry, Scan
 _RAS = (-1.0, -1.0, 1.0)
 """MONAI's affines lead to the patient's right, anterior, superior; `Geometry` counts to the left and posterior."""
 
+_MM = {1: 1000.0, 3: 0.001}
+"""Millimetres in a NIfTI header's metre and micrometre, which MONAI leaves as they are."""
+
 _CHANNEL = re.compile(r"(.+)_(\d{4})(\.nii(?:\.gz)?)")
 
 
@@ -110,7 +113,7 @@ def find_scans(folder: str, channels: int) -> list[dict[str, Any]]:
     Raises:
         UserError: if there is none, or a scan lacks a channel.
     """
-    files = sorted(p for p in Path(folder).glob("*.nii*") if not p.name.startswith("."))
+    files = sorted(p for p in Path(folder).glob("*.nii*") if p.is_file() and not p.name.startswith("."))
     if not files:
         raise UserError(f"{folder}: no NIfTI files, expected scans such as case_01.nii.gz")
     matches = [_CHANNEL.fullmatch(path.name) for path in files]
@@ -130,7 +133,8 @@ def find_scans(folder: str, channels: int) -> list[dict[str, Any]]:
 def native_geometry(meta: Mapping[str, Any]) -> Geometry:
     """Return where a scan that MONAI has read lies."""
     size = [int(n) for n in meta["spatial_shape"]]
-    affine = np.asarray(torch.as_tensor(meta["original_affine"]).cpu(), np.float64)
+    affine = np.asarray(torch.as_tensor(meta["original_affine"]).cpu(), np.float64).copy()
+    affine[:-1] *= _MM.get(int(meta.get("xyzt_units", 0)) & 7, 1.0)
     n = len(size)
     spacing = np.linalg.norm(affine[:-1, :n], axis=0)
     if n == 2:  # a 2D image's files know no patient: only its pixels' size counts

@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.data.geometry import geometry_difference
-from mlbseg.data.readers import read_scan, stem, suffix
+from mlbseg.data.geometry import onto
+from mlbseg.data.places import entries
+from mlbseg.data.readers import is_scan_file, read_scan, stem
 from mlbseg.errors import Fault, ReadError, UserError
 from mlbseg.types import Case, Geometry
 
@@ -55,18 +56,21 @@ class TrustMaps:
         Raises:
             UserError: if there is none, it lies elsewhere than the scan, or holds other values than 0 to 1.
         """
-        path = next((p for p in sorted(self.folder.iterdir()) if suffix(p) and stem(p) == case.id), None)
+        path = next((p for p in entries(self.folder) if is_scan_file(p) and stem(p) == case.id), None)
         if path is None:
             raise UserError(
                 f"{self.folder}: no trust map called {case.id}.nii.gz (make it, or leave the folder out)"
             )
         scan = read_scan([path])
-        if difference := geometry_difference(scan.geometry, native):
-            where = f"{difference[1]} as in the scan"
-            raise ReadError(
-                Fault(path.name, difference[0], where, "make the map on this scan", case.id, "geometry")
-            )
-        trust: npt.NDArray[np.float32] = scan.array[0]
+        trust = onto(
+            scan.array[0],
+            scan.geometry,
+            native,
+            where=path.name,
+            whose="in the scan",
+            remedy="make the map on this scan",
+            case_id=case.id,
+        )
         if not (np.isfinite(trust).all() and trust.min() >= 0 and trust.max() <= 1):
             found = f"values from {trust.min():g} to {trust.max():g}"
             raise ReadError(Fault(path.name, found, "trust from 0 to 1", "scale the map", case.id, "trust"))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlbseg.core.directional import forked_random
+from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.teacher import make_teacher, update_teacher
@@ -122,7 +122,7 @@ class Method(nn.Module, ABC):
     def same_dropout(self, batch: Batch) -> Iterator[None]:
         """Draw the masks of dropout from the batch's seed alone: two passes of one network can be given the same."""
         with forked_random(batch.clean_image.device):
-            torch.manual_seed(batch.seed + self.ranks.index)
+            seed_random(batch.seed + self.ranks.index, batch.clean_image.device)
             yield
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from mlbseg.data.cases import find_scans
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import Part, onto
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
-from mlbseg.evaluation import Evaluation, mask_files
+from mlbseg.evaluation import Evaluation, leave_out, mask_files
 from mlbseg.report.page import Section, paragraphs, render_page, require_free_page, write_page
 from mlbseg.report.runs import slices_of
 from mlbseg.report.scores import caption, case_table, summary_table, telling
@@ -55,6 +55,7 @@ def masks_report(
             predicted[name],
             expected[name],
             known,
+            evaluation.unknown_value,
             worst=what == "worst",
         )
         for what, name in telling(evaluation).items()
@@ -79,10 +80,22 @@ def masks_report(
 
 
 def _subject(
-    name: str, words: str, predicted: Path, expected: Path, scans: Mapping[str, Case], *, worst: bool
+    name: str,
+    words: str,
+    predicted: Path,
+    expected: Path,
+    scans: Mapping[str, Case],
+    unknown: int | None,
+    *,
+    worst: bool,
 ) -> Subject:
     label, geometry = read_label(expected)
-    masks = {"label": label, "prediction": read_label(predicted)[0]}
+    mask, lattice = read_label(predicted)
+    if isinstance(geometry, Part):
+        label, geometry = onto(label, geometry, lattice, where=expected.name, whose="the mask"), lattice
+    mask = onto(mask, lattice, geometry, where=predicted.name, whose="in its reference", case_id=name)
+    leave_out(mask, label, unknown)
+    masks = {"label": label, "prediction": mask}
     image = np.zeros(label.shape, np.uint8)
     if scans:
         found, fault = _image(scans.get(name), geometry)
@@ -101,10 +114,12 @@ def _image(case: Case | None, lattice: Geometry) -> tuple[np.ndarray | None, str
         scan = read_scan(case.images)
     except ReadError:
         return None, "the scan cannot be read"
-    if difference := geometry_difference(scan.geometry, lattice):
-        what = difference[0].partition(" ")[0]
+    try:
+        image = onto(scan.array[0], scan.geometry, lattice, where=case.id, whose="its label")
+    except ReadError as error:
+        what = error.fault.found.partition(" ")[0]
         return None, f"the scan has another {what}, so it is not shown"
-    return scan.array[0], ""
+    return image, ""
 
 
 def _not_scored(evaluation: Evaluation) -> list[str]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlbseg.files import make_folder, require_free, write_atomic
+from mlbseg.temporaries import sweep
 
 PALETTE = {
     "page": ("#f4f6f8", "#10161d"),
@@ -143,9 +144,12 @@ def terms(pairs: Mapping[str, object]) -> Markup:
 def require_free_page(path: Path, *, overwrite: bool) -> None:
     """Refuse to write over a file without being told to, and over what is no page in any case.
 
+    What killed processes left beside it is removed, masks of an earlier report for instance.
+
     Raises:
         UserError: if it is there, or its name does not end in .html.
     """
+    sweep(path.parent)
     require_free(path, overwrite=overwrite, suffixes=(".html", ".htm"))
 
 

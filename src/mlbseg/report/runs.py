@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,9 @@ import torch
 from markupsafe import Markup
 
 from mlbseg.data.readers import is_scan_file, stem
-from mlbseg.data.records import read_record
-from mlbseg.errors import Fault, UserError
+from mlbseg.data.unread import passed_over
+from mlbseg.errors import Fault, UserError, note_lines
+from mlbseg.files import working_folder
 from mlbseg.inference import Progress
 from mlbseg.report.curves import Log, charts, read_log
 from mlbseg.report.findings import Finding, findings, shown
@@ -96,8 +96,8 @@ def report(
     target = pick_device(device)
     network = opened.network().to(target)
     log = read_log(opened.root / "log.csv")
-    with tempfile.TemporaryDirectory(prefix="mlbseg-report-") as folder:
-        work = Path(folder)
+    # Beside the page, and not among the temporary files of all users: there will be masks in it.
+    with working_folder(path.parent) as work:
         groups, gone, missing = _groups(opened)
         scored = _score(opened, network, groups, predictions, cases, work, target, progress)
         if scored is not None:
@@ -114,11 +114,16 @@ def report(
         if scored is not None:
             looked = slices_of(subjects(scored, opened, network, target), opened.plan.structures)
     found = findings(opened, log, scored, trained)
+    looked_at = [*([] if scored is None else scored.cases.values()), *(clean if trained is not None else ())]
+    if changed := opened.changed(looked_at):
+        found.insert(0, Finding("Files have changed since the run began", changed))
+    if predictions is not None and (others := passed_over(Path(predictions))):
+        found.append(Finding("Files beside the masks were passed over", " ".join(note_lines(others))))
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
     weights = sum(parameter.numel() for parameter in network.parameters())
     content = render_page(
-        f"{opened.config.method} on {Path(str(read_record(opened.root / 'data.json', 'data')['root'])).name}",
+        f"{opened.config.method} on {opened.scans.name}",
         _sections(opened, log, scored, looked, found),
         subtitle=_subtitle(opened, weights),
         facts=_facts(opened, scored),
@@ -222,11 +227,10 @@ def _sections(
 
 
 def _subtitle(run: Run, weights: int) -> str:
-    result = read_record(run.root / "result.json", "the result of a run")
     patch = "×".join(map(str, run.plan.patch_size))
     return (
         f"{run.plan.ndim}D {run.plan.network} of {weights / 1e6:.2f} million parameters, patches of {patch}; kept: "
-        f"{result.get('selection')}."
+        f"{run.result.selection}."
     )
 
 

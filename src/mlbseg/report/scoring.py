@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from mlbseg.data.cases import find_cases, still_there
-from mlbseg.data.geometry import geometry_difference
+from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
-from mlbseg.errors import Fault, FaultsError, UserError
-from mlbseg.evaluation import Evaluation, evaluate
+from mlbseg.errors import Fault, FaultsError, ReadError, UserError
+from mlbseg.evaluation import Evaluation, evaluate, leave_out
 from mlbseg.inference import Progress
 from mlbseg.report.scores import caption, telling
 from mlbseg.report.slices import Subject
-from mlbseg.run import Run, autocast, why_case_failed
+from mlbseg.run import Run, autocast, one_case
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability
 
@@ -108,14 +108,12 @@ def predict_cases(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
-        path = out / f"{case.id}{mask_suffix(case.images)}"
-        try:
+        with one_case(case.id, faults, "predict"):
+            path = out / f"{case.id}{mask_suffix(case.images)}"
             with autocast(run.config.train.precision, device):
                 probability, frame = case_probability(case, network, run.plan, device)
             write_label(path, restore_label(probability, frame, run.plan), frame.native)
             masks[case.id] = path
-        except (UserError, MemoryError, RuntimeError) as error:
-            faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="predict"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return masks, faults
@@ -139,7 +137,8 @@ def score_cases(
     if faults and not masks:
         raise FaultsError(faults, "the scans", "no case could be predicted")
     labels = {case.id: case.label for case in cases if case.label is not None and case.id in masks}
-    result = evaluate(folder, labels, classes=plan.structures)
+    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
+    result = evaluate(folder, labels, classes=plan.structures, unknown=unknown)
     scored = set(result.cases)
     kept = {case.id: case for case in cases if case.id in scored}
     return Scored(
@@ -163,8 +162,9 @@ def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device)
     for what, name in telling(scored.evaluation).items():
         case = scored.cases[name]
         scan = read_scan(case.images)
-        label = read_label(_label_of(case))[0]
-        mask = read_label(scored.masks[name])[0]
+        label = _label_on(_label_of(case), scan.geometry)
+        mask = _label_on(scored.masks[name], scan.geometry)
+        leave_out(mask, label, case.unknown)
         maps = {"certainty": _certainty(case, network, run, device)}
         trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
@@ -247,13 +247,20 @@ def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.f
         scan = None
     if scan is None:
         return None, "; its trust map cannot be read"
-    if difference := geometry_difference(scan.geometry, lattice):
-        what = difference[0].partition(" ")[0]
+    try:
+        values = onto(scan.array[0], scan.geometry, lattice, where=name, whose="the scan")
+    except ReadError as error:
+        what = error.fault.found.partition(" ")[0]
         return None, f"; its trust map has another {what} than the scan, so it is not shown"
-    values: npt.NDArray[np.float32] = scan.array[0]
     if not (len(scan.array) == 1 and values.min() >= 0 and values.max() <= 1):  # NaN is neither
         return None, "; its trust map holds other values than 0 to 1, so it is not shown"
     return values, ""
+
+
+def _label_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
+    """Return a label map (*S) on the lattice of its scan."""
+    label, geometry = read_label(path)
+    return onto(label, geometry, lattice, where=path.name, whose="its scan")
 
 
 def _label_of(case: Case) -> Path:
@@ -267,8 +274,12 @@ def _voxels(
 ) -> dict[int, dict[str, tuple[int, int]]]:
     counts: dict[int, dict[str, tuple[int, int]]] = {value: {} for value in classes}
     for name, case in cases.items():
-        found, expected = (dict(zip(*np.unique(read_label(path)[0], return_counts=True), strict=True))
-                           for path in (masks[name], _label_of(case)))  # fmt: skip
+        mask, lattice = read_label(masks[name])
+        label = _label_on(_label_of(case), lattice)
+        leave_out(mask, label, case.unknown)
+        found, expected = (
+            dict(zip(*np.unique(array, return_counts=True), strict=True)) for array in (mask, label)
+        )
         for value in classes:
             counts[value][name] = (int(found.get(value, 0)), int(expected.get(value, 0)))
     return counts

@@ -33,16 +33,15 @@ WORDS = ("case", "role")
 
 def data_section(run: Run) -> Section:
     """Return what was trained on what."""
-    record = read_record(run.root / "data.json", "the data of a run")
+    record = run.data
     parts: Mapping[str, Any] = run.split.as_dict()
     rows: list[list[Cell | str | Markup]] = [
         [part, words, Cell(str(len(parts[part])), len(parts[part])), _ids(parts[part])]
         for part, words in PARTS.items()
     ]  # fmt: skip
-    skipped = list(record.get("skipped") or ())  # type: ignore[call-overload]
-    facts = {"folder": Path(str(record["root"])).name, "seed of the split": run.split.seed}
-    if skipped:
-        facts["left out for their faults"] = ", ".join(map(str, skipped))
+    facts = {"folder": Path(record.root).name, "seed of the split": run.split.seed}
+    if record.skipped:
+        facts["left out for their faults"] = ", ".join(record.skipped)
     headings = ["part", "what it is for", "cases", "which"]
     return Section(
         "Data",
@@ -67,13 +66,13 @@ def plan_section(run: Run) -> Section:
 def machine_section(run: Run) -> Section:
     """Return time, memory, environment and settings."""
     environment = read_record(run.root / "env.json", "the environment of a run")
-    result = read_record(run.root / "result.json", "the result of a run")
-    pace, peak = result.get("seconds_per_step"), result.get("peak_memory_bytes")
+    result = run.result
+    pace, peak = result.seconds_per_step, result.peak_memory_bytes
     versions = environment.get("versions")
     facts = {
         "seconds per step of the last stage": "–" if pace is None else f"{pace:.3g}",
-        "peak memory": "–" if peak is None else f"{float(str(peak)) / 2**30:.2f} GiB",
-        "steps": result.get("steps"),
+        "peak memory": "–" if peak is None else f"{peak / 2**30:.2f} GiB",
+        "steps": result.steps,
         "device": environment.get("device"),
         "GPU": environment.get("gpu") or "none",
         "processor": environment.get("processor"),

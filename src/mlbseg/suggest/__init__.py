@@ -15,7 +15,7 @@ from mlbseg.data.cases import find_scans, still_there
 from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.files import make_folder, require_free
 from mlbseg.inference import Progress
-from mlbseg.run import Run, autocast, pick_device, why_case_failed
+from mlbseg.run import Run, autocast, one_case, pick_device
 from mlbseg.suggest.choose import Pick, Rule, choose, find_rule
 from mlbseg.suggest.look import Look, Looker
 from mlbseg.suggest.result import COLUMNS, Suggestion, Suggestions
@@ -73,7 +73,9 @@ def suggest(
         _require_room(target, {root, *([] if scans is None else [Path(scans)])}, overwrite=overwrite)
     place = pick_device(device)
     network = opened.network().to(place)
-    labelled, candidates, left_out, faults = _find(opened, root, None if scans is None else Path(scans))
+    labelled, candidates, left_out, faults, notes = _find(
+        opened, root, None if scans is None else Path(scans)
+    )
     with autocast(precision or opened.config.train.precision, place):
         looks, unreadable = _look(Looker(network, opened.plan, place), [*labelled, *candidates], progress)
     faults += unreadable
@@ -82,7 +84,12 @@ def suggest(
         what = "labelled scans" if not labelled else "scans to choose from"
         raise FaultsError(faults, f"the {what}", "none of them could be looked at")
     result = Suggestions(
-        _ranked(candidates, labelled, looks, n, gain), len(candidates), len(labelled), left_out, tuple(faults)
+        _ranked(candidates, labelled, looks, n, gain),
+        len(candidates),
+        len(labelled),
+        left_out,
+        tuple(faults),
+        notes,
     )
     if target is not None:
         result.write_csv(target)
@@ -98,10 +105,8 @@ def _look(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.id)
-        try:
+        with one_case(case.id, faults, "suggest"):
             looks[_key(case)] = looker.look(case)
-        except (UserError, MemoryError, OSError, RuntimeError) as error:
-            faults.append(Fault(case.id, why_case_failed(error), case_id=case.id, kind="suggest"))
     if progress is not None:
         progress(len(cases), len(cases), "")
     return looks, faults
@@ -114,8 +119,8 @@ def _key(case: Case) -> Path:
 
 def _find(
     run: Run, root: Path, scans: Path | None
-) -> tuple[list[Case], list[Case], tuple[str, ...], list[Fault]]:
-    """Return the run's labelled scans, the candidates, the ids that were passed over, and faults."""
+) -> tuple[list[Case], list[Case], tuple[str, ...], list[Fault], tuple[Fault, ...]]:
+    """Return the run's labelled scans, the candidates, the ids that were passed over, faults, and notes on files."""
     try:
         own = find_scans(root, run.plan.channels)
     except FaultsError:
@@ -136,7 +141,10 @@ def _find(
         if not split.unlabelled:
             raise UserError(f"{run.root}: all of the run's scans are labelled (name others with --scans)")
         candidates, gone = named(*split.unlabelled)
-        return labelled, candidates, (), [*faults, *gone, *(f for f in own.faults if f.case_id is None)]
+        run.warn_of_changes([*labelled, *candidates])
+        others = (f for f in own.faults if f.case_id is None)
+        return labelled, candidates, (), [*faults, *gone, *others], own.notes
+    run.warn_of_changes(labelled)
     found = find_scans(scans, run.plan.channels)
     known = {_key(case) for case in [*labelled, *named(*split.test)[0]]}
     candidates = [case for case in found.cases if _key(case) not in known]
@@ -145,7 +153,7 @@ def _find(
             f"{scans}: all of its scans are labelled or set apart for testing in the run (name others)"
         )
     left_out = tuple(case.id for case in found.cases if _key(case) in known)
-    return labelled, candidates, left_out, [*faults, *found.faults]
+    return labelled, candidates, left_out, [*faults, *found.faults], found.notes
 
 
 def _require_room(out: Path, scans: set[Path], *, overwrite: bool) -> None:

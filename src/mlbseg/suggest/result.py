@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from mlbseg.errors import Fault
 from mlbseg.evaluation import harmless
 from mlbseg.files import write_atomic
+from mlbseg.terminal import plain
 
 COLUMNS = (
     "rank",
@@ -63,6 +63,7 @@ class Suggestions:
         labelled: Number of labelled scans that they were compared with.
         left_out: Ids of scans that are labelled or set apart for testing already, and were passed over.
         faults: Scans that could not be looked at.
+        notes: Files that were passed over.
     """
 
     suggested: tuple[Suggestion, ...]
@@ -70,6 +71,7 @@ class Suggestions:
     labelled: int
     left_out: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    notes: tuple[Fault, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as lists, strings and finite numbers, for JSON."""
@@ -79,6 +81,7 @@ class Suggestions:
             "labelled": self.labelled,
             "left_out": list(self.left_out),
             "faults": [fault.as_dict() for fault in self.faults],
+            "notes": [note.as_dict() for note in self.notes],
         }
 
     def table(self) -> Table:
@@ -87,7 +90,7 @@ class Suggestions:
         table = Table("", "case", "score", "reason", title=title)
         table.columns[0].justify = table.columns[2].justify = "right"
         for row in self.suggested:
-            table.add_row(str(row.rank), escape(row.case), f"{row.score:.3f}", escape(row.reason))
+            table.add_row(str(row.rank), plain(row.case), f"{row.score:.3f}", plain(row.reason))
         return table
 
     def write_csv(self, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -25,9 +24,6 @@ from mlbseg.training.stages import Training, TrainResult
 
 __all__ = ["Interrupted", "TrainResult", "begin_from_stage1", "stage1_settings", "train", "train_stage1"]
 
-# Lightning's hints and device notes would drown the progress; its warnings still come through.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
 
 def train(
     data: str | Path | None = None,
@@ -39,10 +35,12 @@ def train(
     test: int | Sequence[str] | None = None,
     validation: int | Sequence[str] = 0,
     labels: Sequence[int] | None = None,
+    patient: str | None = None,
     seed: int | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
+    allow_empty: bool = False,
     skip_bad: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -63,10 +61,13 @@ def train(
         validation: Clean cases taken out of training to choose the checkpoint by: the last N, or the named ones.
         labels: All label values that may occur; those that the data declares, else those of the clean training
             labels, when None.
+        patient: A regular expression whose first group, found in each case id, is the patient; recognised when
+            None. Cases of one patient are never on two sides of the split.
         seed: Of everything random.
         preset: A name in `mlbseg.config.PRESETS`.
         config: A YAML file of settings.
         overrides: ``key=value`` settings, such as ``train.lr=0.01``.
+        allow_empty: Careful labels without any structure are meant: there is nothing to find in these scans.
         skip_bad: Leave faulty cases out instead of stopping. The others keep their part: fewer than asked may be
             labelled.
         device: ``auto``, ``cpu``, ``cuda`` ...
@@ -91,8 +92,9 @@ def train(
             root = Path(resume)
             choices = {
                 "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
-                "validation": validation or None, "seed": seed, "preset": preset, "config": config,
+                "validation": validation or None, "seed": seed, "patient": patient, "preset": preset, "config": config,
                 "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
+                "allow_empty": allow_empty or None,
             }  # fmt: skip
             if given := [name for name, value in choices.items() if value is not None]:
                 raise UserError(f"--resume continues {root} as it was begun, found also: {', '.join(given)}")
@@ -110,7 +112,8 @@ def train(
         )
         prepare_run(
             Path(data), Path(out), settings, labelled=labelled, test=test, validation=validation, labels=labels,
-            skip_bad=skip_bad, device=target, count=count, cache=cache, console=console,
+            patient=patient, allow_empty=allow_empty, skip_bad=skip_bad, device=target, count=count,
+            cache=cache, console=console,
         )  # fmt: skip
         return Path(out)
 

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlbseg.errors import UserError
+from mlbseg.staging import finish_moving
+from mlbseg.temporaries import sweep, sweep_tree
 
 
 @contextmanager
 def sole_trainer(root: Path) -> Iterator[None]:
-    """Keep other processes from training this run folder until the end of the block.
+    """Keep other processes from training this run folder until the end of the block; sweep what killed ones left.
 
     The operating system frees the lock when the process ends, however it ends: a killed run can be continued at once.
     The file stays, as a lock on a file that is deleted would not be seen by all.
@@ -26,6 +28,9 @@ def sole_trainer(root: Path) -> Iterator[None]:
     """
     busy = f"{root}: another process is training this run (wait for its end, or stop it first)"
     with locked(root / ".lock", busy):
+        sweep(root.parent)
+        sweep_tree(root)
+        finish_moving(root)
         yield
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mlbseg import checkpoints, processes
+from mlbseg.core.directional import seed_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
@@ -29,6 +32,23 @@ from mlbseg.training.weights import WeightKeeper, kept_steps
 from mlbseg.types import Batch, Losses
 
 LOG_EVERY = 10  # steps between rows of log.csv
+
+
+@contextmanager
+def _lightning_hushed() -> Iterator[None]:
+    """Keep Lightning's hints and device notes from drowning the progress; its other warnings still come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Lightning's own use of torch, and its surprise at a network that just predicted.
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class Loop(pl.LightningModule):
@@ -122,8 +142,9 @@ class Loop(pl.LightningModule):
         try:
             self.method.load_state_dict(content["method"])
             self.sgd.load_state_dict(content["optimiser"])
-            self.best, self.best_weights = content["best"], content["best_weights"]
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            self.best, self.best_weights = float(content["best"]), dict(content["best_weights"])
+            self._require_fitting()
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             if out_of_memory(error):
                 raise
             raise UserError(
@@ -131,6 +152,21 @@ class Loop(pl.LightningModule):
                 "or train anew)"
             ) from None
         self.step = self.saved = checkpoint.step
+
+    def _require_fitting(self) -> None:
+        """Raise ValueError for momenta and best weights of other shapes, which would fail in the middle of a step."""
+        for parameter, state in self.sgd.state.items():
+            momentum = state.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError
+        shapes = {name: tensor.shape for name, tensor in self.method.state_dict().items()}
+        if self.best_weights and {n: t.shape for n, t in self.best_weights.items()} != shapes:
+            raise ValueError
+        numbers = ("lr", "momentum", "dampening", "weight_decay")
+        if any(
+            not isinstance(group[name], int | float) for group in self.sgd.param_groups for name in numbers
+        ):
+            raise ValueError
 
     def save(self) -> None:
         """Write a checkpoint of the state after `step` steps.
@@ -151,45 +187,44 @@ class Loop(pl.LightningModule):
 
     def fit(self, title: str, until: int) -> None:
         """Train until so many steps are done, and save."""
-        root, device = self.run.root, self.target
         # Weights before the first step, so that an early end can be resumed too.
         if self.step == 0:
             self.save()
         if self.ranks.index == 0:
-            cut_log(root / "log.csv", self.stage, self.step)
-        trainer = pl.Trainer(
+            cut_log(self.run.root / "log.csv", self.stage, self.step)
+        self.until = until
+        loader = make_loader(
+            self.dataset,
+            range(self.step, until),
+            workers=self.settings.workers,
+            device=self.target,
+            channels=self.run.plan.channels,
+            ranks=1 if self.ranks.count == 1 else processes.nodes()[0],
+        )
+        with (
+            StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
+            _lightning_hushed(),
+        ):
+            self._make_trainer().fit(self, loader)
+
+    def _make_trainer(self) -> pl.Trainer:
+        """Return what takes the steps from here to the end of the stage."""
+        root, device = str(self.run.root), self.target
+        return pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             **self._placement(),
             use_distributed_sampler=False,  # the dataset draws this rank's slice itself
             max_epochs=1,
             logger=TensorBoardLogger(
-                str(root), "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
+                root, "tensorboard", version=f"stage{self.stage}", purge_step=self.step + 1
             ),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             log_every_n_steps=1,  # `_report` chooses the steps; Lightning warns of stages shorter than this
             num_sanity_val_steps=0,
-            default_root_dir=str(root),
+            default_root_dir=root,
         )
-        self.until = until
-        loader = make_loader(
-            self.dataset,
-            range(self.step, until),
-            workers=self.settings.workers,
-            device=device,
-            channels=self.run.plan.channels,
-            ranks=1 if self.ranks.count == 1 else processes.nodes()[0],
-        )
-        with (
-            StepProgress(self.console, title, len(self.dataset), self.step) as self.progress,
-            warnings.catch_warnings(),
-        ):
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # Lightning's own use of torch, and its surprise at a network that just predicted.
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-            trainer.fit(self, loader)
 
     def _placement(self) -> dict[str, Any]:
         """Return where Lightning is to train: on this device alone, or as one of the ranks that have been started."""
@@ -217,7 +252,7 @@ class Loop(pl.LightningModule):
         if isinstance(batch, Exception):
             raise batch
         method, step = self.method, self.step
-        torch.manual_seed(batch.seed + self.ranks.index)  # dropout
+        seed_random(batch.seed + self.ranks.index, self.target)  # dropout
         for group in self.sgd.param_groups:
             group["lr"] = self.base_lr * self._lr_factor(step)
         method.train()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,17 +12,30 @@ from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache import default_cache_root
-from mlbseg.data.cases import find_cases
+from mlbseg.data.cases import find_cases, with_patients
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
-from mlbseg.errors import FaultsError, UserError
+from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, available_memory, environment, make_method, make_student, use_bf16, weighing
-from mlbseg.types import Role
+from mlbseg.run import (
+    CONFIG,
+    Run,
+    available_memory,
+    environment,
+    make_method,
+    make_student,
+    use_bf16,
+    weighing,
+)
+from mlbseg.staging import in_use, staged, sweep_around
+from mlbseg.terminal import say
+from mlbseg.types import Case, Role
 
 
 def prepare_run(
@@ -36,21 +47,53 @@ def prepare_run(
     test: int | Sequence[str] | None,
     validation: int | Sequence[str],
     labels: Sequence[int] | None,
+    allow_empty: bool,
     skip_bad: bool,
     device: torch.device,
     count: int,
     cache: str | Path | None,
     console: Console | None,
+    patient: str | None = None,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
     _require_free(root)
-    split, plan, skipped = plan_run(
-        data, config, labelled=labelled, test=test, validation=validation, labels=labels, skip_bad=skip_bad,
-        device=device, console=console,
+    decided = plan_run(
+        data, config, labelled=labelled, test=test, validation=validation, labels=labels, allow_empty=allow_empty,
+        skip_bad=skip_bad, device=device, console=console, patient=patient,
     )  # fmt: skip
-    require_shares(plan, config, count)
-    write_run(root, config, split, plan, data=data, skipped=skipped, device=device, cache=cache)
+    require_shares(decided.plan, config, count)
+    write_run(
+        root,
+        config,
+        decided.split,
+        decided.plan,
+        data=data,
+        skipped=decided.skipped,
+        patients=decided.patients,
+        device=device,
+        cache=cache,
+        inputs=decided.inputs,
+    )
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What is decided before a run folder is made.
+
+    Attributes:
+        split: Which case has which part.
+        plan: How scans are prepared and trained on.
+        skipped: Ids of the cases left out.
+        patients: How patients are known; None if they are not.
+        inputs: What the files of the cases held.
+    """
+
+    split: Split
+    plan: Plan
+    skipped: list[str]
+    patients: Patients | None
+    inputs: Inputs
 
 
 def plan_run(
@@ -61,27 +104,31 @@ def plan_run(
     test: int | Sequence[str] | None,
     validation: int | Sequence[str],
     labels: Sequence[int] | None,
+    allow_empty: bool,
     skip_bad: bool,
     device: torch.device,
     console: Console | None,
-) -> tuple[Split, Plan, list[str]]:
+    patient: str | None = None,
+) -> Decided:
     """Split, check and measure the data, and decide; nothing is written. Arguments as those of `mlbseg.training.train`.
-
-    Returns:
-        The split, the plan, and the ids of the cases left out.
 
     Raises:
         UserError: for faults of data and settings.
     """
     find_method(config.method)
-    found = find_cases(data)
+    found = with_patients(find_cases(data, allow_empty=allow_empty), patient)
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
     split = make_split(
-        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed
-    )
+        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed,
+        patients=found.patients,
+    )  # fmt: skip
+    if found.patients is not None:
+        say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
+    inputs = Inputs(since="the run began")
+    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
     labels = labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
@@ -93,11 +140,10 @@ def plan_run(
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     cases = {case.id: case for case in without_bad(result).cases}
     split = leave_out(split, skipped)
-    if console is not None:
-        for fault in result.warnings:
-            console.print(f"note: {fault}", markup=False, highlight=False)
-        if skipped:
-            console.print(f"left out: {', '.join(skipped)}", markup=False, highlight=False)
+    for line in note_lines(result.warnings):
+        say(console, line)
+    if skipped:
+        say(console, f"left out: {', '.join(skipped)}")
     require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
@@ -113,7 +159,16 @@ def plan_run(
         views=views_of(config),
         overrides=config.plan.model_dump(exclude_none=True),
     )
-    return split, plan, skipped
+    inputs = inputs.of([*training, *(cases[i] for i in split.validation)])
+    return Decided(split, plan, skipped, found.patients, inputs)
+
+
+def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
+    """Note what the files of cases hold before they are read: what has been read is known then."""
+    with StepProgress(console, "hashing the scans", len(cases)) as progress:
+        for number, case in enumerate(cases, start=1):
+            inputs.note(case)
+            progress.update(number)
 
 
 def views_of(config: Config) -> int:
@@ -184,6 +239,8 @@ def write_run(
     skipped: Sequence[str],
     device: torch.device,
     cache: str | Path | None,
+    inputs: Inputs,
+    patients: Patients | None = None,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
 
@@ -194,22 +251,26 @@ def write_run(
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     # What cannot be built must fail before there is a run folder, and not after the stage before it.
     make_method(make_student(plan, config), Run(root, config, plan, split))
-    with _all_or_nothing(root):
-        split.write(root / "split.json")
-        plan.write(root / "plan.json")
+    if in_use(root):
+        raise UserError(f"{root}: another process has begun a run there meanwhile (choose another --out)")
+    with staged(root, last=CONFIG) as folder:
+        split.write(folder / "split.json")
+        plan.write(folder / "plan.json")
         write_record(
-            root / "env.json",
+            folder / "env.json",
             {**environment(), "device": str(device), "bf16": use_bf16(config.train.precision, device)},
         )
         write_record(
-            root / "data.json",
+            folder / "data.json",
             {
                 "root": str(data.resolve()),
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
+                "patients": None if patients is None else patients.as_dict(),
             },
         )
-        config.write(root / "config.yaml")  # last: its presence makes the folder a run
+        inputs.write(folder / INPUTS)
+        config.write(folder / CONFIG)  # its presence makes the folder a run
 
 
 def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = False) -> None:
@@ -252,43 +313,8 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
 
 
 def _require_free(root: Path) -> None:
-    """Refuse a run folder that is in use."""
-    try:
-        free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
-    except OSError as error:
-        raise UserError(f"{root}: cannot be looked into: {error.strerror}") from None
-    if not free:
-        hint = f", or continue it with --resume {root}" if (root / "config.yaml").is_file() else ""
+    """Refuse a run folder that is in use; what a killed process left of making it does not count."""
+    sweep_around(root)
+    if in_use(root):
+        hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
         raise UserError(f"{root}: exists already and is not empty (choose another --out{hint})")
-
-
-@contextmanager
-def _all_or_nothing(root: Path) -> Iterator[None]:
-    """Make a run folder, and take back all that was written into it if anything goes wrong."""
-    existed = root.is_dir()
-    try:
-        # Of processes that were started together on one folder, a single one succeeds in making this.
-        (root / "checkpoints").mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"{root}: another process has begun a run there meanwhile (choose another --out)"
-        ) from None
-    except OSError as error:
-        raise _not_made(root, error) from None
-    try:
-        yield
-    except BaseException as error:
-        for path in root.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        if not existed:
-            root.rmdir()
-        if isinstance(error, OSError):
-            raise _not_made(root, error) from None
-        raise
-
-
-def _not_made(root: Path, error: OSError) -> UserError:
-    return UserError(f"{root}: cannot be made a run folder: {error.strerror or error}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from rich.console import Console
 from mlbseg import checkpoints
 from mlbseg.config import Config
 from mlbseg.errors import UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.methods import METHODS
 from mlbseg.run import Run
+from mlbseg.temporaries import temporary_file
 from mlbseg.training.lock import sole_trainer
 from mlbseg.training.stages import Training
 
@@ -69,6 +69,8 @@ def begin_from_stage1(root: Path, source: Path) -> None:
         "plan.json": run.plan == other.plan,
         "split.json": run.split == other.split,
     }
+    known = [one.inputs.known for one in (run, other) if one.inputs is not None]
+    same["inputs.json"] = len(known) < 2 or known[0] == known[1]
     if different := [name for name, equal in same.items() if not equal]:
         raise UserError(f"{root}: its stage 1 is not that of {source} ({', '.join(different)} differ)")
     finished = [c for c in checkpoints.find(source / "checkpoints") if c.stage == 1][-1:]
@@ -78,6 +80,7 @@ def begin_from_stage1(root: Path, source: Path) -> None:
     try:
         shutil.copytree(source / "tensorboard", root / "tensorboard", dirs_exist_ok=True)
         write_atomic(root / "log.csv", (source / "log.csv").read_bytes())
+        make_folder(root / "checkpoints")
         # Last: with the checkpoint there, the stage counts as done.
         for checkpoint in finished:
             _link(checkpoint.path, root / "checkpoints" / checkpoint.path.name)
@@ -89,14 +92,11 @@ def begin_from_stage1(root: Path, source: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """Make a second name for a file, or a copy, whole or not at all; a target that is there stays."""
-    if target.exists():
-        return
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:  # another disk, or one without links
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # another disk, or one without links
+        with temporary_file(target.parent) as temporary:
             shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+            temporary.replace(target)

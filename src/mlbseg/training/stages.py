@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,31 @@ import torch
 from rich.console import Console
 
 from mlbseg import checkpoints, processes
+from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
-from mlbseg.data.records import read_record, write_record
+from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.preprocess import UNKNOWN
+from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.errors import UserError
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, make_method, make_student, out_of_memory, peak_memory, save_weights
+from mlbseg.run import (
+    WEIGHTS,
+    Run,
+    autocast,
+    make_method,
+    make_student,
+    out_of_memory,
+    peak_memory,
+    save_weights,
+)
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
 from mlbseg.training.scan_labels import check_label, write_label
@@ -36,6 +49,8 @@ from mlbseg.types import Case, Role
 from mlbseg.windows import predict_grid
 
 T = TypeVar("T")
+INITIAL_LABELS = "initial_labels"
+RESULT = "result.json"
 PSEUDO_LABELS = "pseudo_labels"  # in the run folder, while stage 2 goes on
 
 
@@ -70,15 +85,21 @@ class Training:
         self.device = device
         self.console = console
         self.ranks = ranks
-        record = read_record(run.root / "data.json", "the data of a run")
-        dataset = find_cases(Path(str(record["root"])))
+        record = run.data
+        dataset = find_cases(Path(record.root))
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
         self.clean, self.meta = clean[:trained], clean[trained:]
         self.others = [cases[i] for i in (*run.split.noisy, *run.split.unlabelled)]
         self.validation = [cases[i] for i in run.split.validation]
-        self.cache = Cache(Path(str(record["cache"])), run.plan)
+        self.inputs = run.inputs or Inputs()
+        if run.inputs is None and ranks.index == 0:
+            warnings.warn(
+                f"{run.root / INPUTS}: is missing, so a scan that has changed since the run began goes unnoticed",
+                stacklevel=3,
+            )
+        self.cache = Cache(Path(record.cache), run.plan, self.inputs)
         self.folder = run.root / "checkpoints"
         self.signals = StopSignals(run.root)
         self.seconds_per_step: float | None = None
@@ -109,7 +130,7 @@ class Training:
     def _explained(self, work: Callable[[], T]) -> T:
         """Do some work; say of an error of the machine what it means and what to do."""
         try:
-            with self.signals.handled():
+            with forked_random(self.device), self.signals.handled():
                 return work()
         except (RuntimeError, MemoryError, OSError) as error:
             if processes.lost(error):
@@ -138,6 +159,8 @@ class Training:
 
     def _stages(self) -> TrainResult:
         kind = find_method(self.run.config.method)
+        if processes.of_first(self.ranks, lambda: self._is_over(2 if kind.uses_unlabelled else 1)):
+            return self._recorded()
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
@@ -161,7 +184,7 @@ class Training:
         if self.ranks.index == 0:
             save_weights(self.run.root, method.networks())
             write_record(
-                self.run.root / "result.json",
+                self.run.root / RESULT,
                 {
                     "steps": steps,
                     "validation_dice": best,
@@ -173,6 +196,32 @@ class Training:
         processes.wait_for_all(self.ranks)
         return result
 
+    def _is_over(self, last: int) -> bool:
+        """Return whether nothing is left to do, although the checkpoints that would say so were deleted.
+
+        Args:
+            last: The last stage.
+        """
+        found = checkpoints.find(self.folder)
+        over = (self.run.root / WEIGHTS).is_file() and (self.run.root / RESULT).is_file()
+        if over and not any(checkpoint.stage == last for checkpoint in found):
+            self._note("training has finished, nothing is left to do")
+            return True
+        if not found and (self.run.root / "log.csv").is_file():
+            self._note("no checkpoint is there, so training starts from its first step")
+        return False
+
+    def _note(self, text: str) -> None:
+        if self.console is not None:
+            self.console.print(
+                f"note: {self.run.root}: {text}", markup=False, highlight=False, soft_wrap=True
+            )
+
+    def _recorded(self) -> TrainResult:
+        """Return what the run folder says of a training that has finished."""
+        record = self.run.result
+        return TrainResult(self.run.root, record.steps, record.validation_dice, record.selection)
+
     @property
     def _first_steps(self) -> int:
         """Steps of stage 1."""
@@ -180,13 +229,31 @@ class Training:
         return min(max(1, round(steps * self.run.config.train.stage1_share)), steps - 1)
 
     def _first_stage(self) -> Supervised:
-        """Train on the clean cases alone."""
+        """Train on the clean cases alone, unless stage 2 has all that it needs."""
         initialiser = Supervised(make_student(self.run.plan, self.run.config))
-        self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
+        if not processes.of_first(self.ranks, self._first_is_idle):
+            self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
         return initialiser
+
+    def _first_is_idle(self) -> bool:
+        """Return whether stage 1's checkpoints were deleted when stage 2 had its own, and all initial labels."""
+        if {checkpoint.stage for checkpoint in checkpoints.find(self.folder)} != {2}:
+            return False
+        config = self.run.config
+        if not (find_method(config.method).needs_initial_labels and config.mlb.freezes_labels):
+            return True
+        return all(self._initial_label(case).is_file() for case in self._unlabelled)
+
+    @property
+    def _unlabelled(self) -> list[Case]:
+        return [case for case in self.others if case.role is Role.UNLABELLED]
+
+    def _initial_label(self, case: Case) -> Path:
+        return self.run.root / INITIAL_LABELS / f"{case.id}.npy"
 
     def _fill_cache(self, *, with_others: bool) -> None:
         cases = [*self.clean, *self.meta, *self.validation, *(self.others if with_others else ())]
+        processes.of_first(self.ranks, lambda: self.inputs.require(cases))
         todo = self._share(cases)
         with StepProgress(self.console, "preprocessing", len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
@@ -226,8 +293,7 @@ class Training:
 
     def _initial_labels(self, network: torch.nn.Module) -> dict[str, Path]:
         """Predict every unlabelled case once; these labels stay frozen through stage 2."""
-        unlabelled = [case for case in self.others if case.role is Role.UNLABELLED]
-        return self._label(unlabelled, network, self.run.root / "initial_labels", "initial labels")
+        return self._label(self._unlabelled, network, self.run.root / INITIAL_LABELS, "initial labels")
 
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
         """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
@@ -278,8 +344,8 @@ class Training:
         scores = np.zeros((len(self.validation), len(foreground)))
         for index in self._share(range(len(self.validation))):
             case = self.validation[index]
-            predicted = self._predict(network, case).argmax(0)
             label = np.asarray(self.cache.label(case)[...])
+            predicted = np.where(label == UNKNOWN, UNKNOWN, self._predict(network, case).argmax(0))
             scores[index] = [dice(predicted == k, label == k) for k in foreground]
         network.train(was_training)
         return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()))

@@ -1,0 +1,82 @@
+"""The package leaves alone what a process has for all that runs in it: random numbers, warnings, environment ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mlbseg
+from blocks import TINY
+from mlbseg.config import Config
+from mlbseg.methods import METHODS
+from mlbseg.run import Run, make_method, make_student
+from state import differences, global_state
+
+
+def everything(run: Path, scans: Path, out: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the functions of the package that do something, by name."""
+    from mlbseg.audit import audit
+    from mlbseg.export import export
+    from mlbseg.report import masks_report, report
+    from mlbseg.suggest import suggest
+
+    masks, labels = out / "masks", scans / "labels"
+    yield "predict", lambda: mlbseg.predict(run, scans, masks, device="cpu", probabilities=True, largest=True)
+    yield "evaluate", lambda: mlbseg.evaluate(masks, labels, out=out / "scores.csv")
+    yield "report", lambda: report(run, out / "report.html", device="cpu")
+    yield (
+        "masks_report",
+        lambda: masks_report(mlbseg.evaluate(masks, labels), masks, labels, out / "masks.html"),
+    )
+    yield "audit", lambda: audit(run, out=out / "audit", device="cpu")
+    yield "suggest", lambda: suggest(run, n=1, device="cpu")
+    for name in ("bundle", "onnx", "nnunet", "itksnap"):
+        yield f"export {name}", lambda name=name: export(run, out / name, name)
+    yield "check", lambda: mlbseg.data.check.check(mlbseg.data.cases.find_cases(scans))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mlb", "supervised"])
+def test_training_changes_nothing(method: str, scans: Path, tmp_path: Path) -> None:
+    settings = [*TINY, "steps=8", "train.dropout=0.2"]
+    mlbseg.train(
+        scans, tmp_path / "first", overrides=settings, method=method, device="cpu"
+    )  # packages are imported
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = global_state()
+    mlbseg.train(scans, tmp_path / "second", overrides=settings, method=method, device="cpu")
+    assert differences(before, global_state()) == []
+    # Nor does it look at what the caller has.
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_what_is_done_with_a_run_changes_nothing(mlb_run: Path, scans: Path, tmp_path: Path) -> None:
+    for _, action in everything(mlb_run, scans, tmp_path / "first"):
+        action()  # packages are imported
+    for name, action in everything(mlb_run, scans, tmp_path / "second"):
+        torch.manual_seed(5)
+        before = global_state()
+        action()
+        assert differences(before, global_state()) == [], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_made_from_the_seed_alone(name: str, mlb_run: Path) -> None:
+    opened = Run.open(mlb_run)
+    config = Config.model_validate({**opened.config.model_dump(), "method": name})
+    run = Run(opened.root, config, opened.plan, opened.split)
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        made.append(make_method(make_student(run.plan, config), run).state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(made[1][key], value) for key, value in made[0].items())
