@@ -100,7 +100,17 @@ def test_what_is_called_ignore_must_be_one_value(value: object, tmp_path: Path) 
     record["labels"]["ignore"] = value
     (root / "dataset.json").write_text(json.dumps(record))
     found = find_cases(root)
-    assert ("ignore" in str(found.faults)) == (value is not None)
+    assert "ignore" in str(found.faults)
+
+
+def test_a_description_in_the_decathlons_way_may_name_it_too(tmp_path: Path) -> None:
+    root = write_nnunet(tmp_path / "d")
+    record = json.loads((root / "dataset.json").read_text())
+    record["labels"] = {str(value): name for name, value in record["labels"].items()}
+    (root / "dataset.json").write_text(json.dumps(record))
+    found = find_cases(root)
+    assert found.class_names == {0: "background", 1: "body", 2: "knob"}
+    assert found.cases[0].unknown == IGNORE_VALUE
 
 
 def test_resampling_keeps_open_voxels_apart(data: Path) -> None:

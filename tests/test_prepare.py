@@ -218,7 +218,7 @@ def test_every_decision_of_the_plan_can_be_overridden(tmp_path: Path) -> None:
         ("plan.orientation=XYZ", "plan.orientation: .*expected one letter of each"),
         ("plan.label_values=0,1", r"label values \{0, 1, 2\}, expected \{0, 1\}"),
         ("plan.class_names=a,b", "plan.class_names: found .*3 names"),
-        ("plan.flip_axes=3", r"plan.flip_axes: found \(3,\), expected axes below 3"),
+        ("plan.flip_axes=3", r"plan.flip_axes: found 3, input should be less than or equal to 2"),
     ],
 )
 def test_an_override_that_does_not_fit_makes_no_run_folder(
@@ -436,7 +436,7 @@ def test_a_run_folder_can_be_begun_again_wherever_its_making_was_killed(
         else:
             prepared(data, run)
         assert {path.name for path in run.iterdir()} == {
-            "config.yaml", "data.json", "env.json", "plan.json", "split.json",
+            "config.yaml", "data.json", "env.json", "inputs.json", "plan.json", "split.json",
         }  # fmt: skip
         assert [path.name for path in place.iterdir()] == ["run"]
     assert change > 15

@@ -123,9 +123,9 @@ def bench(
     target = pick_device(device)
     places = _places(target, jobs, devices, threads)
     request = Request(
-        Path(data), rows, labelled, seeds, test, split_seed, upper, labels, allow_empty,
+        Path(data), rows, labelled, seeds, test, split_seed, upper, labels,
         load_settings(None if config is None else Path(config), preset, overrides),
-        None if cache is None else Path(cache), command, patient,
+        None if cache is None else Path(cache), command, patient, allow_empty,
     )  # fmt: skip
     setup = begin(folder, request, target, console)
     asked = _asked(setup, request)

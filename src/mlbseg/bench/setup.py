@@ -48,11 +48,11 @@ class Request:
         split_seed: Of the shuffle of the cases.
         upper: Also train with all labels.
         labels: Label values that may occur.
-        allow_empty: Labels without any structure are meant.
         config: The settings of all cells.
         cache: Where prepared scans are kept.
         command: As typed.
         patient: A regular expression that finds the patient in a case id.
+        allow_empty: Labels without any structure are meant.
     """
 
     data: Path
@@ -63,11 +63,11 @@ class Request:
     split_seed: int
     upper: bool
     labels: Sequence[int] | None
-    allow_empty: bool
     config: Config
     cache: Path | None
     command: str
     patient: str | None = None
+    allow_empty: bool = False
 
 
 def load_settings(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Config:

@@ -395,9 +395,7 @@ def declared_labels(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | No
         UserError: A value or a name is neither text nor a whole number.
         ValueError: A value is none that a label can have.
     """
-    checked = validate(
-        _LABELS, {name: value for name, value in labels.items() if value is not None}, "labels"
-    )
+    checked = validate(_LABELS, dict(labels), "labels")
     unknown = checked.pop(IGNORED, None)
     if unknown is not None and not isinstance(unknown, int):
         raise ValueError(f"the label {IGNORED!r} is {brief(unknown)}, expected one whole number")
@@ -409,7 +407,8 @@ def declared_labels(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | No
     else:
         if wrong := [value for value in checked if not re.fullmatch(r"-?\d{1,18}", value)]:
             raise ValueError(f"label value {brief(wrong[0])} is no whole number")
-        names = {int(value): str(name) for value, name in checked.items()}
+        names = {int(value): str(name) for value, name in checked.items() if name != IGNORED}
+        unknown = next((int(value) for value, name in checked.items() if name == IGNORED), unknown)
     declared = [*names, *([] if unknown is None else [unknown])]
     if outside := [value for value in declared if not 0 <= value <= MOST_VALUE]:
         raise ValueError(f"label value {brief(outside[0])}, expected 0 to {MOST_VALUE}")

@@ -31,11 +31,11 @@ from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
 SUFFIXES: dict[str, str] = {
-    ENDING: "NRRD",
     ".nii.gz": "NIfTI",
     ".nii": "NIfTI",
     ".hdr": "NIfTI",
     ".nrrd": "NRRD",
+    ENDING: "NRRD",
     ".nhdr": "NRRD",
     ".mha": "MetaImage",
     ".mhd": "MetaImage",
@@ -72,7 +72,7 @@ _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 def suffix(path: Path) -> str:
     """Return the ending of a scan file's name, in lower case, or "" if it is none of `SUFFIXES`."""
     name = path.name.lower()
-    return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
+    return max((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), key=len, default="")
 
 
 def stem(path: Path) -> str:

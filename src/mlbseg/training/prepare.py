@@ -47,13 +47,13 @@ def prepare_run(
     test: int | Sequence[str] | None,
     validation: int | Sequence[str],
     labels: Sequence[int] | None,
-    allow_empty: bool,
     skip_bad: bool,
     device: torch.device,
     count: int,
     cache: str | Path | None,
     console: Console | None,
     patient: str | None = None,
+    allow_empty: bool = False,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
