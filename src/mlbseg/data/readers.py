@@ -24,7 +24,7 @@ from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.formats.pictures import open_picture
 from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.formats.tiff import is_stack, write_stack
-from mlbseg.data.geometry import onto
+from mlbseg.data.geometry import onto, written
 from mlbseg.data.places import is_file
 from mlbseg.errors import ReadError, UserError
 from mlbseg.temporaries import temporary_file
@@ -284,6 +284,7 @@ def _save_itk(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     vector = array.ndim > geometry.ndim
     image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array, isVector=vector)
     if kind not in _PICTURES:
+        geometry = written(geometry)
         image.SetSpacing(geometry.spacing)
         image.SetOrigin(geometry.origin)
         image.SetDirection(geometry.direction)

@@ -45,7 +45,7 @@ def open_metaimage(path: Path, *, label: bool = False) -> Opened:
         ReadError: If it is not readable.
     """
     fields, end = _header(path)
-    place = _geometry(path, fields)
+    place, notes = _geometry(path, fields)
     pixels, components = _pixels(path, fields, end)
     require_room(path, place.size, components, pixels.kind.itemsize)
     pixels.require_complete()
@@ -53,7 +53,7 @@ def open_metaimage(path: Path, *, label: bool = False) -> Opened:
     def read() -> npt.NDArray[Any]:
         return np.moveaxis(pixels.read().reshape(*place.size[::-1], components), -1, 0)
 
-    return Opened(place, components, read)
+    return Opened(place, components, read, notes)
 
 
 def pixel_file(path: Path) -> Path:
@@ -122,7 +122,7 @@ def _require_compressed(path: Path, fields: dict[str, str], held: int, encoding:
         fail(path, f"{max(held, 0)} bytes of pixels", f"{announced} as its header announces", "copy it again")
 
 
-def _geometry(path: Path, fields: dict[str, str]) -> Geometry:
+def _geometry(path: Path, fields: dict[str, str]) -> tuple[Geometry, tuple[str, ...]]:
     if fields.get("ObjectType", "Image") != "Image":
         fail(path, f"a MetaIO {fields['ObjectType'][:40]}", "an Image", "export the image itself")
     words = fields.get("DimSize", "").split()

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.formats.detached import of_header
-from mlbseg.data.formats.opened import Opened, fail
+from mlbseg.data.formats.opened import Opened, fail, refuse_shear, shear_notes
 from mlbseg.data.geometry import HALF, orthogonalised, shown
 from mlbseg.data.placement import Placement
 from mlbseg.memory import require_memory
@@ -39,7 +39,6 @@ _COLOURS = (128, 2304)
 _LONG = 1536
 
 _SPACING_ERROR = 0.01  # relative, between sform and pixdim
-_NOTED = 1e-3  # voxels: less is what rounding does to a header
 _ROUNDED = 1e-5  # relative: the spacing in float32
 _COARSE = 0.1  # a scale of labels above it says nothing about which values were meant
 _LARGEST = float(np.finfo(np.float32).max)
@@ -232,18 +231,12 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...]) -> tuple[Geometry,
     lattice, moved = sound[0]
     if np.allclose(lattice.spacing, place.spacing, rtol=_ROUNDED):
         lattice = replace(lattice, spacing=tuple(place.spacing.tolist()))
-    notes = []
+    notes = shear_notes(moved)
     if not place.is_known:
-        notes.append(
-            "its header states no place and no orientation: x is taken to run to the left, y to the back"
+        notes = (
+            "its header states no place and no orientation: x is taken to run to the left, y to the back",
         )
-    elif moved > _NOTED:
-        most = next(bound for bound in (0.01, 0.1, HALF) if moved < bound)  # few words for many scans
-        notes.append(
-            "its axes are not quite at right angles: they are straightened, which moves voxels by less than "
-            f"{most:g} of one; masks keep the axes of the file"
-        )
-    return replace(lattice, stored=place.numbers), tuple(notes)
+    return replace(lattice, stored=place.numbers), notes
 
 
 def _flat(lattice: Geometry | None, place: Placement, size: tuple[int, ...]) -> Geometry:
@@ -291,9 +284,7 @@ def _refuse_place(path: Path, place: Placement, lattice: Geometry, moved: float)
         found = f"sform spacing {' × '.join(f'{s:g}' for s in lattice.spacing)} mm"
         expected = f"pixdim's {' × '.join(f'{s:g}' for s in place.spacing)}"
         fail(path, found, expected, "correct qform and sform in the header", "geometry")
-    found = f"sheared axes in sform: at right angles, voxels would move by up to {moved:.2g} of one"
-    remedy = "resample it onto a straight grid, with the label the same way"
-    fail(path, found, "axes at right angles, within half a voxel", remedy, "geometry")
+    refuse_shear(path, "sheared axes in sform", moved)
 
 
 def _voxels(header: _Header) -> npt.NDArray[Any]:
