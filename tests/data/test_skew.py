@@ -203,8 +203,12 @@ def test_dicom_slices_whose_cosines_are_rounded(shear: float, most: str | None, 
     assert [note.split("less than ")[1] for note in scan.notes] == ([f"{most} of one"] if most else [])
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    made = reader.Execute()
+    if shear > 5e-3:  # GDCM takes such slices for axial ones
+        assert made.GetDirection() == tuple(np.eye(3).ravel())
+        made.SetDirection(direction.ravel().tolist())
     assert is_straight(scan.geometry)
-    assert lies_within(scan.geometry, reader.Execute(), HALF)
+    assert lies_within(scan.geometry, made, HALF)
 
 
 def test_sheared_dicom_slices_are_refused(tmp_path: Path) -> None:
