@@ -464,7 +464,7 @@ def test_is_scan_file(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ReadError, match=r"not the name of a scan, expected one of .*\.nii\.gz"):
+    with pytest.raises(ReadError, match=r"not the name of a scan, expected one of .nii.gz"):
         read_scan([tmp_path / "a.txt"])
 
 

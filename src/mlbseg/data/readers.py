@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,12 +32,12 @@ from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
 SUFFIXES: dict[str, str] = {
-    ENDING: "NRRD",
     ".nii.gz": "NIfTI",
     ".nii": "NIfTI",
     ".hdr": "NIfTI",
     ".nrrd": "NRRD",
     ".nhdr": "NRRD",
+    ENDING: "NRRD",
     ".mha": "MetaImage",
     ".mhd": "MetaImage",
     ".h5": "HDF5",
@@ -72,12 +73,20 @@ _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 def suffix(path: Path) -> str:
     """Return the ending of a scan file's name, in lower case, or "" if it is none of `SUFFIXES`."""
     name = path.name.lower()
-    return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
+    return max((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), key=len, default="")
 
 
 def stem(path: Path) -> str:
-    """Return the name without the ending of a scan file: ``a.b.nii.gz`` gives ``a.b``."""
-    return path.name[: len(path.name) - len(suffix(path))]
+    """Return the name without the ending of a scan file: ``a.b.nii.gz`` gives ``a.b``.
+
+    Names that look alike are alike (`plain`).
+    """
+    return plain(path.name[: len(path.name) - len(suffix(path))])
+
+
+def plain(name: str) -> str:
+    """Return a name with its accents as one character each: what was on a Mac may have them as two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_scan_file(path: Path) -> bool:
@@ -250,13 +259,9 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
             fail(path, found, "whole numbers", "resample labels with nearest neighbour", "label")
         array = nearest
     if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
-        fail(
-            path,
-            f"label value {array.max()}",
-            "values below 2147483648",
-            "number the classes 0, 1, 2",
-            "label",
-        )
+        outermost = max(array.max(), array.min(), key=lambda value: abs(int(value)))
+        expected = "values below 2147483648"
+        fail(path, f"label value {outermost}", expected, "number the classes 0, 1, 2", "label")
     return array.astype(np.int32)
 
 

@@ -130,7 +130,13 @@ def _images(path: Path) -> tuple[list[Header], tuple[str, ...]]:
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror})")
     if not files:
-        fail(path, "a folder without DICOM files", "the slices of one series", kind="dicom")
+        held = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+        remedy = (
+            f"it holds {held[0]}; move scans in it up, beside the others"
+            if held
+            else "it is empty: remove it"
+        )
+        fail(path, "a folder without DICOM files", "the slices of one series", remedy, "dicom")
     headers: list[Header] = []
     others: dict[Path, str] = {}
     for file in files:

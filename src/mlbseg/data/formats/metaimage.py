@@ -20,7 +20,9 @@ from mlbseg.data.formats.pixels import Encoding, Pixels
 from mlbseg.data.formats.text_header import header_lines, keep, numbers, whole_numbers
 from mlbseg.types import Geometry
 
-_FIELD = re.compile(r"\s*([A-Za-z]\w*)\s*[=:]\s*(.*?)\s*", re.ASCII)
+_FIELD = re.compile(
+    r"\s*([^\s=:][^=:]*?)\s*[=:]\s*(.*?)\s*", re.ASCII
+)  # ITK adds keys such as dim[1] and 0008|0020
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -73,9 +75,11 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
         for line in header_lines(path, file):
             if not line.strip():
                 continue
-            field = _FIELD.fullmatch(line)
-            if not field or "\0" in line:
+            if "\0" in line:
                 break
+            field = _FIELD.fullmatch(line)
+            if not field:  # the next line of a text of several
+                continue
             keep(path, fields, field[1], field[2])
             if field[1] == "ElementDataFile":
                 return fields, file.tell()

@@ -165,7 +165,7 @@ def _judge(path: Path, header: Any) -> None:
     if not 1 <= ndim <= 7 or min(size) < 1:
         fail(path, f"size {size}", "at least one voxel along each of 1 to 7 axes", "write the file again")
     kind = int(header["datatype"])
-    if _BITS.get(kind) != header["bitpix"]:
+    if kind not in _BITS or header["bitpix"] not in (0, _BITS[kind]):  # other programs look at the type alone
         found = f"voxel type {kind} of {header['bitpix']} bits"
         fail(path, found, "one that NIfTI defines", "write the file again")
     if kind in _COMPLEX:
@@ -204,7 +204,12 @@ def _offset(path: Path, data: Path, header: Any) -> int:
     offset = float(header["vox_offset"])
     if not 0 <= offset < 2**31:
         fail(path, f"voxels at byte {offset:g}", "a place after the header", "write the file again")
-    return max(int(offset), header.structarr.dtype.itemsize) if data == path else int(offset)
+    least = header.structarr.dtype.itemsize if data == path else 0
+    if offset < least:  # some programs read them there, some behind the header
+        fail(
+            path, f"voxels at byte {offset:g}, inside the header", "a place after it", "write the file again"
+        )
+    return int(offset)
 
 
 def _scale(header: Any) -> tuple[np.float64, np.float64] | None:
