@@ -67,6 +67,7 @@ _OPENERS = {
 _PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _ROUNDED = 1e-6
+_LARGEST = float(np.finfo(np.float32).max)
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 
 
@@ -203,7 +204,7 @@ def reading(path: Path) -> Iterator[None]:
 def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, tuple[str, ...]]:
     with reading(path):
         opened = _open(path)
-        return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry, opened.notes
+        return _as_image(path, opened.read()), opened.geometry, opened.notes
 
 
 def _open(path: Path, *, label: bool = False) -> Opened:
@@ -245,6 +246,15 @@ def segment_names(path: Path) -> dict[int, str]:
 def is_hdf5(path: Path) -> bool:
     """Say whether the name is an HDF5 file's, which may hold image and label."""
     return SUFFIXES.get(suffix(path)) == "HDF5"
+
+
+def _as_image(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the pixels in single precision, in which larger values would be infinite."""
+    if array.dtype.kind == "f" and array.itemsize > 4:
+        top = np.abs(array).max(where=np.isfinite(array), initial=0)
+        if top > _LARGEST:
+            fail(path, f"values up to {top:.3g}", f"at most {_LARGEST:.3g}", "scale them", "range")
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

@@ -41,7 +41,6 @@ _LONG = 1536
 _SPACING_ERROR = 0.01  # relative, between sform and pixdim
 _ROUNDED = 1e-5  # relative: the spacing in float32
 _COARSE = 0.1  # a scale of labels above it says nothing about which values were meant
-_LARGEST = float(np.finfo(np.float32).max)
 _SLOPE_ERROR = 1e-4  # relative: a scale that was meant to be 1
 
 
@@ -320,8 +319,6 @@ def _scaled(header: _Header, stored: npt.NDArray[Any], *, label: bool) -> npt.ND
         values = stored * slope + inter
         if label and stored.dtype.kind in "ui":
             values = _whole(values, abs(slope))
-    if values.dtype.kind == "f" and values.itemsize > 4 and (top := np.abs(values).max()) > _LARGEST:
-        fail(header.path, f"values up to {top:.3g}", f"at most {_LARGEST:.3g}", "scale them", "range")
     return values
 
 
