@@ -39,8 +39,9 @@ class Geometry:
         spacing: mm between pixel centres along each axis.
         origin: Position of the first pixel's centre, mm.
         direction: Direction cosines, row-major, n*n numbers.
-        stored: What a NIfTI file itself says of its place (`Placement.numbers`), so that what is made of a scan lies
-            where the scan does for every program; () for other files, and for all but the lattice of a file.
+        stored: What a file itself says of its place (`Placement.numbers`), so that what is made of a scan lies where
+            the scan does for every program: of NIfTI files, and of others whose axes are skewed; else (), as for all
+            but the lattice of a file.
     """
 
     size: tuple[int, ...]

@@ -77,8 +77,9 @@ def write(kind: str, number: int, folder: Path) -> Path:
     inside.mkdir()
     (folder / "canary").write_bytes(CANARY)
     shutil.copy(seeds.canary_hdf5(), folder / "canary.h5")
-    (inside / "link").symlink_to("../canary")
-    (inside / "link.raw").symlink_to("../canary")
+    if kind not in LISTS:  # in a folder of scans a link is its owner's, and is followed
+        (inside / "link").symlink_to("../canary")
+        (inside / "link.raw").symlink_to("../canary")
     make, mutate = FORMATS[kind]
     seed = random.choice(make())
     for name, content in seed.files.items():

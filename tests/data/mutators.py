@@ -174,7 +174,7 @@ def nifti(content: bytes, random: Random) -> bytes:
             return anywhere(content, random)
     data = bytearray(content)
     offset, code = random.choice(_NIFTI)
-    if random.random() < 0.15:  # as many voxels as a header can name
+    if random.random() < 0.15 and len(data) >= 48:  # as many voxels as a header can name
         struct.pack_into(
             "<4h", data, 40, 3, *random.choice(((1290, 1290, 1290), (32767, 32767, 2), (2, 2, 32767)))
         )

@@ -276,3 +276,29 @@ def test_pixels_of_a_mask_do_not_depend_on_the_time(tmp_path: Path) -> None:
     raw = (tmp_path / "a.nii.gz").read_bytes()
     assert raw == (tmp_path / "b.nii.gz").read_bytes()
     assert raw[4:8] == bytes(4)
+
+
+def test_bits_that_are_not_stated_are_those_of_the_type(tmp_path: Path) -> None:
+    """ITK and nibabel look at the type alone; a number of bits that contradicts it is damage."""
+    path = save(tmp_path / "a.nii", noise(0))
+    patch(path, (72, "<h", [0]))
+    assert np.array_equal(read_scan([path]).array[0], noise(0).T)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), noise(0).T)
+
+
+@pytest.mark.parametrize("offset", [0, 100, 347])
+def test_voxels_inside_the_header_are_refused(offset: int, tmp_path: Path) -> None:
+    """ITK would read them behind the header, shifted by what lies between, and nibabel would read the header."""
+    path = save(tmp_path / "a.nii", noise(0))
+    patch(path, (108, "<f", [float(offset)]))
+    with pytest.raises(ReadError, match=f"voxels at byte {offset}, inside the header"):
+        read_scan([path])
+
+
+def test_the_label_value_that_is_too_large_is_named(tmp_path: Path) -> None:
+    label = np.zeros((4, 5, 6), np.int64)
+    for value in (-(2**40), 2**31):
+        label[1, 2, 3] = value
+        nibabel.save(nibabel.Nifti1Image(label, np.eye(4), dtype=np.int64), tmp_path / "a.nii")
+        with pytest.raises(ReadError, match=f"label value {value}, expected values below"):
+            read_label(tmp_path / "a.nii")

@@ -478,3 +478,17 @@ def test_geometry_tolerance() -> None:
 def test_every_suffix_has_a_kind_that_can_be_written_or_replaced() -> None:
     for suffix in readers.SUFFIXES:
         assert mask_suffix([Path("a" + suffix)]) in readers.SUFFIXES
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd", ".h5"])
+def test_values_beyond_single_precision_are_not_called_infinite(suffix: str, tmp_path: Path) -> None:
+    array = noise(0).astype(np.float64)
+    array[1, 2, 3] = -1e300
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["image"] = array
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    with pytest.raises(ReadError, match=r"values up to 1e\+300, expected at most 3.4e\+38 \(scale them\)"):
+        read_scan([path])

@@ -118,7 +118,7 @@ def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
         names,
         order,
         tuple(faults),
-        tuple(found.warnings),
+        (*found.warnings, *found.label_notes),
         {case.id: found.patients[case.id] for case in cases if case.id in found.patients},
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import os.path
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mlbseg.data.layouts import Found, declared_labels
 from mlbseg.data.places import unusable
-from mlbseg.data.readers import stem
-from mlbseg.data.records import parse_json
+from mlbseg.data.readers import plain, stem
+from mlbseg.data.records import parse_json, read_text
 from mlbseg.errors import Fault, UserError, brief, nearest
 from mlbseg.types import Case, Role
 
@@ -39,10 +40,12 @@ def read_datalist(path: Path, *, labels: bool = True) -> Found:
     """
     found = Found("datalist")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         rows = _json_rows(path, text, found) if path.suffix.lower() == ".json" else _csv_rows(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a valid datalist ({error.reason}); save it as UTF-8") from None
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a valid datalist ({error}); expected {_EXPECTED}") from None
     if not rows:
@@ -67,14 +70,23 @@ def read_datalist(path: Path, *, labels: bool = True) -> Found:
 
 
 def _csv_rows(text: str) -> list[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True, strict=True)
+    lines = text.splitlines()
+    # Spreadsheets of many countries separate cells by semicolons; some programs say so in a line of its own.
+    stated = re.fullmatch(r'"?sep=([,;\t])"?', lines[0], re.IGNORECASE) if lines else None
+    separator = stated[1] if stated else max(",;\t", key=lines[0].count) if lines else ","
+    reader = csv.DictReader(
+        lines[bool(stated) :], delimiter=separator, skipinitialspace=separator != "\t", strict=True
+    )
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise ValueError(f"two columns called {brief(twice[0])}")
+    reader.fieldnames = names
     rows = []
     for row in reader:
         if None in row:
-            raise ValueError(f"line {reader.line_num} has more cells than the header")
-        rows.append(
-            (f"line {reader.line_num}", {k.strip(): v.strip() for k, v in row.items() if v and v.strip()})
-        )
+            raise ValueError(f"line {reader.line_num + bool(stated)} has more cells than the header")
+        cells = {key: cell.strip() for key, cell in row.items() if cell and cell.strip()}
+        rows.append((f"line {reader.line_num + bool(stated)}", cells))
     return rows
 
 
@@ -104,7 +116,8 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
             Fault(where, "no image", "the path of an image", case_id=str(row.get("id", where)))
         )
         return
-    name = str(row.get("id") or stem(Path(values[0])))
+    values, label = [_local(folder, v) for v in values], _local(folder, label) if label else label
+    name = plain(str(row.get("id") or stem(Path(values[0]))))
     paths = []
     for value in [*values, *([label] if label else [])]:
         resolved = folder / value
@@ -141,6 +154,11 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
     label_path = paths.pop() if label else None
     patient = str(row.get("patient") or "")
     found.add(Case(name, tuple(paths), label_path, Role(role), patient, may_be_empty=_ANSWERS[empty]))
+
+
+def _local(folder: Path, value: str) -> str:
+    """Return a path with the slashes of this system: a list may have been made on Windows."""
+    return value if _exists(folder / value) else value.replace("\\", "/")
 
 
 def _exists(path: Path) -> bool:

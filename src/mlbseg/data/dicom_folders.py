@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlbseg.data.formats.dicom import slice_files
 from mlbseg.data.formats.dicom_header import Header, read_header
-from mlbseg.data.readers import SUFFIXES, reading, stem, suffix
+from mlbseg.data.readers import SUFFIXES, plain, reading, stem, suffix
 from mlbseg.errors import Fault, ReadError
 
 DEEPEST = 4
@@ -82,7 +82,7 @@ def _loose_series(files: Sequence[Path]) -> bool:
 def _nested_id(place: Path, root: Path) -> str:
     """Return a case's id from the names on the way to its scan, without what no file's name should have."""
     way = place.relative_to(root)
-    name = "_".join([*way.parts[:-1], stem(place) if place.is_file() else place.name])
+    name = plain("_".join([*way.parts[:-1], stem(place) if place.is_file() else place.name]))
     return "".join(c if c.isprintable() and c != "\\" else "-" for c in name)
 
 
@@ -110,7 +110,7 @@ def named_scans(
             what = f"{len(series)} DICOM series ({', '.join(below[:3])})"
             faults.append(Fault(path.name, what, "one, as there is a label", remedy, path.name, "dicom"))
             series = []
-        pairs += series or [(stem(path) if suffix(path) else path.name, path)]
+        pairs += series or [(stem(path), path)]
     return pairs
 
 
@@ -125,7 +125,7 @@ def series_in(root: Path, folders: list[Path], warnings: list[Fault]) -> list[tu
     for folder in folders:
         places, others = _scans_below(folder, failed)
         pass_over(others, root, warnings)
-        named += [(folder.name if len(places) == 1 else _nested_id(p, root), p) for p in places]
+        named += [(plain(folder.name) if len(places) == 1 else _nested_id(p, root), p) for p in places]
     return named
 
 

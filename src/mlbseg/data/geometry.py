@@ -38,7 +38,10 @@ class Part(Geometry):
 
 
 def orthogonalised(
-    size: Sequence[int], steps: npt.NDArray[np.float64], origin: npt.ArrayLike
+    size: Sequence[int],
+    steps: npt.NDArray[np.float64],
+    origin: npt.ArrayLike,
+    spacing: npt.ArrayLike | None = None,
 ) -> tuple[Geometry, float]:
     """Return the lattice at right angles that is nearest to one whose axes are skewed or rounded.
 
@@ -46,13 +49,14 @@ def orthogonalised(
         size: Voxels along each axis, (x, y[, z]).
         steps: (n, n): column k leads from a voxel to the next one along axis k, mm, LPS.
         origin: Of the first voxel, mm, LPS.
+        spacing: mm along each axis; the steps' lengths when None.
 
     Returns:
         The lattice, with the same middle and spacing; and by how much it moves the voxel that it moves most, in
         voxels: above `HALF` it is another place. Infinity if the steps span no volume or are not numbers.
     """
     n = len(size)
-    spacing = np.linalg.norm(steps, axis=0)
+    spacing = np.linalg.norm(steps, axis=0) if spacing is None else np.asarray(spacing, float)
     unmoved = Geometry(
         tuple(size),
         tuple(spacing.tolist()),
@@ -71,20 +75,34 @@ def orthogonalised(
     middle = (np.asarray(size) - 1) / 2
     shift = (steps - nearest * spacing) @ middle if nearest is not cosines else np.zeros(n)
     corners = np.array(list(itertools.product(*((-m, m) for m in middle))))
-    moved = np.abs(np.linalg.solve(steps, (nearest * spacing - steps) @ corners.T)).max()
+    apart = np.linalg.solve(cosines, (nearest - cosines) @ (corners * spacing).T)  # mm along the axes
+    moved = np.abs(apart / spacing[:, None]).max()
     place = tuple(float(v) for v in np.asarray(origin) + shift)
     return Geometry(tuple(size), unmoved.spacing, place, tuple(nearest.ravel().tolist())), float(moved)
 
 
 def straight(geometry: Geometry) -> Geometry:
     """Return where a file is to lie for programs that take no skewed axes, which ITK's are: on the straight lattice."""
-    if geometry.ndim == 3 and geometry.stored:
-        place = Placement.of_numbers(geometry.stored)
-        steps = place.sform[:, :3]
-        cosines = steps / np.linalg.norm(steps, axis=0) if place.has_sform else np.eye(3)
-        if not (place.has_qform or np.allclose(cosines.T @ cosines, np.eye(3), rtol=0, atol=_ROUNDED)):
-            return replace(geometry, stored=())
-    return geometry
+    return geometry if written(geometry) is geometry else replace(geometry, stored=())
+
+
+def written(geometry: Geometry) -> Geometry:
+    """Return the lattice that a scan's file states, with its skewed axes; itself if that is straight.
+
+    What is to lie exactly where the scan does is written with it: ITK's filters compare directions to 1e-6.
+    """
+    n = geometry.ndim
+    place = Placement.of_numbers(geometry.stored) if geometry.stored else None
+    if place is None or place.has_qform or not place.has_sform:
+        return geometry
+    sform = place.sform
+    if n == 2 and (sform[2, :2].any() or sform[:2, 2].any()):
+        return geometry  # a plane that is not axial
+    cosines = sform[:n, :n] / geometry.spacing
+    if np.allclose(cosines.T @ cosines, np.eye(n), rtol=0, atol=_ROUNDED):
+        return geometry
+    origin, direction = tuple(sform[:n, 3].tolist()), tuple(cosines.ravel().tolist())
+    return replace(geometry, origin=origin, direction=direction)
 
 
 def onto(
@@ -179,11 +197,12 @@ def _difference(found: Geometry, expected: Geometry) -> tuple[str, str] | None:
 
 def _start(part: Geometry, whole: Geometry) -> tuple[int, ...] | None:
     """Return where the first voxel of a part lies in the whole, (x, y[, z]) from 0; None if it is no part of it."""
+    part, whole = written(part), written(whole)  # a part of skewed axes is straightened about its own middle
     n = whole.ndim
     if part.ndim != n:
         return None
     direction = np.reshape(whole.direction, (n, n))
-    places = (np.asarray(part.origin) - whole.origin) @ direction / whole.spacing
+    places = np.linalg.solve(direction, np.asarray(part.origin) - whole.origin) / whole.spacing
     start = np.rint(places).astype(int)
     within = all(0 <= a <= size - own for a, own, size in zip(start, part.size, whole.size, strict=True))
     moved = np.asarray(whole.origin) + direction @ (start * whole.spacing)
@@ -214,6 +233,10 @@ def _places(geometry: Geometry) -> Iterator[Geometry]:
             place, moved = orthogonalised(size, affine[:, :3], affine[:, 3])
             if moved < HALF:
                 yield place
+            if (
+                0 < moved < HALF / 2
+            ):  # programs that straighten, such as ITK, leave the first voxel where it is
+                yield replace(place, origin=tuple(affine[:, 3].tolist()))
 
 
 def _storage(found: Geometry, expected: Geometry) -> Turn | None:

@@ -17,9 +17,9 @@ from mlbseg.data.dicom_folders import is_dicom_name, loose_scans, named_scans, p
 from mlbseg.data.formats import hdf5
 from mlbseg.data.formats.dicom import slice_files
 from mlbseg.data.formats.slicer import ENDING
-from mlbseg.data.places import LOST_AND_FOUND, entries, is_file, is_folder, is_special, unusable
-from mlbseg.data.readers import SUFFIXES, is_hdf5, stem, suffix
-from mlbseg.data.records import parse_json, validate
+from mlbseg.data.places import SYSTEM_FOLDERS, entries, is_file, is_folder, is_special, unusable
+from mlbseg.data.readers import SUFFIXES, is_hdf5, plain, stem, suffix
+from mlbseg.data.records import parse_json, read_text, validate
 from mlbseg.data.unread import SEGMENTATION, judged, note, unread
 from mlbseg.errors import Fault, FaultsError, UserError, brief
 from mlbseg.types import Case, Role
@@ -55,6 +55,7 @@ class Found:
     faults: list[Fault] = field(default_factory=list)
     label_faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
+    label_notes: list[Fault] = field(default_factory=list)  # of no concern to prediction
     unread: list[Path] = field(default_factory=list)  # files beside the scans that are none
     patients: dict[str, str] = field(default_factory=dict)
     _by_id: dict[str, Case] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Found:
 
     def add(self, case: Case) -> None:
         """Take a case, or say why its name cannot be used."""
+        case = replace(case, id=plain(case.id))
         if reason := unsafe(case.id):
             remedy = "rename it: outputs are named after it"
             self.faults.append(Fault(repr(case.id), reason, "a plain file name", remedy, case.id, "id"))
@@ -151,7 +153,7 @@ def read_list(path: Path) -> tuple[str, ...]:
     try:
         if odd := unusable(path):
             raise UserError(f"{path}: {odd}, expected a file with one case id a line")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); write one case id a line") from None
     return tuple(stem(Path(line.strip())) for line in lines if line.strip())
@@ -183,10 +185,24 @@ def _paired(root: Path, images: str, labels: str) -> Found:
             _collect(
                 found, scans, _by_stem(root / test_labels, found), is_nnunet, lambda _: Role.TEST, Role.TEST
             )
+    found.label_notes += _other_folders(root, {images, labels})
     found.judge_unread()
     if not (found.cases or found.faults or found.label_faults):
         raise UserError(f"{root / images}: no scans in it; expected files ending in {' '.join(SUFFIXES)}")
     return found
+
+
+def _other_folders(root: Path, known: set[str]) -> list[Fault]:
+    """Name the folders beside images without a folder of labels: what is in them may be meant as labels."""
+    if any(_present(root / name) for name in known if name.startswith("labels")):
+        return []
+    expected, remedy = "labels in a folder of this name", "rename it if it holds the labels"
+    label = next(name for name in known if name.startswith("labels"))
+    return [
+        Fault(f"{path.name}/", "ignored", f"{expected}: {label}", remedy, kind="ignored")
+        for path in entries(root)
+        if is_folder(path) and not path.name.startswith(("images", "labels"))
+    ]
 
 
 def _promise12(root: Path) -> Found | None:
@@ -263,7 +279,7 @@ def _scans(folder: Path, found: Found) -> list[Path]:
 
 def _passed_over(path: Path) -> Fault | None:
     """Return the note on what is never opened, or None; a lost scan is not one that is passed over."""
-    odd = "the file system's own folder" if path.name == LOST_AND_FOUND else unusable(path)
+    odd = SYSTEM_FOLDERS.get(path.name) or unusable(path)
     if not odd or (suffix(path) and path.is_symlink() and not is_special(path)):
         return None
     return Fault(f"{path.parent.name}/{path.name}", f"{odd}, ignored", kind="ignored")
@@ -355,7 +371,7 @@ def _description(root: Path, found: Found) -> _Description:
     try:
         if odd := unusable(path):
             raise ValueError(odd)
-        described = parse_json(path.read_text(encoding="utf-8-sig"))
+        described = parse_json(read_text(path))
         description = validate(TypeAdapter(_Description), described, "dataset.json")
         found.class_names, found.unknown = declared_labels(description.labels or {})
     except (OSError, ValueError, UserError) as error:

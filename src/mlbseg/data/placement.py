@@ -25,6 +25,7 @@ SCANNER = 1
 
 _FIELDS = {"codes": 3, "pixdim": 4, "quaternion": 3, "offset": 3, "srow": 12}
 _MM = {1: 1000.0, 3: 0.001}  # metres and micrometres; else mm, which a header without units is taken to mean
+_IN_MM = 2  # the code of the unit
 _LPS = np.array([-1.0, -1.0, 1.0])[:, None]
 
 
@@ -64,6 +65,21 @@ class Placement:
             numbers("qoffset_x", "qoffset_y", "qoffset_z"),
             numbers("srow_x", "srow_y", "srow_z"),
         )
+
+    @classmethod
+    def of_steps(cls, steps: npt.NDArray[np.float64], origin: Sequence[float]) -> Placement:
+        """Say in a NIfTI header's numbers what another format states.
+
+        Args:
+            steps: (n, n) of 2 or 3: column k leads from a voxel to the next one along axis k, mm, LPS.
+            origin: Of the first voxel, mm, LPS.
+        """
+        n = len(steps)
+        affine = np.eye(3, 4)
+        affine[:n, :n], affine[:n, 3] = steps, origin
+        spacing = np.linalg.norm(affine[:, :3], axis=0)
+        srow = tuple((_LPS * affine).ravel().tolist())
+        return cls((0, SCANNER, _IN_MM), (1.0, *spacing.tolist()), (0.0,) * 3, (0.0,) * 3, srow)
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[float]) -> Placement:

@@ -15,8 +15,15 @@ _SPECIAL = {
     stat.S_IFCHR: "a device file",
     stat.S_IFBLK: "a device file",
 }
-LOST_AND_FOUND = "lost+found"
-"""The folder that file systems keep for themselves; it is in the root of a disk, and nobody else may look into it."""
+SYSTEM_FOLDERS = {
+    "lost+found": "the file system's own folder",  # nobody else may look into it
+    "System Volume Information": "the file system's own folder",
+    "$RECYCLE.BIN": "a folder of deleted files",
+    "#recycle": "a folder of deleted files",
+    "@eaDir": "a folder of previews",  # a NAS makes them
+    "__MACOSX": "a folder of a Mac's own files",  # in its ZIP files
+}
+"""Folders that systems add to those of users, and what they are: nobody has put scans there."""
 
 
 def entries(folder: Path) -> list[Path]:

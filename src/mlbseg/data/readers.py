@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from mlbseg.data.formats.opened import Opened, fail
 from mlbseg.data.formats.pictures import open_picture
 from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.formats.tiff import is_stack, write_stack
-from mlbseg.data.geometry import onto
+from mlbseg.data.geometry import onto, written
 from mlbseg.data.places import is_file
 from mlbseg.errors import ReadError, UserError
 from mlbseg.temporaries import temporary_file
@@ -37,6 +38,7 @@ SUFFIXES: dict[str, str] = {
     ".nrrd": "NRRD",
     ENDING: "NRRD",
     ".nhdr": "NRRD",
+    ENDING: "NRRD",
     ".mha": "MetaImage",
     ".mhd": "MetaImage",
     ".h5": "HDF5",
@@ -66,6 +68,7 @@ _OPENERS = {
 _PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
 _ROUNDED = 1e-6
+_LARGEST = float(np.finfo(np.float32).max)
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 
 
@@ -76,8 +79,16 @@ def suffix(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """Return the name without the ending of a scan file: ``a.b.nii.gz`` gives ``a.b``."""
-    return path.name[: len(path.name) - len(suffix(path))]
+    """Return the name without the ending of a scan file: ``a.b.nii.gz`` gives ``a.b``.
+
+    Names that look alike are alike (`plain`).
+    """
+    return plain(path.name[: len(path.name) - len(suffix(path))])
+
+
+def plain(name: str) -> str:
+    """Return a name with its accents as one character each: what was on a Mac may have them as two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_scan_file(path: Path) -> bool:
@@ -194,7 +205,7 @@ def reading(path: Path) -> Iterator[None]:
 def _read_image(path: Path) -> tuple[npt.NDArray[np.float32], Geometry, tuple[str, ...]]:
     with reading(path):
         opened = _open(path)
-        return np.ascontiguousarray(opened.read(), dtype=np.float32), opened.geometry, opened.notes
+        return _as_image(path, opened.read()), opened.geometry, opened.notes
 
 
 def _open(path: Path, *, label: bool = False) -> Opened:
@@ -238,6 +249,15 @@ def is_hdf5(path: Path) -> bool:
     return SUFFIXES.get(suffix(path)) == "HDF5"
 
 
+def _as_image(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the pixels in single precision, in which larger values would be infinite."""
+    if array.dtype.kind == "f" and array.itemsize > 4:
+        top = np.abs(array).max(where=np.isfinite(array), initial=0)
+        if top > _LARGEST:
+            fail(path, f"values up to {top:.3g}", f"at most {_LARGEST:.3g}", "scale them", "range")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
 def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     if array.dtype.kind == "f":
         nearest = np.rint(array)
@@ -250,13 +270,9 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
             fail(path, found, "whole numbers", "resample labels with nearest neighbour", "label")
         array = nearest
     if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
-        fail(
-            path,
-            f"label value {array.max()}",
-            "values below 2147483648",
-            "number the classes 0, 1, 2",
-            "label",
-        )
+        outermost = max(array.max(), array.min(), key=lambda value: abs(int(value)))
+        expected = "values below 2147483648"
+        fail(path, f"label value {outermost}", expected, "number the classes 0, 1, 2", "label")
     return array.astype(np.int32)
 
 
@@ -284,6 +300,7 @@ def _save_itk(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     vector = array.ndim > geometry.ndim
     image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array, isVector=vector)
     if kind not in _PICTURES:
+        geometry = written(geometry)
         image.SetSpacing(geometry.spacing)
         image.SetOrigin(geometry.origin)
         image.SetDirection(geometry.direction)

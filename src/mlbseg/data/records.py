@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,18 @@ def _no_null(text: str) -> str:
 
 PathText = Annotated[str, AfterValidator(_no_null)]
 """A path, as text."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that a user wrote, in UTF-8 or, as programs on Windows write it, in marked UTF-16.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is no such text.
+    """
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig")
 
 
 def write_record(path: Path, record: Mapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from mlbseg.data.formats.dicom_frames import Frame, flat_spacing, read_frames
 from mlbseg.data.formats.dicom_header import Header, read_header
 from mlbseg.data.formats.dicom_pixels import read_flat, read_slices, read_stored
 from mlbseg.data.formats.dicom_stack import stack
-from mlbseg.data.formats.opened import Opened, fail
+from mlbseg.data.formats.opened import Opened, fail, shear_notes
 from mlbseg.data.places import is_file
 from mlbseg.types import Geometry
 
@@ -54,6 +54,7 @@ def open_dicom(path: Path, *, label: bool = False) -> Opened:
     volume = _series(path, headers)
     if not all(frame.measured for frame in volume.frames):
         notes = (*notes, "no PixelSpacing: pixels are taken for 1 mm")
+    notes = (*notes, *shear_notes(max(frame.moved for frame in volume.frames), masks=""))
 
     def read() -> np.ndarray:
         if volume.stored:
@@ -129,7 +130,13 @@ def _images(path: Path) -> tuple[list[Header], tuple[str, ...]]:
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror})")
     if not files:
-        fail(path, "a folder without DICOM files", "the slices of one series", kind="dicom")
+        held = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+        remedy = (
+            f"it holds {held[0]}; move scans in it up, beside the others"
+            if held
+            else "it is empty: remove it"
+        )
+        fail(path, "a folder without DICOM files", "the slices of one series", remedy, "dicom")
     headers: list[Header] = []
     others: dict[Path, str] = {}
     for file in files:

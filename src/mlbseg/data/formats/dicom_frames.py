@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.formats.dicom_header import Header, header_errors
-from mlbseg.data.formats.opened import fail
+from mlbseg.data.formats.opened import fail, refuse_shear
+from mlbseg.data.geometry import HALF, orthogonalised
 
 _PLACES = {0x00182005, 0x00540080, 0x3004000C, 0x52009230}
 """SliceLocationVector, SliceVector, GridFrameOffsetVector, functional groups: what may tell a volume's frames apart."""
+
+_MOST_SHEAR = 0.1  # cosine: nothing is rounded that far
 
 Vector = npt.NDArray[np.float64]
 
@@ -32,6 +35,7 @@ class Frame:
         thickness: mm to the next slice as the header says; 1 if it does not.
         position: (3,) of the middle of the first pixel, mm.
         axes: (3, 3), columns: along a row, along a column, and their normal, right-handed.
+        moved: By how much making the axes straight has moved the pixel that it moved most, in pixels.
         slope, intercept: Stored values times slope plus intercept are those that are meant.
     """
 
@@ -44,6 +48,7 @@ class Frame:
     thickness: float
     position: Vector
     axes: Vector
+    moved: float
     slope: float
     intercept: float
 
@@ -122,7 +127,7 @@ def _frame(header: Header, groups: _Groups, index: int) -> Frame:
         found = f"{header.count} frames without a position in the patient: a film, or a capture"
         remedy = "save its frames as single images, or as NIfTI with their spacing if they are slices"
         fail(path, found, "the slices of a volume, or one image", remedy, "dicom")
-    axes = _axes(path, groups.find(index, "PlaneOrientationSequence", "ImageOrientationPatient"))
+    given = _axes(path, groups.find(index, "PlaneOrientationSequence", "ImageOrientationPatient"))
     spacing = groups.find(index, "PixelMeasuresSequence", "PixelSpacing") or header.data.get(
         "ImagerPixelSpacing"
     )
@@ -131,23 +136,30 @@ def _frame(header: Header, groups: _Groups, index: int) -> Frame:
     )
     slope = groups.find(index, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = groups.find(index, "PixelValueTransformationSequence", "RescaleIntercept")
+    pixel = _spacing(path, spacing) if spacing else (1.0, 1.0)
+    first = _numbers(path, "ImagePositionPatient", position, 3) + groups.offsets[index] * given[:, 2]
+    sides = np.array([*pixel, 1.0])
+    lattice, moved = orthogonalised((*header.size, 1), given * sides, first, sides)
+    if not moved < HALF:
+        refuse_shear(path, "ImageOrientationPatient", moved)
     return Frame(
         path,
         index,
         header.count,
         header.size,
-        _spacing(path, spacing) if spacing else (1.0, 1.0),
+        pixel,
         bool(spacing),
         _thickness(thickness),
-        _numbers(path, "ImagePositionPatient", position, 3) + groups.offsets[index] * axes[:, 2],
-        axes,
+        np.array(lattice.origin),
+        np.reshape(lattice.direction, (3, 3)),
+        moved,
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
     )
 
 
 def _axes(path: Path, cosines: Any) -> Vector:
-    """Return the (3, 3) axes of a slice; their cosines are rounded in the file, and exact after."""
+    """Return the (3, 3) axes of a slice, of length 1; how far the first two are from right angles is for others."""
     if not cosines:
         fail(
             path,
@@ -158,13 +170,12 @@ def _axes(path: Path, cosines: Any) -> Vector:
         )
     given = _numbers(path, "ImageOrientationPatient", cosines, 6).reshape(2, 3)
     lengths = np.linalg.norm(given, axis=1)
-    if np.abs(lengths - 1).max() > 0.01 or abs(given[0] @ given[1]) > 0.01:
+    if not (np.abs(lengths - 1).max() <= 0.01 and abs(given[0] @ given[1]) <= _MOST_SHEAR):
         found = f"ImageOrientationPatient {[float(v) for v in given.ravel()]}"
-        fail(path, found, "two directions at right angles", "export the series again", "dicom")
-    row = given[0] / lengths[0]
-    column = given[1] - (given[1] @ row) * row
-    column /= np.linalg.norm(column)
-    return np.stack([row, column, np.cross(row, column)], axis=1)
+        fail(path, found, "two directions at right angles, of length 1", "export the series again", "dicom")
+    row, column = given / lengths[:, None]
+    normal = np.cross(row, column)
+    return np.stack([row, column, normal / np.linalg.norm(normal)], axis=1)
 
 
 def _spacing(path: Path, given: Any) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def _geometry(path: Path, dataset: h5py.Dataset) -> Geometry:
     if len(spacing) != dataset.ndim or not (np.isfinite(spacing).all() and min(spacing) > 0):
         fail(path, f"spacing {shown(spacing)}", expected, kind="spacing")
     origin = (0.0,) * dataset.ndim
-    return checked_geometry(path, dataset.shape, spacing, origin, np.eye(dataset.ndim))
+    return checked_geometry(path, dataset.shape, spacing, origin, np.eye(dataset.ndim))[0]
 
 
 def _require_modest_chunks(path: Path, dataset: h5py.Dataset) -> None:

@@ -20,7 +20,9 @@ from mlbseg.data.formats.pixels import Encoding, Pixels
 from mlbseg.data.formats.text_header import header_lines, keep, numbers, whole_numbers
 from mlbseg.types import Geometry
 
-_FIELD = re.compile(r"\s*([A-Za-z]\w*)\s*[=:]\s*(.*?)\s*", re.ASCII)
+_FIELD = re.compile(
+    r"\s*([^\s=:][^=:]*?)\s*[=:]\s*(.*?)\s*", re.ASCII
+)  # ITK adds keys such as dim[1] and 0008|0020
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -45,7 +47,7 @@ def open_metaimage(path: Path, *, label: bool = False) -> Opened:
         ReadError: If it is not readable.
     """
     fields, end = _header(path)
-    place = _geometry(path, fields)
+    place, notes = _geometry(path, fields)
     pixels, components = _pixels(path, fields, end)
     require_room(path, place.size, components, pixels.kind.itemsize)
     pixels.require_complete()
@@ -53,7 +55,7 @@ def open_metaimage(path: Path, *, label: bool = False) -> Opened:
     def read() -> npt.NDArray[Any]:
         return np.moveaxis(pixels.read().reshape(*place.size[::-1], components), -1, 0)
 
-    return Opened(place, components, read)
+    return Opened(place, components, read, notes)
 
 
 def pixel_file(path: Path) -> Path:
@@ -73,9 +75,11 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
         for line in header_lines(path, file):
             if not line.strip():
                 continue
-            field = _FIELD.fullmatch(line)
-            if not field or "\0" in line:
+            if "\0" in line:
                 break
+            field = _FIELD.fullmatch(line)
+            if not field:  # the next line of a text of several
+                continue
             keep(path, fields, field[1], field[2])
             if field[1] == "ElementDataFile":
                 return fields, file.tell()
@@ -122,7 +126,7 @@ def _require_compressed(path: Path, fields: dict[str, str], held: int, encoding:
         fail(path, f"{max(held, 0)} bytes of pixels", f"{announced} as its header announces", "copy it again")
 
 
-def _geometry(path: Path, fields: dict[str, str]) -> Geometry:
+def _geometry(path: Path, fields: dict[str, str]) -> tuple[Geometry, tuple[str, ...]]:
     if fields.get("ObjectType", "Image") != "Image":
         fail(path, f"a MetaIO {fields['ObjectType'][:40]}", "an Image", "export the image itself")
     words = fields.get("DimSize", "").split()

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.formats.detached import of_header
-from mlbseg.data.formats.opened import Opened, fail
+from mlbseg.data.formats.opened import Opened, fail, refuse_shear, shear_notes
 from mlbseg.data.geometry import HALF, orthogonalised, shown
 from mlbseg.data.placement import Placement
 from mlbseg.memory import require_memory
@@ -39,10 +39,8 @@ _COLOURS = (128, 2304)
 _LONG = 1536
 
 _SPACING_ERROR = 0.01  # relative, between sform and pixdim
-_NOTED = 1e-3  # voxels: less is what rounding does to a header
 _ROUNDED = 1e-5  # relative: the spacing in float32
 _COARSE = 0.1  # a scale of labels above it says nothing about which values were meant
-_LARGEST = float(np.finfo(np.float32).max)
 _SLOPE_ERROR = 1e-4  # relative: a scale that was meant to be 1
 
 
@@ -166,7 +164,7 @@ def _judge(path: Path, header: Any) -> None:
     if not 1 <= ndim <= 7 or min(size) < 1:
         fail(path, f"size {size}", "at least one voxel along each of 1 to 7 axes", "write the file again")
     kind = int(header["datatype"])
-    if _BITS.get(kind) != header["bitpix"]:
+    if kind not in _BITS or header["bitpix"] not in (0, _BITS[kind]):  # other programs look at the type alone
         found = f"voxel type {kind} of {header['bitpix']} bits"
         fail(path, found, "one that NIfTI defines", "write the file again")
     if kind in _COMPLEX:
@@ -205,7 +203,12 @@ def _offset(path: Path, data: Path, header: Any) -> int:
     offset = float(header["vox_offset"])
     if not 0 <= offset < 2**31:
         fail(path, f"voxels at byte {offset:g}", "a place after the header", "write the file again")
-    return max(int(offset), header.structarr.dtype.itemsize) if data == path else int(offset)
+    least = header.structarr.dtype.itemsize if data == path else 0
+    if offset < least:  # some programs read them there, some behind the header
+        fail(
+            path, f"voxels at byte {offset:g}, inside the header", "a place after it", "write the file again"
+        )
+    return int(offset)
 
 
 def _scale(header: Any) -> tuple[np.float64, np.float64] | None:
@@ -232,18 +235,12 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...]) -> tuple[Geometry,
     lattice, moved = sound[0]
     if np.allclose(lattice.spacing, place.spacing, rtol=_ROUNDED):
         lattice = replace(lattice, spacing=tuple(place.spacing.tolist()))
-    notes = []
+    notes = shear_notes(moved)
     if not place.is_known:
-        notes.append(
-            "its header states no place and no orientation: x is taken to run to the left, y to the back"
+        notes = (
+            "its header states no place and no orientation: x is taken to run to the left, y to the back",
         )
-    elif moved > _NOTED:
-        most = next(bound for bound in (0.01, 0.1, HALF) if moved < bound)  # few words for many scans
-        notes.append(
-            "its axes are not quite at right angles: they are straightened, which moves voxels by less than "
-            f"{most:g} of one; masks keep the axes of the file"
-        )
-    return replace(lattice, stored=place.numbers), tuple(notes)
+    return replace(lattice, stored=place.numbers), notes
 
 
 def _flat(lattice: Geometry | None, place: Placement, size: tuple[int, ...]) -> Geometry:
@@ -291,9 +288,7 @@ def _refuse_place(path: Path, place: Placement, lattice: Geometry, moved: float)
         found = f"sform spacing {' × '.join(f'{s:g}' for s in lattice.spacing)} mm"
         expected = f"pixdim's {' × '.join(f'{s:g}' for s in place.spacing)}"
         fail(path, found, expected, "correct qform and sform in the header", "geometry")
-    found = f"sheared axes in sform: at right angles, voxels would move by up to {moved:.2g} of one"
-    remedy = "resample it onto a straight grid, with the label the same way"
-    fail(path, found, "axes at right angles, within half a voxel", remedy, "geometry")
+    refuse_shear(path, "sheared axes in sform", moved)
 
 
 def _voxels(header: _Header) -> npt.NDArray[Any]:
@@ -324,8 +319,6 @@ def _scaled(header: _Header, stored: npt.NDArray[Any], *, label: bool) -> npt.ND
         values = stored * slope + inter
         if label and stored.dtype.kind in "ui":
             values = _whole(values, abs(slope))
-    if values.dtype.kind == "f" and values.itemsize > 4 and (top := np.abs(values).max()) > _LARGEST:
-        fail(header.path, f"values up to {top:.3g}", f"at most {_LARGEST:.3g}", "scale them", "range")
     return values
 
 

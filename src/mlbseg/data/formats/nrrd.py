@@ -57,6 +57,7 @@ _TO_LPS = {"right": -1.0, "left": 1.0, "anterior": -1.0, "posterior": 1.0, "supe
 _DIMENSION = {word: index // 2 for index, word in enumerate(_TO_LPS)}
 _SHORT = {"r": "right", "l": "left", "a": "anterior", "p": "posterior", "s": "superior", "t": "time"}
 _SCANNER_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
+_Place = tuple[Geometry, tuple[str, ...]]
 _VECTOR = re.compile(r"none|\(([^()]*)\)", re.IGNORECASE)
 
 
@@ -85,7 +86,7 @@ def open_nrrd(path: Path, *, label: bool = False) -> Opened:
     """
     fields, pairs, end = _header(path)
     axes = _axes(path, fields)
-    place = _geometry(path, fields, axes)
+    place, notes = _geometry(path, fields, axes)
     components = 1 if axes.components is None else axes.size[axes.components]
     kind = _kind(path, fields)
     require_room(path, place.size, components, kind.itemsize)
@@ -100,9 +101,9 @@ def open_nrrd(path: Path, *, label: bool = False) -> Opened:
 
     known = segments(path, pairs, components) if label else ()
     if not known:
-        return Opened(place, components, read)
-    part = Part(place.size, place.spacing, place.origin, place.direction)
-    return Opened(part, 1, lambda: label_map(path, read(), known)[None])
+        return Opened(place, components, read, notes)
+    part = Part(place.size, place.spacing, place.origin, place.direction, place.stored)
+    return Opened(part, 1, lambda: label_map(path, read(), known)[None], notes)
 
 
 def segments_of(path: Path) -> tuple[Segment, ...]:
@@ -176,7 +177,7 @@ def _axes(path: Path, fields: dict[str, str]) -> _Axes:
     return axes
 
 
-def _geometry(path: Path, fields: dict[str, str], axes: _Axes) -> Geometry:
+def _geometry(path: Path, fields: dict[str, str], axes: _Axes) -> _Place:
     size = [axes.size[i] for i in axes.spatial]
     spatial = axes.spatial[: require_axes(path, size)]
     size = size[: len(spatial)]
@@ -207,7 +208,7 @@ def _geometry(path: Path, fields: dict[str, str], axes: _Axes) -> Geometry:
 
 def _without_space(
     path: Path, fields: dict[str, str], spatial: list[int], size: list[int], count: int
-) -> Geometry:
+) -> _Place:
     """Return the geometry by spacings alone; `axis mins` are where the first pixels begin, or lie if nodes."""
     n = len(spatial)
     spacing, origin = [1.0] * n, [0.0] * n

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.data.geometry import DIRECTION_TOLERANCE, listed, shown
+from mlbseg.data.geometry import HALF, listed, orthogonalised, shown
+from mlbseg.data.placement import Placement
 from mlbseg.errors import Fault, ReadError
 from mlbseg.memory import require_memory
 from mlbseg.types import Geometry
 
 _FLOAT32 = 4  # bytes; every image becomes float32, every label int32
+_NOTED = 1e-3  # voxels: less is what rounding does to a header
+_LENGTH_ERROR = 0.01  # of a direction, whose length is 1
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,10 @@ def checked_geometry(
     spacing: Sequence[float],
     origin: Sequence[float],
     direction: npt.NDArray[np.float64],
-) -> Geometry:
+) -> tuple[Geometry, tuple[str, ...]]:
     """Return where a scan lies, if that is a place that scans have; trailing axes of length 1 are dropped.
+
+    Axes that are not quite at right angles are straightened.
 
     Args:
         path: The file.
@@ -85,6 +90,9 @@ def checked_geometry(
         spacing: mm, n numbers.
         origin: mm, n numbers.
         direction: (n, n), the direction of axis i in column i.
+
+    Returns:
+        The lattice, and what the user should know of it.
 
     Raises:
         ReadError: If it is none.
@@ -94,9 +102,38 @@ def checked_geometry(
     direction = np.asarray(direction, dtype=float)[:ndim, :ndim]
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         fail(path, f"spacing {shown(spacing)} mm", "finite spacing above 0", "correct the header", "spacing")
-    if not np.allclose(direction.T @ direction, np.eye(ndim), atol=DIRECTION_TOLERANCE):
-        found = f"direction {listed(direction.ravel().tolist())}"
-        fail(path, found, "axes at right angles", "resample it onto a straight grid", "direction")
     if not np.isfinite(origin).all():
         fail(path, "origin is not a number", "finite numbers", "correct the header", "geometry")
-    return Geometry(tuple(size[:ndim]), tuple(spacing), tuple(origin), tuple(direction.ravel().tolist()))
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(direction, axis=0)
+    if not np.allclose(lengths, 1, rtol=0, atol=_LENGTH_ERROR):
+        found = f"directions of length {listed(lengths.tolist())}"
+        fail(path, found, "length 1, and mm in the spacing", "correct the header", "direction")
+    steps = direction * spacing
+    lattice, moved = orthogonalised(size[:ndim], steps, origin, spacing)
+    if not np.isfinite(moved):
+        found = f"direction {listed(direction.ravel().tolist())}"
+        fail(path, found, "axes at right angles", "correct the header", "direction")
+    if moved >= HALF:
+        refuse_shear(path, "sheared axes", moved)
+    if not np.array_equal(np.reshape(lattice.direction, (ndim, ndim)), direction):
+        lattice = replace(lattice, stored=Placement.of_steps(steps, origin).numbers)
+    return lattice, shear_notes(moved)
+
+
+def shear_notes(moved: float, *, masks: str = "; masks keep the axes of the file") -> tuple[str, ...]:
+    """Say that axes were straightened, which moved voxels by up to `moved` of one; () if that is what rounding does."""
+    if moved <= _NOTED:
+        return ()
+    most = next(bound for bound in (0.01, 0.1, HALF) if moved < bound)  # few words for many scans
+    return (
+        "its axes are not quite at right angles: they are straightened, which moves voxels by less than "
+        f"{most:g} of one{masks}",
+    )
+
+
+def refuse_shear(path: Path, found: str, moved: float) -> NoReturn:
+    """Refuse axes that straightening would take to another place."""
+    found = f"{found}: at right angles, voxels would move by up to {moved:.2g} of one"
+    remedy = "resample it onto a straight grid, with the label the same way"
+    fail(path, found, "axes at right angles, within half a voxel", remedy, "geometry")
