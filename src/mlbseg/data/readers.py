@@ -38,7 +38,6 @@ SUFFIXES: dict[str, str] = {
     ".nrrd": "NRRD",
     ENDING: "NRRD",
     ".nhdr": "NRRD",
-    ENDING: "NRRD",
     ".mha": "MetaImage",
     ".mhd": "MetaImage",
     ".h5": "HDF5",
