@@ -181,6 +181,7 @@ def be_command(arguments: Sequence[str]) -> int:
 
 def hook(under: str, at: int, number: int, count: Path) -> None:
     """Count this process's changes in a folder, and kill it by a signal at one of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
     seen, counting = 0, os.open(count, os.O_WRONLY | os.O_APPEND)
 
     def hooked(call: Callable[..., Any], changes: Callable[..., bool]) -> Callable[..., Any]:

@@ -165,11 +165,15 @@ def test_a_faulty_scan_stops_no_other(supervised_run: Path, tmp_path: Path, scan
     (copy / "images" / "case_1.nii.gz").unlink()
     (copy / "images" / "case_2.nii.gz").write_bytes(b"no scan")
     run = with_root(supervised_run, tmp_path / "run", copy)
-    result = suggest(run)
+    with pytest.warns(UserWarning, match="case_2.nii.gz: changed since the run began"):
+        result = suggest(run)
     assert {fault.case_id for fault in result.faults} == {"case_1", "case_2"}
     assert {row.nearest_labelled for row in result.suggested} == {"case_0"}
     (copy / "images" / "case_0.nii.gz").write_bytes(b"no scan")
-    with pytest.raises(FaultsError, match="in the labelled scans"):
+    with (
+        pytest.warns(UserWarning, match="changed since the run began"),
+        pytest.raises(FaultsError, match="in the labelled scans"),
+    ):
         suggest(run)
 
 

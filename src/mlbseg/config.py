@@ -79,12 +79,12 @@ class TrainSettings(_Section):
     """How training goes."""
 
     lr: float = Field(
-        0.05, gt=0, le=1000, description="learning rate of stage 1 (and of supervised training)"
+        0.05, gt=0, le=1e38, description="learning rate of stage 1 (and of supervised training)"
     )
-    lr_bootstrap: float = Field(0.05, gt=0, le=1000, description="learning rate of stage 2")
+    lr_bootstrap: float = Field(0.05, gt=0, le=1e38, description="learning rate of stage 2")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, le=1000, description="of SGD")
-    clip: float = Field(1.0, gt=0, le=1e12, description="largest L2 norm of the gradient")
+    clip: float = Field(1.0, gt=0, le=1e38, description="largest L2 norm of the gradient")
     schedule: Literal["poly", "paper", "constant"] = Field(
         "poly", description="of the learning rate: poly falls to 0 within a stage, paper is 20 / (epoch + 20)"
     )
