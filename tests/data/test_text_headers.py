@@ -307,3 +307,11 @@ def test_headers_that_lie(path: str, content: bytes, words: str, tmp_path: Path)
     (tmp_path / path).write_bytes(content)
     with pytest.raises(ReadError, match=words):
         read_scan([tmp_path / path])
+
+
+def test_a_metaimage_of_no_axes(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.mha", noise(0))
+    kept = [line for line in path.read_bytes().split(b"\n") if not line.startswith(b"DimSize")]
+    path.write_bytes(b"\n".join(kept).replace(b"NDims = 3", b"NDims = 0"))
+    with pytest.raises(ReadError, match="0 axis, expected 2 or 3 axes"):
+        read_scan([path])

@@ -158,7 +158,7 @@ def test_nothing_of_an_earlier_export_stays_of_a_case_that_fails_now(
     moved = shutil.copytree(scans, tmp_path / "scans")
     broken = moved / "images" / "case_7.nii.gz"
     broken.write_bytes(broken.read_bytes()[:-500])
-    with pytest.warns(UserWarning, match="case_7.nii.gz: changed since the run began"):
+    with pytest.warns(UserWarning, match=r"case_7.nii.gz: changed since the run began"):
         done = export(run, tmp_path / "raw", "nnunet", data=moved, device="cpu", overwrite=True)
     assert [fault.case_id for fault in done.faults] == ["case_7"]
     expected = {"case_0", "case_1", "case_2", "case_4"}

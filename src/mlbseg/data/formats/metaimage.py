@@ -133,7 +133,7 @@ def _geometry(path: Path, fields: dict[str, str]) -> tuple[Geometry, tuple[str, 
     n = whole_numbers(path, "NDims", fields.get("NDims", ""))[0]
     if n != len(words):
         fail(path, f"damaged header (NDims = {n})", f"DimSize of {n} numbers", "write the file again")
-    size = whole_numbers(path, "DimSize", fields["DimSize"], n)
+    size = whole_numbers(path, "DimSize", " ".join(words), n)
     require_axes(path, size)
     spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1 " * n))
     origin = _alias(path, fields, "Offset", "Position", "Origin") or "0 " * n
