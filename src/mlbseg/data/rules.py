@@ -199,24 +199,34 @@ def require_holdable(
 
 
 def require_trainable(
-    channels: tuple[int, ...], patch: tuple[int, ...], batch: int, memory_bytes: int
+    weights: int,
+    network: str,
+    patch: tuple[int, ...],
+    channels: tuple[int, ...],
+    batch: int,
+    memory_bytes: int,
 ) -> None:
-    """Refuse a network or a batch of which a small part alone is more than all memory.
+    """Refuse a network or a batch of which a part alone is more than all memory.
+
+    Args:
+        weights: Of the network.
+        network: Its name.
+        patch: Voxels along each axis.
+        channels: Features per level.
+        batch: Clean patches per step.
+        memory_bytes: Memory of the device.
 
     Raises:
-        UserError: So it is: a convolution between two levels with its gradient, or one feature map of the batch.
+        UserError: So it is: the weights with their gradients, or what the clean patches save in half precision.
     """
-    weights = max(
-        8 * 3 ** len(patch) * a * b for a, b in zip(channels, channels[1:] or channels, strict=False)
-    )
-    maps = 4 * batch * math.prod(patch) * channels[0] // 2 ** len(patch)
-    for name, found, needed in (
-        ("network_channels", list(channels), weights),
-        ("patch_size", f"{shown(patch)}, with plan.batch_size {batch}", maps),
+    maps = step_bytes(network, patch, channels, batch, 0) // 4
+    for name, found, part, needed in (
+        ("network_channels", list(channels), f"the weights of {network} with their gradients", 8 * weights),
+        ("patch_size", f"{shown(patch)}, with plan.batch_size {batch}", "the feature maps", maps),
     ):
         if needed > memory_bytes:
             raise UserError(
-                f"plan.{name}: found {found}, of which a part alone takes {needed / 2**30:.3g} GiB, expected at most "
+                f"plan.{name}: found {found}, of which {part} alone take {needed / 2**30:.3g} GiB, expected at most "
                 f"{memory_bytes / 2**30:.3g} GiB (make it smaller)"
             )
 
