@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from data.broken import BROKEN
 from mlbseg import cli
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
+from mlbseg.errors import UserError
 from mlbseg.progress import StepProgress
 
 SHORT = [v for text in (*TINY, "steps=4") for v in ("-o", text)]
@@ -564,8 +566,15 @@ def test_ctrl_c_ends_with_130(scans: Path, command: Command, monkeypatch: pytest
 
     monkeypatch.setattr("mlbseg.data.cases.find_cases", interrupted)
     outcome = command("check", scans)
-    assert (outcome.code, outcome.out, outcome.err) == (130, "", "error: interrupted\n")
-    assert command("check", scans, "--json").json == {"error": "interrupted", "faults": []}
+    assert (outcome.code, outcome.out, outcome.err) == (
+        130,
+        "",
+        "error: interrupted; what was written is whole\n",
+    )
+    assert command("check", scans, "--json").json == {
+        "error": "interrupted; what was written is whole",
+        "faults": [],
+    }
 
 
 def test_names_of_cases_are_no_markup_on_a_terminal() -> None:
@@ -590,3 +599,20 @@ def test_a_log_gets_a_line_at_the_end_and_silence_none() -> None:
 def test_help_answers_without_loading_torch() -> None:
     script = "import sys; from mlbseg import cli; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_warning_is_a_line_without_its_place_in_the_source(
+    scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("the cache\x1b[2J is damaged", stacklevel=1)
+        raise UserError("and that was it")
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("mlbseg.data.cases.find_cases", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *a, **_: sys.stderr.write(warnings.formatwarning(*a[:4]))
+        done = command("check", scans)
+    assert done.err == "warning: the cache\\x1b[2J is damaged\nerror: and that was it\n"
+    assert warnings.formatwarning is usual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import Command
 from mlbseg import launch as module
 from mlbseg.errors import UserError
 from mlbseg.launch import Killed, Signalled, launch, speaks, started
@@ -63,10 +65,28 @@ def test_a_users_fault_in_one_is_raised_and_ends_the_others(
     assert [fault.case_id for fault in caught.value.faults] == ["c"]
 
 
-def test_a_fault_of_ours_keeps_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError, match="rank 1 of 2 failed; its traceback is above"):
+def test_a_fault_of_ours_is_raised_with_its_traceback_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(RuntimeError, match="rank 1 of 2 failed: ZeroDivisionError: ours") as caught:
         launch("launched:crash", {}, 2)
-    assert "ZeroDivisionError: ours" in capfd.readouterr().err
+    assert "\n" not in str(caught.value)
+    assert re.search(r"launched\.py.*in crash.*ZeroDivisionError: ours", caught.value.__notes__[0], re.DOTALL)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_fault_of_ours_in_a_rank_ends_a_command_with_one_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
+) -> None:
+    monkeypatch.setattr("mlbseg.training.train", lambda *_, **__: launch("launched:crash", {}, 2))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = command("train", "--resume", tmp_path, "--devices", "2")
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert done.err.startswith(
+        "error: internal error (RuntimeError: rank 1 of 2 failed: ZeroDivisionError: ours); "
+    )
+    (file,) = tmp_path.glob("mlbseg-error-*.txt")
+    assert 'raise ZeroDivisionError("ours")' in file.read_text()
 
 
 def test_a_killed_process_is_named_and_ends_the_others(capfd: pytest.CaptureFixture[str]) -> None:

@@ -224,7 +224,7 @@ def evaluate(
             left_out[case] = leave_out(prediction, reference, unknown)
             values = _values(reference)
             in_references |= values
-            stray[case] = _values(prediction)
+            stray[case] = _values(prediction) - ({unknown} if unknown is not None else set())
             # A class that both masks lack needs no look; it is filled in when all cases' classes are known.
             chosen = values | stray[case] if classes is None else set(classes)
             scored[case] = score_classes(prediction, reference, spacing, sorted(chosen))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -70,7 +71,7 @@ def launch(function: str, arguments: Mapping[str, Any], count: int) -> list[Any]
         UserError: that of a process that failed.
         Killed: if one ended without a word.
         Signalled: on SIGINT or SIGTERM, when all have ended.
-        RuntimeError: if one failed by a fault of ours; its traceback was printed.
+        RuntimeError: if one failed by a fault of ours; its traceback is the error's note.
     """
     from torch import get_num_threads
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -176,9 +177,14 @@ def _raise_failure(codes: Sequence[int], reports: Sequence[Mapping[str, Any]], k
             name = signal.Signals(-code).name
             hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
             raise Killed(f"rank {index} of {len(codes)} was killed ({name}{hint}), which ended the others")
+    for index, report in enumerate(reports):
+        if "crash" in report:
+            failed = RuntimeError(f"rank {index} of {len(codes)} failed: {report['crash']['what']}")
+            failed.add_note(report["crash"]["traceback"])
+            raise failed
     for index, code in enumerate(codes):
         if code > 0 and "error" not in reports[index]:
-            raise RuntimeError(f"rank {index} of {len(codes)} failed; its traceback is above")
+            raise RuntimeError(f"rank {index} of {len(codes)} failed with exit code {code}")
     if errors:
         raise Killed(errors[0]["message"])
 
@@ -206,6 +212,10 @@ def main() -> None:
                 "other": isinstance(error, OtherRank),
             }
         }
+    except Exception as error:  # a fault of ours: the one that launched this raises it, as if it were its own
+        code = 1
+        trace = "".join(traceback.format_exception(error, limit=-50))
+        report = {"crash": {"what": f"{type(error).__name__}: {error}", "traceback": trace}}
     write_atomic(folder / f"{os.environ['RANK']}.json", json.dumps(report).encode())
     sys.exit(code)
 

@@ -57,12 +57,15 @@ class Builder:
         min_levels: The least number of `channels`.
         max_levels: The greatest number of `channels`; None for no bound.
         halvings: How often the network halves its input; None for once between each two levels, or as `strides` say.
+        counted_at: The first of the `channels` at which weights are counted, where a network cannot be built without
+            memory; they grow with its square. None where it can.
     """
 
     build: Callable[[int, int, int, tuple[int, ...], Strides, float], nn.Module]
     min_levels: int = 1
     max_levels: int | None = None
     halvings: int | None = None
+    counted_at: int | None = None
 
 
 def make_network(
@@ -124,6 +127,37 @@ def make_network(
         if type(module) in _SAFE:
             module.__class__ = _SAFE[type(module)]
     return network
+
+
+def count_weights(
+    name: str, *, ndim: int, in_channels: int, num_classes: int, channels: Sequence[int]
+) -> int:
+    """Return how many weights a network would have, without the memory or the time to build it.
+
+    Args:
+        name: As for `make_network`, like the rest.
+        ndim: Number of spatial dimensions.
+        in_channels: Channels of the image.
+        num_classes: Classes, background among them.
+        channels: Feature maps at each level.
+
+    Raises:
+        UserError: The name is unknown, or the network cannot be built for these arguments.
+    """
+    builder = _lookup(name)
+    widths = tuple(channels)
+    _check_channels(name, builder, widths)
+    if builder.counted_at is None:
+        with torch.device("meta"):  # shapes alone
+            halved = ((2,) * ndim,) * (len(widths) - 1)  # the weights are the same for any strides
+            return _weights(builder.build(ndim, in_channels, num_classes, widths, halved, 0.0))
+    with torch.random.fork_rng(devices=[]):
+        small = builder.build(ndim, in_channels, num_classes, (builder.counted_at,), (), 0.0)
+    return int(_weights(small) * (widths[0] / builder.counted_at) ** 2)
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in network.parameters())
 
 
 def required_multiple(name: str, channels: Sequence[int], strides: Sequence[Sequence[int]] = ()) -> int:
@@ -398,7 +432,7 @@ NETWORKS: dict[str, Builder] = {
     "vnet": Builder(_VNet, halvings=4),
     "vnet3": Builder(_vnet3, halvings=4),
     "dynunet": Builder(_dynunet, min_levels=3),
-    "swin-unetr": Builder(_swin_unetr, halvings=5),
+    "swin-unetr": Builder(_swin_unetr, halvings=5, counted_at=12),
 }
 """The networks, and what each makes of `channels`:
 

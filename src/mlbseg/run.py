@@ -31,7 +31,7 @@ from mlbseg.files import write_atomic
 from mlbseg.memory import free_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.weighing import Weighing
-from mlbseg.nets import make_network
+from mlbseg.nets import count_weights, make_network
 from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
@@ -226,7 +226,12 @@ def _require_numbers(path: Path, found: Mapping[str, Tensor], expected: Mapping[
 
 
 def make_student(plan: Plan, config: Config) -> nn.Module:
-    """Return an untrained network as the plan wants it, drawn from the configuration's seed."""
+    """Return an untrained network as the plan wants it, drawn from the configuration's seed.
+
+    Raises:
+        UserError: if it cannot be built, or its weights are more than the memory that is free.
+    """
+    _require_room(plan)
     cpu = torch.device("cpu")
     with forked_random(cpu):
         seed_random(config.seed, cpu)
@@ -240,6 +245,21 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             patch_size=plan.patch_size,
             norm=config.train.norm,
             dropout=config.train.dropout,
+        )
+
+
+def _require_room(plan: Plan) -> None:
+    weights = count_weights(
+        plan.network,
+        ndim=plan.ndim,
+        in_channels=plan.channels,
+        num_classes=plan.num_classes,
+        channels=plan.network_channels,
+    )
+    if (needed := 4 * weights) > (free := free_memory()):
+        raise UserError(
+            f"plan.network_channels: found {list(plan.network_channels)}, with which {plan.network} takes "
+            f"{needed / 2**30:.3g} GiB, expected at most the {free / 2**30:.3g} GiB of memory that are free"
         )
 
 

@@ -222,7 +222,7 @@ def _audited(folder: Path) -> set[str]:
         if not (folder / CASES).is_file():
             return set()
         with (folder / CASES).open(newline="", encoding="utf-8") as file:
-            return {row["case"].removeprefix("'") for row in csv.DictReader(file)}
+            return {(row["case"] or "").removeprefix("'") for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):
         return set()
 

@@ -145,4 +145,4 @@ def write_csv(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[s
     writer.writeheader()
     for row in rows:
         writer.writerow({k: harmless(v) if isinstance(v, str) else v for k, v in row.items()})
-    write_atomic(path, text.getvalue().encode())
+    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))

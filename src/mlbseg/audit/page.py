@@ -70,7 +70,7 @@ def write_page(path: Path, result: Audit, sights: Iterable[tuple[str, Sight]], *
         subtitle="Which labels to look at first. A low trust is a reason to look, not a verdict.",
         facts=facts,
     )
-    write_atomic(path, page.encode())
+    write_atomic(path, page.encode(errors="backslashreplace"))
 
 
 def _cases(result: Audit) -> Markup:

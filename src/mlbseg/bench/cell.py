@@ -37,6 +37,7 @@ BUSY = 75
 
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class _Outcome:
     jaccard: _Number | None = None
     hd95_mm: _Number | None = None
     assd_mm: _Number | None = None
-    no_distance: int = 0
-    steps: int = 0
+    no_distance: _Count = 0
+    steps: _Count = 0
     seconds: _Number | None = None
     seconds_per_step: _Number | None = None
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: _Count = 0
     device: str = ""
     processor: str = ""
-    threads: int = 0
+    threads: _Count = 0
     host: str = ""
 
 

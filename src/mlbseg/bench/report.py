@@ -44,7 +44,7 @@ def write_tables(folder: Path, results: Results) -> None:
         UserError: if one cannot be written.
     """
     write_csvs(folder, results)
-    write_atomic(folder / "table.md", markdown(results).encode())
+    write_atomic(folder / "table.md", markdown(results).encode(errors="backslashreplace"))
     figure = draw(results)
     pictures = {kind: _picture(figure, kind) for kind in ("png", "svg")}
     for kind, content in pictures.items():

@@ -229,7 +229,7 @@ def write_csvs(folder: Path, results: Results) -> None:
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _plain(row.get(name)) for name in columns} for row in rows)
-        write_atomic(folder / name, text.getvalue().encode())
+        write_atomic(folder / name, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -76,6 +77,22 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # What the terminal's encoding lacks is escaped; it would be an error in the middle of a table.
             stream.reconfigure(errors="backslashreplace")
+    usual = warnings.formatwarning
+    warnings.formatwarning = _warning_line
+    try:
+        _run()
+    finally:
+        warnings.formatwarning = usual
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as users read it: without the place in the source that gave it."""
+    return f"warning: {printable(str(message))}\n"
+
+
+def _run() -> NoReturn:
     try:
         arguments = sys.argv[1:]
         if arguments[:1] == ["bench"]:
@@ -104,7 +121,7 @@ def main() -> None:
     except Exception as error:
         _fail(crash_message(error, _command(arguments)), 1)
     if code == _INTERRUPTED:
-        _fail("interrupted", _INTERRUPTED)
+        _fail("interrupted; what was written is whole", _INTERRUPTED)
     sys.exit(code)
 
 
@@ -412,7 +429,7 @@ def evaluate(
     if page is not None:
         print_line(f"report: {page}")
     if result.faults:
-        raise FaultsError(result.faults, str(predictions), "the other cases were scored")
+        raise FaultsError(result.faults, str(predictions), "the table has what could be scored")
 
 
 @app.command()

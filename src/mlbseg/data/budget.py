@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mlbseg.data.fingerprint import Fingerprint
 from mlbseg.data.geometry import shown
 from mlbseg.data.rules import Reasoned, own_spacing
+from mlbseg.errors import UserError
 from mlbseg.nets import ANISOTROPIC, Strides, side_multiples
 from mlbseg.types import Role
 
@@ -272,6 +273,41 @@ def step_bytes(
         features += width / coarser
         coarser *= math.prod(strides[level]) if level < len(strides) else 2 ** len(patch)
     return int(2 * 4 * math.prod(patch) * features * SAVED_MAPS.get(network, 48) * batch * (1 + views))
+
+
+def require_trainable(
+    weights: int,
+    network: str,
+    patch: tuple[int, ...],
+    channels: tuple[int, ...],
+    strides: Strides,
+    batch: int,
+    memory_bytes: int,
+) -> None:
+    """Refuse a network or a batch of which a part alone is more than all memory.
+
+    Args:
+        weights: Of the network.
+        network: Its name.
+        patch: Voxels along each axis.
+        channels: Features per level.
+        strides: By how much each axis is divided between levels.
+        batch: Clean patches per step.
+        memory_bytes: Memory of the device.
+
+    Raises:
+        UserError: So it is: the weights with their gradients, or what the clean patches save in half precision.
+    """
+    maps = step_bytes(network, patch, channels, batch, 0, strides) // 4
+    for name, found, part, needed in (
+        ("network_channels", list(channels), f"the weights of {network} with their gradients", 8 * weights),
+        ("patch_size", f"{shown(patch)}, with plan.batch_size {batch}", "the feature maps", maps),
+    ):
+        if needed > memory_bytes:
+            raise UserError(
+                f"plan.{name}: found {found}, of which {part} alone take {needed / 2**30:.3g} GiB, expected at most "
+                f"{memory_bytes / 2**30:.3g} GiB (make it smaller)"
+            )
 
 
 def decide_patch_size(

@@ -84,7 +84,8 @@ def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
     if is_file(root):
         if root.suffix.lower() not in (".csv", ".json"):
             raise UserError(
-                f"{root}: a file that is no datalist; expected a folder, or a .csv or .json datalist"
+                f"{root}: a file that is no datalist; expected a folder, or a .csv or .json datalist (of scans, give "
+                "the folder that holds images/ and labels/)"
             )
         found, folder = read_datalist(root), root.parent
     else:

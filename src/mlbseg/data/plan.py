@@ -32,7 +32,7 @@ from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import is_orientation
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError, nearest
-from mlbseg.nets import side_multiples
+from mlbseg.nets import count_weights, side_multiples
 
 __all__ = ["CaseFacts", "Fingerprint", "Intensity", "Plan", "fingerprint", "make_plan"]
 
@@ -199,8 +199,16 @@ def make_plan(
     decide("flip_axes", rules.decide_flip_axes, facts)
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
-    if desk.overrides.keys() & {"network", "network_channels", "patch_size", "batch_size"}:
-        rules.require_trainable(plan.network_channels, plan.patch_size, plan.batch_size, memory_bytes)
+    if desk.overrides.keys() & {"network_channels", "patch_size", "batch_size"}:
+        weights = count_weights(
+            plan.network,
+            ndim=plan.ndim,
+            in_channels=plan.channels,
+            num_classes=plan.num_classes,
+            channels=plan.network_channels,
+        )
+        net = (plan.network, plan.patch_size, plan.network_channels, plan.network_strides)
+        limits.require_trainable(weights, *net, plan.batch_size, memory_bytes)
     return plan
 
 

@@ -72,7 +72,8 @@ def prepare_scan(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Frame
     if (ndim, channels) != (plan.scan_ndim, plan.channels):
         raise UserError(
             f"the scan is {ndim}D with {channels} channel(s), "
-            f"expected {plan.scan_ndim}D with {plan.channels} as in training"
+            f"expected {plan.scan_ndim}D with {plan.channels} as in training "
+            "(give scans of the kind that was trained on)"
         )
     if not all(np.isfinite(channel.min()) and np.isfinite(channel.max()) for channel in scan.array):
         raise UserError("the scan holds NaN or infinite values, expected numbers (replace them in the file)")

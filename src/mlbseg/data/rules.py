@@ -176,29 +176,6 @@ def require_holdable(
         )
 
 
-def require_trainable(
-    channels: tuple[int, ...], patch: tuple[int, ...], batch: int, memory_bytes: int
-) -> None:
-    """Refuse a network or a batch of which a small part alone is more than all memory.
-
-    Raises:
-        UserError: So it is: a convolution between two levels with its gradient, or one feature map of the batch.
-    """
-    weights = max(
-        8 * 3 ** len(patch) * a * b for a, b in zip(channels, channels[1:] or channels, strict=False)
-    )
-    maps = 4 * batch * math.prod(patch) * channels[0] // 2 ** len(patch)
-    for name, found, needed in (
-        ("network_channels", list(channels), weights),
-        ("patch_size", f"{shown(patch)}, with plan.batch_size {batch}", maps),
-    ):
-        if needed > memory_bytes:
-            raise UserError(
-                f"plan.{name}: found {found}, of which a part alone takes {needed / 2**30:.3g} GiB, expected at most "
-                f"{memory_bytes / 2**30:.3g} GiB (make it smaller)"
-            )
-
-
 def decide_flip_axes(facts: Fingerprint) -> Reasoned[tuple[int, ...]]:
     """None in 3D, all in 2D."""
     if facts.scan_ndim == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class Split:
         """
         split = validate(TypeAdapter(cls), dict(record), where)
         ids = [*split.clean, *split.noisy, *split.unlabelled, *split.validation, *split.test]
-        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+        twice = sorted(name for name, count in Counter(ids).items() if count > 1)
         if twice:
             raise UserError(f"{where}: {', '.join(twice[:5])} in two lists, expected each case in one")
         return split

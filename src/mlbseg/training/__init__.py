@@ -97,7 +97,10 @@ def train(
                 "allow_empty": allow_empty or None,
             }  # fmt: skip
             if given := [name for name, value in choices.items() if value is not None]:
-                raise UserError(f"--resume continues {root} as it was begun, found also: {', '.join(given)}")
+                raise UserError(
+                    f"--resume continues {root} as it was begun, found also: {', '.join(given)} "
+                    "(leave them out; the run knows its data, settings and cache)"
+                )
             run = Run.open(root)
             require_shares(run.plan, run.config, count, begun=True)
             return root
