@@ -23,6 +23,7 @@ from mlbseg.data.check import check
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import make_plan
 from mlbseg.data.preprocess import UNKNOWN, prepare_label
+from mlbseg.data.structures import structures
 from mlbseg.errors import UserError
 from mlbseg.evaluation import evaluate
 from mlbseg.export import export
@@ -81,6 +82,10 @@ def test_the_value_is_no_class_anywhere(data: Path) -> None:
     assert result.summary["per_case"][0]["unknown"] == OPEN_VOXELS
     facts = fingerprint(dataset.cases)
     assert facts.label_values() == (0, 1, 2)
+    label[OPEN] = 0
+    drawn = structures(label.astype(np.int32), Geometry.identity(SIZE[::-1]))
+    assert facts.cases[0].structures == drawn
+    assert [structure.value for structure in drawn] == [1, 2]
     known = image[: label.shape[0], 6:][label[:, 6:] > 0]
     assert facts.cases[0].foreground[0] is not None
     assert facts.cases[0].foreground[0].mean == pytest.approx(float(known.mean()))

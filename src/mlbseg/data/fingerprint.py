@@ -203,10 +203,10 @@ def _case_facts(case: Case, *, measure: bool) -> CaseFacts:
         values, counts = np.unique(label, return_counts=True)
         voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != case.unknown}
         if case.role == Role.CLEAN:
-            mask = (label > 0) & (label != case.unknown)  # `!= None` is everywhere true
-            foreground = tuple(Intensity.of(channel[mask]) for channel in scan.array)
-        if measure:
-            shown = structures(label, scan.geometry)
+            # What the label leaves open is no structure; compared with None, no voxel is left open.
+            drawn = np.where(label == case.unknown, 0, label)
+            foreground = tuple(Intensity.of(channel[drawn > 0]) for channel in scan.array)
+            shown = structures(drawn, scan.geometry) if measure else ()
     return CaseFacts(
         id=case.id,
         role=case.role,
