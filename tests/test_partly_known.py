@@ -221,6 +221,20 @@ def test_an_audit_judges_known_voxels_only(data: Path, run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_open_voxels_cast_no_doubt_on_their_neighbours(data: Path, run: Path, tmp_path: Path) -> None:
+    """A label that is open in a part is trusted beside it at least as much as where that part is drawn."""
+    maps = {}
+    for name, spoilt in (("drawn", False), ("open", True)):
+        root = write_nnunet(tmp_path / name, spoilt=spoilt)
+        done = audit(run, labels=root / "labelsTr", out=tmp_path / f"audit of {name}")
+        assert not done.faults
+        paths = sorted((done.out / "trust").iterdir())
+        maps[name] = np.stack([sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths])
+    assert maps["drawn"].shape == (4, *SIZE)
+    assert (maps["open"] >= maps["drawn"] - 1e-5).all()
+
+
+@pytest.mark.slow
 def test_a_report_scores_known_voxels_only(run: Path, tmp_path: Path) -> None:
     page = report(run, tmp_path / "page.html", device="cpu")
     assert (

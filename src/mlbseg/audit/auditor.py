@@ -117,7 +117,7 @@ class Auditor:
                 with one_case(case.id, [], "audit"):  # `judge` meets it again, and it is named
                     image, label, known, _, _ = self._prepared(case)
                     evidence = self._evidence(image, label)
-                    squares.append(float(np.mean(evidence.alignment.astype(np.float64) ** 2)))
+                    squares.append(float(np.mean(evidence.alignment[known].astype(np.float64) ** 2)))
                     yield evidence.probability[:, known], label[known]
 
         self.thresholds = class_thresholds(pairs(), self.plan.num_classes)
@@ -131,9 +131,10 @@ class Auditor:
         """
         image, label, known, frame, given = self._prepared(case)
         evidence = self._evidence(image, label)
-        # What the label leaves open is not judged: there is nothing to doubt.
-        trust = np.where(known, self._trust(evidence, label), np.float32(1))
-        predicted = np.where(known, evidence.probability.argmax(0), 0).astype(np.uint8)
+        likeliest = evidence.probability.argmax(0).astype(np.uint8)
+        # What the label leaves open is not judged, and casts no doubt on its neighbours: there it agrees.
+        trust = np.where(known, self._trust(evidence, np.where(known, label, likeliest)), np.float32(1))
+        predicted = np.where(known, likeliest, 0)
         values = np.asarray(self.plan.label_values, np.min_scalar_type(max(self.plan.label_values)))
         voxel = float(np.prod(frame.grid.spacing))
         smallest = 3**label.ndim * voxel if self.smallest is None else self.smallest
