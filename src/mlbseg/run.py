@@ -31,7 +31,7 @@ from mlbseg.files import write_atomic
 from mlbseg.memory import free_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.weighing import Weighing
-from mlbseg.nets import count_weights, make_network
+from mlbseg.nets import make_network
 from mlbseg.types import Case
 
 WEIGHTS = "model.safetensors"
@@ -249,14 +249,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
 
 
 def _require_room(plan: Plan) -> None:
-    weights = count_weights(
-        plan.network,
-        ndim=plan.ndim,
-        in_channels=plan.channels,
-        num_classes=plan.num_classes,
-        channels=plan.network_channels,
-    )
-    if (needed := 4 * weights) > (free := free_memory()):
+    if (needed := 4 * plan.count_weights()) > (free := free_memory()):
         raise UserError(
             f"plan.network_channels: found {list(plan.network_channels)}, with which {plan.network} takes "
             f"{needed / 2**30:.3g} GiB, expected at most the {free / 2**30:.3g} GiB of memory that are free"

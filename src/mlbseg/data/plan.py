@@ -112,6 +112,20 @@ class Plan:
         """Number of classes, background among them."""
         return len(self.label_values)
 
+    def count_weights(self) -> int:
+        """Return how many weights its network has, without building it; see `mlbseg.nets.count_weights`.
+
+        Raises:
+            UserError: The network cannot be built.
+        """
+        return count_weights(
+            self.network,
+            ndim=self.ndim,
+            in_channels=self.channels,
+            num_classes=self.num_classes,
+            channels=self.network_channels,
+        )
+
     @property
     def structures(self) -> dict[int, str]:
         """Name of each class's value, background left out."""
@@ -200,15 +214,8 @@ def make_plan(
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
     if desk.overrides.keys() & {"network_channels", "patch_size", "batch_size"}:
-        weights = count_weights(
-            plan.network,
-            ndim=plan.ndim,
-            in_channels=plan.channels,
-            num_classes=plan.num_classes,
-            channels=plan.network_channels,
-        )
         net = (plan.network, plan.patch_size, plan.network_channels, plan.network_strides)
-        limits.require_trainable(weights, *net, plan.batch_size, memory_bytes)
+        limits.require_trainable(plan.count_weights(), *net, plan.batch_size, memory_bytes)
     return plan
 
 

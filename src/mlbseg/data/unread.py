@@ -9,8 +9,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from mlbseg.data.places import entries
 from mlbseg.data.readers import SUFFIXES, suffix
-from mlbseg.errors import Fault, UserError
+from mlbseg.errors import Fault
 from mlbseg.types import Case
 
 NOT_A_SCAN = "not a scan, ignored"
@@ -23,9 +24,9 @@ _HEADERS = (".mhd", ".nhdr")
 _CHANNEL = re.compile(r"_\d{4}$")
 
 
-def unread(entries: Iterable[Path]) -> list[Path]:
+def unread(listed: Iterable[Path]) -> list[Path]:
     """Return the files of a folder that are no scans, nor the pixels of one."""
-    files = [path for path in entries if not path.is_dir()]
+    files = [path for path in listed if not path.is_dir()]
     detached = any(suffix(path) in _HEADERS for path in files)
     return [path for path in files if not suffix(path) and not _is_pixels(path, detached)]
 
@@ -50,11 +51,7 @@ def passed_over(folder: Path) -> tuple[Fault, ...]:
     Raises:
         UserError: If it cannot be listed.
     """
-    try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
-    return tuple(note(path) for path in unread(entries))
+    return tuple(note(path) for path in unread(entries(folder)))
 
 
 def judged(
