@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from mlbseg.data.readers import write_image, write_label
@@ -381,3 +382,17 @@ def test_real_labels_agree_with_themselves(realdata: Path, tmp_path: Path) -> No
     assert result.mean_dice == 1
     assert list(result.classes) == [1, 2]
     assert len(result.not_predicted) > 100
+
+
+def test_a_reference_that_states_no_spacing_is_measured_in_its_masks(tmp_path: Path) -> None:
+    label = np.zeros((4, 8, 8), np.uint8)
+    label[1:3, 2:6, 2:6] = 1
+    for folder in ("masks", "labels"):
+        (tmp_path / folder).mkdir()
+    pages = [Image.fromarray(page) for page in label]
+    pages[0].save(tmp_path / "labels" / "a.tif", save_all=True, append_images=pages[1:])
+    moved = np.roll(label, 2, axis=2)
+    write_label(tmp_path / "masks" / "a.tif", moved, Geometry.identity((8, 8, 4), (3.0, 3.0, 5.0)))
+    (row,) = evaluate(tmp_path / "masks", tmp_path / "labels").rows
+    assert row.scores.hd95_voxels == pytest.approx(2)
+    assert row.scores.hd95_mm == pytest.approx(6)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from mlbseg.data.geometry import Part, onto
+from mlbseg.data.geometry import Incomplete, onto
 from mlbseg.data.grey import find_greys, grey_fault
 from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.places import is_file, is_folder
@@ -307,7 +307,7 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
     """
     predicted, geometry = read_label(prediction)
     expected, reference_geometry = read_label(reference)
-    if isinstance(reference_geometry, Part):
+    if isinstance(reference_geometry, Incomplete):
         expected = onto(
             expected, reference_geometry, geometry, where=reference.name, whose="the mask", case_id=case
         )

@@ -29,11 +29,15 @@ HALF = 0.5
 """Voxels by which straightening may move the voxel that it moves most."""
 
 
-class Unscaled(Geometry):
+class Incomplete(Geometry):
+    """The geometry of a label whose file does not say all of it: the rest is its image's, or its mask's."""
+
+
+class Unscaled(Incomplete):
     """The geometry of a label whose file does not say how far apart its voxels are: it fits an image of any spacing."""
 
 
-class Part(Geometry):
+class Part(Incomplete):
     """The geometry of a label that may cover a part of its image alone, such as 3D Slicer's; the rest is background."""
 
 

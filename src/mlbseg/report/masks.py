@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlbseg.data.cases import find_scans
-from mlbseg.data.geometry import Part, onto
+from mlbseg.data.geometry import Incomplete, onto
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, leave_out, mask_files
@@ -91,7 +91,7 @@ def _subject(
 ) -> Subject:
     label, geometry = read_label(expected)
     mask, lattice = read_label(predicted)
-    if isinstance(geometry, Part):
+    if isinstance(geometry, Incomplete):
         label, geometry = onto(label, geometry, lattice, where=expected.name, whose="the mask"), lattice
     mask = onto(mask, lattice, geometry, where=predicted.name, whose="in its reference", case_id=name)
     leave_out(mask, label, unknown)
