@@ -20,8 +20,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import rankdata
 
-from mlbseg.audit import Audit, audit
-from mlbseg.audit.trust import WAYS
+from mlbseg.apps.audit import Audit, audit
+from mlbseg.apps.audit.trust import WAYS
 from mlbseg.data.cases import find_cases
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.types import Role

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from mlbseg import predict
+from mlbseg.apps.export import export
 from mlbseg.data.readers import read_label
-from mlbseg.export import export
 
 if __name__ == "__main__":
     run, scans = map(Path, sys.argv[1:3])

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from weight_evidence import copy_run
 
-from mlbseg import checkpoints
 from mlbseg.core.directional import directional_derivative, loss_and_gradient
 from mlbseg.core.losses import cross_entropy_map, supervised_loss, widened
 from mlbseg.core.metaweights import alignment
 from mlbseg.core.scope import parameters_in_scope
 from mlbseg.core.views import draw_views
-from mlbseg.run import Run, make_student
+from mlbseg.runs import Run, checkpoints, make_student
 from mlbseg.training.stages import Training
 from mlbseg.types import Batch
 

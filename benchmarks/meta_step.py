@@ -70,7 +70,7 @@ def measure(
     from torch.utils.flop_counter import FlopCounterMode
 
     import mlbseg.methods.mlb
-    import mlbseg.nets  # noqa: F401
+    import mlbseg.networks  # noqa: F401
 
     before = peak()
     cuda = device.startswith("cuda")
@@ -105,7 +105,7 @@ def _method(name: str, setting: dict[str, Any], device: Any) -> Any:
     import torch
 
     from mlbseg.methods.mlb import MLB
-    from mlbseg.nets import make_network
+    from mlbseg.networks import make_network
 
     torch.manual_seed(0)
     ndim = len(setting["shape"])

@@ -14,9 +14,9 @@ import time
 
 import torch
 
+from mlbseg.device import autocast
 from mlbseg.methods import METHODS, Method, find_method
-from mlbseg.nets import make_network
-from mlbseg.run import autocast
+from mlbseg.networks import make_network
 from mlbseg.types import Batch
 
 

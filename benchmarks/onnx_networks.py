@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 import torch
 
+from mlbseg.apps.export.onnx import FIXED_SIZE, to_onnx
 from mlbseg.data.plan import Plan
-from mlbseg.export.onnx import FIXED_SIZE, to_onnx
-from mlbseg.nets import NETWORKS, NORMS, make_network, required_multiple
+from mlbseg.networks import NETWORKS, NORMS, make_network, required_multiple
 
 CHANNELS = {
     "unet": (4, 8, 8),

@@ -4,7 +4,7 @@
     mlbseg evaluate masks-b/ labels/ --out b.csv
     python benchmarks/paired.py --first a.csv --second b.csv     # several of each, in the same order: seeds
 
-A case's Dice is the mean over its classes, and over the seeds; see `mlbseg.bench.statistics.difference`.
+A case's Dice is the mean over its classes, and over the seeds; see `mlbseg.apps.bench.statistics.difference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from mlbseg.bench.statistics import difference, of_seeds
+from mlbseg.apps.bench.statistics import difference, of_seeds
 
 
 def main() -> None:

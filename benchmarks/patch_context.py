@@ -19,7 +19,7 @@ import torch
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.records import read_record
-from mlbseg.run import Run
+from mlbseg.runs import Run
 from mlbseg.types import Role
 from mlbseg.windows import predict_grid
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mlbseg.apps.export.nnunet import confidence
 from mlbseg.data.cases import find_cases
 from mlbseg.data.preprocess import restore_label
 from mlbseg.data.readers import read_label
 from mlbseg.data.records import read_record
-from mlbseg.export.nnunet import confidence
 from mlbseg.metrics import dice
-from mlbseg.run import Run
+from mlbseg.runs import Run
 from mlbseg.windows import case_probability
 
 THRESHOLDS = (0.6, 0.7, 0.8, 0.9, 0.95)

@@ -24,13 +24,13 @@ import torch
 from scipy import stats
 
 import mlbseg
+from mlbseg.apps.suggest import suggest
+from mlbseg.apps.suggest.choose import RULES
 from mlbseg.data.cases import find_cases
 from mlbseg.data.records import read_record, write_record
 from mlbseg.evaluation import evaluate
 from mlbseg.inference import predict
-from mlbseg.run import Run
-from mlbseg.suggest import suggest
-from mlbseg.suggest.choose import RULES
+from mlbseg.runs import Run
 
 BASE = "base"
 LEVEL = 0.95
@@ -169,7 +169,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=40, help="test cases (default: 40)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--draws", type=int, default=2, help="random choices for each seed (default: 2)")
-    parser.add_argument("--rules", nargs="*", default=list(RULES), choices=RULES, help="of `mlbseg.suggest`")
+    parser.add_argument(
+        "--rules", nargs="*", default=list(RULES), choices=RULES, help="of `mlbseg.apps.suggest`"
+    )
     parser.add_argument("-o", "--override", action="append", default=[], help="key=value, for all trainings")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from weight_evidence import COLUMNS, Direction, Probe
 
-from mlbseg import checkpoints
 from mlbseg.core.losses import cross_entropy_map, soft_dice_loss, supervised_loss
 from mlbseg.core.scope import parameters_in_scope
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.methods.mlb import MLB
-from mlbseg.run import Run, make_student
+from mlbseg.runs import Run, checkpoints, make_student
 from mlbseg.types import Case
 
 MANY = 12

@@ -43,7 +43,6 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 import mlbseg
-from mlbseg import checkpoints
 from mlbseg.config import load_config
 from mlbseg.core.directional import directional_derivative
 from mlbseg.core.losses import cross_entropy_map, residual_map
@@ -52,7 +51,7 @@ from mlbseg.core.views import draw_views
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.methods import mlb
-from mlbseg.run import Run
+from mlbseg.runs import Run, checkpoints
 from mlbseg.types import Batch, Losses, Role
 
 output_and_tangent = mlb.output_and_tangent  # the method's own, before the probe stands in its place

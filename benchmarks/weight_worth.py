@@ -28,7 +28,7 @@ from mlbseg.data.cases import find_cases
 from mlbseg.evaluation import evaluate
 from mlbseg.inference import predict
 from mlbseg.methods.mlb import MLB
-from mlbseg.run import Run
+from mlbseg.runs import Run
 from mlbseg.training.stages import Training
 from mlbseg.types import Batch, Case, Role
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlbseg.bench import bench
+from mlbseg.apps.bench import bench
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
 

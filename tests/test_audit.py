@@ -14,8 +14,8 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import mlbseg
 from blocks import TINY, write_case
 from conftest import Command
-from mlbseg.audit import audit
-from mlbseg.audit.trust import WAYS
+from mlbseg.apps.audit import audit
+from mlbseg.apps.audit.trust import WAYS
 from mlbseg.data.planted import plant_error
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.inference import predict

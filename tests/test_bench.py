@@ -21,17 +21,17 @@ from rich.console import Console
 
 from blocks import TINY
 from conftest import Command
-from mlbseg.bench import bench, workers
-from mlbseg.bench.cell import BUSY, lock_of, outcome, run_cell
-from mlbseg.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
-from mlbseg.bench.record import Setup
-from mlbseg.bench.setup import Request, begin, load_settings
+from mlbseg.apps.bench import bench, workers
+from mlbseg.apps.bench.cell import BUSY, lock_of, outcome, run_cell
+from mlbseg.apps.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
+from mlbseg.apps.bench.record import Setup
+from mlbseg.apps.bench.setup import Request, begin, load_settings
 from mlbseg.cli.arguments import join_lists
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
+from mlbseg.runs.lock import Busy, locked
 from mlbseg.training import begin_from_stage1, stages, train
-from mlbseg.training.lock import Busy, locked
 
 SETTINGS = [v for text in (*TINY, "steps=4") for v in ("-o", text)]
 LIMIT = 120  # seconds that a process of these tests may take

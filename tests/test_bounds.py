@@ -14,12 +14,15 @@ import torch
 import yaml
 
 from conftest import Command
-from mlbseg import checkpoints, train
-from mlbseg.audit import _audited
-from mlbseg.bench.cell import OUTCOME, outcome
-from mlbseg.bench.record import Setup
-from mlbseg.bench.report import markdown, page, tables
-from mlbseg.bench.results import gather
+from mlbseg import train
+from mlbseg.apps.audit import _audited
+from mlbseg.apps.bench.cell import OUTCOME, outcome
+from mlbseg.apps.bench.record import Setup
+from mlbseg.apps.bench.report import markdown, page, tables
+from mlbseg.apps.bench.results import gather
+from mlbseg.apps.report.page import render_page, write_page
+from mlbseg.apps.report.runs import _subtitle
+from mlbseg.apps.report.sections import audit_section, data_section, machine_section, plan_section
 from mlbseg.cli.arguments import count_or_ids, label_values, part_of
 from mlbseg.config import Config, _keys, config_of, load_config, parse_yaml
 from mlbseg.data.cases import find_cases
@@ -27,11 +30,8 @@ from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Fingerprint, Plan, make_plan
 from mlbseg.data.splits import apply_split, make_split
 from mlbseg.errors import UserError, brief
-from mlbseg.nets import NETWORKS, count_weights, make_network
-from mlbseg.report.page import render_page, write_page
-from mlbseg.report.runs import _subtitle
-from mlbseg.report.sections import audit_section, data_section, machine_section, plan_section
-from mlbseg.run import CONFIG, Run, make_method, make_student
+from mlbseg.networks import NETWORKS, count_weights, make_network
+from mlbseg.runs import CONFIG, Run, checkpoints, make_method, make_student
 from mlbseg.training.prepare import require_cases, require_shares, views_of
 from mlbseg.types import Role
 
@@ -158,7 +158,7 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(
             "network_strides": [],
         }
     )
-    monkeypatch.setattr("mlbseg.run.free_memory", lambda: 2 << 30)
+    monkeypatch.setattr("mlbseg.runs.free_memory", lambda: 2 << 30)
     with pytest.raises(
         UserError, match=r"plan\.network_channels: .* expected at most the 2 GiB of memory that are"
     ):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlbseg import checkpoints
 from mlbseg.errors import UserError
+from mlbseg.runs import checkpoints
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from blocks import TINY, blocks
 from conftest import Command
-from mlbseg import demo as module
+from mlbseg.apps import demo as module
+from mlbseg.apps.demo import ARMS, demo
 from mlbseg.data.phantom import write_phantoms
-from mlbseg.demo import ARMS, demo
 from mlbseg.errors import UserError
 from mlbseg.pictures import Row, overlay
 from mlbseg.training import train

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from blocks import TINY, write_blocks
 from conftest import REPOSITORY, Command, Outcome
-from mlbseg import checkpoints, predict, train
+from mlbseg import predict, train
 from mlbseg.config import load_config
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
+from mlbseg.runs import checkpoints
+from mlbseg.runs.lock import sole_trainer
 from mlbseg.training import Interrupted, stages
-from mlbseg.training.lock import sole_trainer
 from mlbseg.training.loop import Loop
 from mlbseg.training.prepare import prepare_run
 from mlbseg.types import Batch

@@ -95,7 +95,7 @@ def require_parsed(arguments: list[str]) -> None:
     part_of(given.get("part"))
     case_ids(given.get("only") or "")
     if arguments[0] == "bench":
-        from mlbseg.bench.cells import parse_rows
+        from mlbseg.apps.bench.cells import parse_rows
 
         parse_rows(names(given["methods"]), given["variant"] or ())
         numbers("--labelled", given["labelled"])
@@ -105,7 +105,7 @@ def require_parsed(arguments: list[str]) -> None:
 
         find_method(given["method"])
     elif arguments[0] == "audit":
-        from mlbseg.audit.trust import WAYS
+        from mlbseg.apps.audit.trust import WAYS
 
         assert given["method"] in WAYS
     for choice in ("test", "validation"):

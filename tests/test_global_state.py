@@ -13,16 +13,16 @@ import mlbseg
 from blocks import TINY
 from mlbseg.config import Config
 from mlbseg.methods import METHODS
-from mlbseg.run import Run, make_method, make_student
+from mlbseg.runs import Run, make_method, make_student
 from state import differences, global_state
 
 
 def everything(run: Path, scans: Path, out: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the functions of the package that do something, by name."""
-    from mlbseg.audit import audit
-    from mlbseg.export import export
-    from mlbseg.report import masks_report, report
-    from mlbseg.suggest import suggest
+    from mlbseg.apps.audit import audit
+    from mlbseg.apps.export import export
+    from mlbseg.apps.report import masks_report, report
+    from mlbseg.apps.suggest import suggest
 
     masks, labels = out / "masks", scans / "labels"
     yield "predict", lambda: mlbseg.predict(run, scans, masks, device="cpu", probabilities=True, largest=True)

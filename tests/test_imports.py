@@ -77,7 +77,7 @@ def unknown(_):
     raise KeyError("getpwuid(): uid not found")
 pwd.getpwuid = unknown
 before = dict(os.environ)
-import mlbseg.nets
+import mlbseg.networks
 from mlbseg.data.cache import default_cache_root
 print(default_cache_root())
 print(sorted(os.environ.items() ^ before.items()))

@@ -17,16 +17,16 @@ import mlbseg
 from blocks import SIZE, TINY, blocks, save, write_blocks, write_case
 from data.broken import dicom_series
 from mlbseg import windows
-from mlbseg.audit import audit
+from mlbseg.apps.audit import audit
+from mlbseg.apps.export import export
+from mlbseg.apps.report import report
 from mlbseg.data.layouts import LONGEST_ID
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import SUFFIXES, mask_suffix
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.export import export
 from mlbseg.inference import _probability_files, predict
 from mlbseg.metrics import dice
-from mlbseg.report import report
-from mlbseg.run import WEIGHTS
+from mlbseg.runs.weights import WEIGHTS
 from mlbseg.types import Case
 from mlbseg.windows import predict_grid
 

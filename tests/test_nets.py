@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mlbseg.errors import UserError
-from mlbseg.nets import ANISOTROPIC, NETWORKS, NORMS, make_network, required_multiple, side_multiples
+from mlbseg.networks import ANISOTROPIC, NETWORKS, NORMS, make_network, required_multiple, side_multiples
 
 # The least that each accepts, so that the suite is quick.
 TINY = {

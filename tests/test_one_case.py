@@ -16,18 +16,18 @@ from pydicom.errors import InvalidDicomError
 from blocks import blocks, save, write_case
 from data.dicom_files import companions
 from export.seg_series import write_series
-from mlbseg.audit import audit
+from mlbseg.apps.audit import audit
+from mlbseg.apps.export import export
+from mlbseg.apps.report.scoring import predict_cases
+from mlbseg.apps.suggest import suggest
 from mlbseg.data import readers
 from mlbseg.data.cases import find_cases, find_scans
 from mlbseg.data.check import check
 from mlbseg.data.readers import read_label, read_scan, stem
-from mlbseg.errors import Fault, ReadError, UserError
+from mlbseg.errors import Fault, ReadError, UserError, one_case
 from mlbseg.evaluation import evaluate
-from mlbseg.export import export
 from mlbseg.inference import predict
-from mlbseg.report.scoring import predict_cases
-from mlbseg.run import Run, one_case
-from mlbseg.suggest import suggest
+from mlbseg.runs import Run
 
 Errors = dict[str, tuple[BaseException, str]]
 ERRORS: Errors = {

@@ -13,8 +13,10 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import mlbseg
 from blocks import SIZE, TINY, blocks, save, write_case
 from conftest import Command
-from mlbseg.audit import audit
-from mlbseg.audit.trust import WAYS
+from mlbseg.apps.audit import audit
+from mlbseg.apps.audit.trust import WAYS
+from mlbseg.apps.export import export
+from mlbseg.apps.report import report
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
@@ -26,8 +28,6 @@ from mlbseg.data.preprocess import UNKNOWN, prepare_label
 from mlbseg.data.structures import structures
 from mlbseg.errors import UserError
 from mlbseg.evaluation import evaluate
-from mlbseg.export import export
-from mlbseg.report import report
 from mlbseg.types import IGNORE, UNLABELLED, Geometry, Role
 
 IGNORE_VALUE = 3

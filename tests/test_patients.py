@@ -14,9 +14,9 @@ from rich.console import Console
 from blocks import TINY, write_case
 from conftest import Command
 from data.broken import dicom_series
-from mlbseg.bench.cells import parse_rows
-from mlbseg.bench.record import Setup
-from mlbseg.bench.setup import Request, begin, load_settings
+from mlbseg.apps.bench.cells import parse_rows
+from mlbseg.apps.bench.record import Setup
+from mlbseg.apps.bench.setup import Request, begin, load_settings
 from mlbseg.config import load_config
 from mlbseg.data.cases import find_cases
 from mlbseg.data.splits import Split

@@ -25,8 +25,8 @@ from mlbseg.data.plan import Plan
 from mlbseg.data.readers import read_label
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.run import Run
-from mlbseg.training.lock import sole_trainer
+from mlbseg.runs import Run
+from mlbseg.runs.lock import sole_trainer
 from mlbseg.training.prepare import prepare_run, require_shares
 from mlbseg.types import Batch
 
@@ -257,7 +257,7 @@ def test_the_paper_preset_trains_in_2d_on_3d_scans(tmp_path: Path, command: Comm
     assert (plan.ndim, plan.scan_ndim, plan.network) == (2, 3, "unet++")
     assert plan.patch_size == (32, 32)  # larger than a slice
     assert plan.flip_axes == (0, 1)
-    from mlbseg.run import Run
+    from mlbseg.runs import Run
 
     names = {type(module).__name__ for module in Run.open(tmp_path / "run").network().modules()}
     assert "BatchNorm2d" in names

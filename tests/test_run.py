@@ -14,21 +14,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mlbseg import checkpoints
-from mlbseg.errors import UserError
+from mlbseg.device import autocast, available_memory, environment, has_bf16, pick_device, use_bf16
+from mlbseg.errors import UserError, out_of_memory
 from mlbseg.files import write_atomic
-from mlbseg.run import (
-    WEIGHTS,
-    Run,
-    autocast,
-    available_memory,
-    environment,
-    has_bf16,
-    out_of_memory,
-    pick_device,
-    save_weights,
-    use_bf16,
-)
+from mlbseg.runs import Run, checkpoints
+from mlbseg.runs.weights import WEIGHTS, save_weights
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from data.broken import dicom_series
-from mlbseg.audit.auditor import Auditor
+from mlbseg.apps.audit.auditor import Auditor
+from mlbseg.apps.export.dicom_seg import _from_mask
+from mlbseg.apps.export.nnunet import _careful, _write_images
+from mlbseg.apps.export.trust import TrustMaps
+from mlbseg.apps.report.masks import _image, _subject
+from mlbseg.apps.report.scoring import _label_on
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import check
@@ -23,11 +28,6 @@ from mlbseg.data.formats.dicom import open_dicom
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import read_label, read_scan, write_label
 from mlbseg.evaluation import evaluate
-from mlbseg.export.dicom_seg import _from_mask
-from mlbseg.export.nnunet import _careful, _write_images
-from mlbseg.export.trust import TrustMaps
-from mlbseg.report.masks import _image, _subject
-from mlbseg.report.scoring import _label_on
 from mlbseg.types import Case, Role
 
 PLAN = Plan(

@@ -14,10 +14,10 @@ import pytest
 
 from blocks import SIZE, blocks, save
 from conftest import Command
-from mlbseg import suggest as suggest_room
+from mlbseg.apps import suggest as suggest_room
+from mlbseg.apps.suggest import COLUMNS, suggest
+from mlbseg.apps.suggest.look import Looker
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.suggest import COLUMNS, suggest
-from mlbseg.suggest.look import Looker
 
 pytestmark = pytest.mark.slow  # the runs are trained once for all tests
 UNLABELLED = {"case_4", "case_5", "case_6", "case_7"}

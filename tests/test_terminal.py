@@ -142,8 +142,8 @@ def test_every_command_on_such_a_run_prints_text(
 
 
 def test_a_table_of_a_bench_shows_names_as_text() -> None:
-    from mlbseg.bench.report import tables
-    from mlbseg.bench.results import Group, Results
+    from mlbseg.apps.bench.report import tables
+    from mlbseg.apps.bench.results import Group, Results
 
     setup = SimpleNamespace(scored=("a",), rows={"x": None})
     group = Group(HOSTILE, "x", 2, {0: {"dice": 0.5}}, {0: {"a": 0.5}})

@@ -29,14 +29,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from blocks import TINY, write_blocks
 from conftest import Command
-from mlbseg import checkpoints
 from mlbseg.config import Config
 from mlbseg.data.plan import Plan
 from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.methods.supervised import Supervised
+from mlbseg.runs import checkpoints
+from mlbseg.runs.lock import sole_trainer
 from mlbseg.training import Interrupted, TrainResult, prepare, stages, train
-from mlbseg.training.lock import sole_trainer
 from mlbseg.training.loop import Loop
 from mlbseg.training.scan_labels import write_label
 from mlbseg.training.stages import Training

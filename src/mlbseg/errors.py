@@ -5,9 +5,10 @@ The command line prints a `UserError` as one clear line (or one line per fault) 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 _MOST_LISTED = 20
@@ -138,3 +139,49 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return hint or f"none of the {len(names)} known is near it"
     listed = f"known: {', '.join(names)}"
     return f"{hint} ({listed})" if hint else listed
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says, in any of the libraries' ways, that memory ran out."""
+    if isinstance(error, RuntimeError):  # torch's own error for a GPU is one, and says it too
+        return any(words in str(error) for words in ("allocate memory", "out of memory", "not enough memory"))
+    return isinstance(error, MemoryError)
+
+
+def why_case_failed(error: BaseException, what: str = "scan") -> str:
+    """Return the reason of a fault for an error that stops one case and no other.
+
+    Args:
+        error: What was raised: a user's fault, or the machine's limits.
+        what: What there was not enough memory for.
+
+    Raises:
+        RuntimeError: the error itself, if it is a fault of ours.
+    """
+    if out_of_memory(error):
+        return f"not enough memory for this {what}"
+    if isinstance(error, RuntimeError):
+        raise error
+    return str(error)
+
+
+@contextlib.contextmanager
+def one_case(case_id: str, faults: list[Fault], kind: str, what: str = "scan") -> Iterator[None]:
+    """Let what the user can mend in one case be a fault, and go on with the next case.
+
+    Args:
+        case_id: The case.
+        faults: Gets a fault if the case fails.
+        kind: Of that fault.
+        what: What there was not enough memory for.
+
+    Raises:
+        RuntimeError: a fault of ours.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, ReadError) and error.fault.case_id == case_id:
+            faults.append(error.fault)  # names file and case already
+        else:
+            faults.append(Fault(case_id, why_case_failed(error, what), case_id=case_id, kind=kind))

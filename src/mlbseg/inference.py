@@ -19,11 +19,12 @@ from mlbseg.data.cases import find_scans
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import mask_suffix, write_image, write_label
-from mlbseg.errors import Fault, UserError, nearest
+from mlbseg.device import autocast, device_name
+from mlbseg.errors import Fault, UserError, nearest, one_case
 from mlbseg.files import make_folder, require_free, working_folder
 from mlbseg.launch import launch, speaks
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, device_name, one_case
+from mlbseg.runs import Run
 from mlbseg.temporaries import sweep
 from mlbseg.types import Case, Geometry
 from mlbseg.windows import case_probability

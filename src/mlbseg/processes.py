@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.device import pick_device
 from mlbseg.errors import OtherRank, UserError
 from mlbseg.launch import started
-from mlbseg.run import pick_device
 
 T = TypeVar("T")
 

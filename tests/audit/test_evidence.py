@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from blocks import blocks
-from mlbseg import checkpoints
-from mlbseg.audit.evidence import Judge, clean_direction, gather, networks
+from mlbseg.apps.audit.evidence import Judge, clean_direction, gather, networks
 from mlbseg.core.losses import cross_entropy_map, supervised_loss
 from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
-from mlbseg.run import Run
+from mlbseg.runs import Run, checkpoints
 from mlbseg.types import Batch
 from mlbseg.windows import predict_grid
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
-from mlbseg.audit.regions import LARGEST, find_regions
+from mlbseg.apps.audit.regions import LARGEST, find_regions
 from mlbseg.data.preprocess import Frame
 from mlbseg.types import Geometry
 

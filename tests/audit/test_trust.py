@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlbseg.audit.trust import (
+from mlbseg.apps.audit.trust import (
     WAYS,
     alignment_trust,
     class_thresholds,

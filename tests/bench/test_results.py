@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mlbseg.bench.cells import Row
-from mlbseg.bench.record import Setup
-from mlbseg.bench.results import Group, Results
+from mlbseg.apps.bench.cells import Row
+from mlbseg.apps.bench.record import Setup
+from mlbseg.apps.bench.results import Group, Results
 
 
 def test_each_table_has_the_best_row_first() -> None:

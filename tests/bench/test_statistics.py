@@ -7,7 +7,7 @@ import statistics as naive
 import numpy as np
 import pytest
 
-from mlbseg.bench.statistics import Spread, difference, gap_closed, of_seeds, ratio, spread
+from mlbseg.apps.bench.statistics import Spread, difference, gap_closed, of_seeds, ratio, spread
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlbseg.nets import make_network, required_multiple
+from mlbseg.networks import make_network, required_multiple
 
 WIDTHS = {
     "unet": (4, 6, 8),

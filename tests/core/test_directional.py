@@ -18,7 +18,7 @@ from mlbseg.core.directional import (
     with_gradient,
 )
 from mlbseg.core.losses import supervised_loss
-from mlbseg.nets import make_network
+from mlbseg.networks import make_network
 
 
 def randn_like(model: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from mlbseg.core.features import (
     deepest_layer,
     features_with_noise,
 )
-from mlbseg.nets import NETWORKS, required_multiple
+from mlbseg.networks import NETWORKS, required_multiple
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 dimensions = pytest.mark.parametrize("ndim", [2, 3])

@@ -20,7 +20,7 @@ from mlbseg.core.losses import cross_entropy_map, supervised_loss
 from mlbseg.core.metaweights import Rule, alignment, normalise
 from mlbseg.core.optimisers import virtual_step
 from mlbseg.core.scope import parameters_in_scope
-from mlbseg.nets import make_network
+from mlbseg.networks import make_network
 from oracles.double_backward import finite_difference, normalised, unrolled_alignments
 
 RULES: tuple[Rule, ...] = ("share", "sign", "softmax", "sigmoid")

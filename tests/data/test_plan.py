@@ -17,7 +17,7 @@ from mlbseg.data.plan import CaseFacts, Fingerprint, Intensity, Plan, fingerprin
 from mlbseg.data.readers import write_image, write_label
 from mlbseg.data.structures import COARSER, Structure
 from mlbseg.errors import UserError
-from mlbseg.nets import make_network, side_multiples
+from mlbseg.networks import make_network, side_multiples
 from mlbseg.types import Case, Geometry, Role
 
 GIB = 2**30

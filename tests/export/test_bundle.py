@@ -19,8 +19,8 @@ from monai.transforms import SaveImaged
 
 import mlbseg
 from blocks import TINY, blocks, save, write_blocks, write_case
-from mlbseg.export import bundle as room
-from mlbseg.export import export, steps
+from mlbseg.apps.export import bundle as room
+from mlbseg.apps.export import export, steps
 from mlbseg.inference import predict
 from mlbseg.types import Geometry
 

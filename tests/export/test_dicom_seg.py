@@ -16,9 +16,9 @@ from blocks import blocks
 from conftest import Command
 from data.dicom_files import frames
 from export.seg_series import SPACING, write_series
+from mlbseg.apps.export import export
 from mlbseg.data.readers import read_label, read_scan, write_label
 from mlbseg.errors import UserError
-from mlbseg.export import export
 from mlbseg.inference import predict
 
 POSES: dict[str, dict] = {

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from conftest import Command
+from mlbseg.apps.export import FORMATS, export
+from mlbseg.apps.export.labels import class_indices, colour, itk_snap, slicer
 from mlbseg.data.plan import Plan
 from mlbseg.errors import UserError
-from mlbseg.export import FORMATS, export
-from mlbseg.export.labels import class_indices, colour, itk_snap, slicer
 from mlbseg.pictures import COLOURS
-from mlbseg.run import Run
+from mlbseg.runs import Run
 from mlbseg.staging import staged
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 import mlbseg
 from blocks import TINY, blocks, save, write_case
+from mlbseg.apps.export import export
+from mlbseg.apps.export.nnunet import _label_names
 from mlbseg.errors import UserError
-from mlbseg.export import export
-from mlbseg.export.nnunet import _label_names
 from mlbseg.inference import predict
 
 VALUES = (0, 2, 5)

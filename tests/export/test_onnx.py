@@ -14,10 +14,10 @@ import torch
 
 import mlbseg
 from blocks import TINY, write_blocks
+from mlbseg.apps.export import Exported, export
+from mlbseg.apps.export import onnx as room
 from mlbseg.errors import UserError
-from mlbseg.export import Exported, export
-from mlbseg.export import onnx as room
-from mlbseg.run import Run
+from mlbseg.runs import Run
 from mlbseg.windows import predict_grid
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.methods import METHODS, Method, find_method
-from mlbseg.nets import make_network
+from mlbseg.networks import make_network
 from mlbseg.training.log import COLUMNS
 from mlbseg.types import IGNORE, Batch
 

@@ -13,7 +13,7 @@ from torch import nn
 from mlbseg.core.losses import supervised_loss
 from mlbseg.core.scope import parameters_in_scope
 from mlbseg.methods.cps import CPS
-from mlbseg.nets import make_network
+from mlbseg.networks import make_network
 from mlbseg.types import Batch
 
 SHAPES = {2: (8, 12), 3: (8, 4, 4)}

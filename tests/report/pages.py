@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlbseg.report.page import Markup, Section, render_page
-from mlbseg.report.slices import Subject, browser
+from mlbseg.apps.report.page import Markup, Section, render_page
+from mlbseg.apps.report.slices import Subject, browser
 
 EVIL = '<script>document.title="stolen"</script><b>x</b>&amp;"\''
 """A case's name as nobody should call one."""

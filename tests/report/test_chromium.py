@@ -162,7 +162,7 @@ def test_names_stay_text_and_run_nothing(show: Open) -> None:
 
 
 def test_tables_are_sorted_by_click_and_by_key(show: Open) -> None:
-    from mlbseg.report.page import Section, number, render_page, table
+    from mlbseg.apps.report.page import Section, number, render_page, table
 
     rows = [["b10", number(0.7)], ["b9", number(None)], ["a", number(0.05)]]
     page = show(render_page("t", [Section("s", table(["case", "Dice"], rows, caption="c"))]))
@@ -241,7 +241,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(show: Open) -> None:
 
 
 def _black(*masks: np.ndarray) -> Any:
-    from mlbseg.report.slices import Subject
+    from mlbseg.apps.report.slices import Subject
 
     names = ("label", "prediction")
     return Subject("a", "", np.zeros(masks[0].shape), (1.0, 1.0), dict(zip(names, masks, strict=False)))

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mlbseg.apps.report.charts import line_chart
+from mlbseg.apps.report.curves import MOST_POINTS, Log, charts, read_log
+from mlbseg.apps.report.findings import Finding, findings, shown
+from mlbseg.apps.report.scoring import Scored
+from mlbseg.apps.report.sections import weights_section
+from mlbseg.apps.report.weights import MOST_STEPS, absence, snapshots, strips
 from mlbseg.config import Config
 from mlbseg.errors import Fault, UserError
 from mlbseg.evaluation import Evaluation, Row
 from mlbseg.metrics import Scores, summarise
-from mlbseg.report.charts import line_chart
-from mlbseg.report.curves import MOST_POINTS, Log, charts, read_log
-from mlbseg.report.findings import Finding, findings, shown
-from mlbseg.report.scoring import Scored
-from mlbseg.report.sections import weights_section
-from mlbseg.report.weights import MOST_STEPS, absence, snapshots, strips
 from mlbseg.training.log import COLUMNS, append_row
 from report.pages import EVIL
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlbseg.errors import UserError
-from mlbseg.report.page import (
+from mlbseg.apps.report.page import (
     PALETTE,
     SHAPES,
     TEXT,
@@ -24,7 +23,8 @@ from mlbseg.report.page import (
     terms,
     write_page,
 )
-from mlbseg.report.slices import MAP_COLOURS
+from mlbseg.apps.report.slices import MAP_COLOURS
+from mlbseg.errors import UserError
 from report.pages import EVIL, contrast, page_of, subject
 
 

@@ -13,13 +13,13 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from blocks import TINY, write_blocks
 from conftest import Command
-from mlbseg import report as package
+from mlbseg.apps import report as package
+from mlbseg.apps.report import masks_report, report
+from mlbseg.apps.report.page import Section, render_page
+from mlbseg.apps.report.runs import slices_of
+from mlbseg.apps.report.slices import Subject
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError
-from mlbseg.report import masks_report, report
-from mlbseg.report.page import Section, render_page
-from mlbseg.report.runs import slices_of
-from mlbseg.report.slices import Subject
 from report.pages import data_of, layer, sprite
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from mlbseg.report.sections import _command, audit_section
+from mlbseg.apps.report.sections import _command, audit_section
 
 
 def test_names_of_audited_cases_stay_as_they_are(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlbseg.report.slices import MOST_PIXELS, MOST_SLICES, Subject, browser
+from mlbseg.apps.report.slices import MOST_PIXELS, MOST_SLICES, Subject, browser
 from report.pages import EVIL, data_of, layer, page_of, sprite, subject
 
 

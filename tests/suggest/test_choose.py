@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from mlbseg.apps.suggest.choose import RULES, Rule, choose, cover, find_rule, spread
 from mlbseg.errors import UserError
-from mlbseg.suggest.choose import RULES, Rule, choose, cover, find_rule, spread
 
 ORIGIN = np.zeros((1, 2))
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from blocks import blocks, save
+from mlbseg.apps.suggest.look import Looker, expected_dice
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_scan
 from mlbseg.data.readers import read_scan
 from mlbseg.errors import UserError
-from mlbseg.nets import NETWORKS, make_network, required_multiple
-from mlbseg.suggest.look import Looker, expected_dice
+from mlbseg.networks import NETWORKS, make_network, required_multiple
 from mlbseg.types import Case
 
 CPU = torch.device("cpu")

@@ -55,7 +55,7 @@ from mlbseg.files import machines_temporary_folder
 from mlbseg.launch import speaks
 
 if TYPE_CHECKING:
-    from mlbseg.bench import BenchResult
+    from mlbseg.apps.bench import BenchResult
 
 # Everything heavy (torch, MONAI, Lightning) is imported inside the commands: --help must answer at once.
 
@@ -271,7 +271,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model from scans of which some are labelled."""
-    from mlbseg.run import device_name
+    from mlbseg.device import device_name
     from mlbseg.training import train as run_train
 
     set_threads(threads)
@@ -396,7 +396,7 @@ def evaluate(
     from mlbseg.progress import StepProgress
 
     if page is not None:
-        from mlbseg.report.page import require_free_page
+        from mlbseg.apps.report.page import require_free_page
 
         require_free_page(page, overwrite=overwrite)
         if scans is not None and not scans.exists():
@@ -409,7 +409,7 @@ def evaluate(
             progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     if page is not None:
-        from mlbseg.report import masks_report
+        from mlbseg.apps.report import masks_report
 
         masks_report(result, predictions, references, page, scans=scans, overwrite=overwrite)
     if as_json:
@@ -443,7 +443,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Make phantom scans, train on few labels, on few labels with MLB and on all, and compare."""
-    from mlbseg.demo import demo as run_demo
+    from mlbseg.apps.demo import demo as run_demo
 
     result = run_demo(out, seed=seed, steps=steps, console=progress_console(quiet or as_json))
     if as_json:
@@ -501,7 +501,7 @@ def bench(
 
     The same command continues a bench that was stopped; more methods, budgets or seeds run the new cells only.
     """
-    from mlbseg.bench import bench as run_bench
+    from mlbseg.apps.bench import bench as run_bench
 
     result = run_bench(
         data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),

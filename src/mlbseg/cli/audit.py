@@ -43,7 +43,7 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Say which labels are to be doubted, and where in them: trust maps, a ranked table, a page to look at."""
-    from mlbseg.audit import audit as run_audit
+    from mlbseg.apps.audit import audit as run_audit
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
 

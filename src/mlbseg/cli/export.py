@@ -53,8 +53,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Hand a run over: MONAI bundle, ONNX, nnU-Net dataset, ITK-SNAP and Slicer labels, DICOM segmentations."""
+    from mlbseg.apps.export import export as run_export
     from mlbseg.errors import FaultsError
-    from mlbseg.export import export as run_export
     from mlbseg.progress import StepProgress
 
     set_threads(threads)

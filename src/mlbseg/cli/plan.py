@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """Print the plan that train would follow, each decision with its reason. Nothing is trained or written."""
     from mlbseg.config import load_config
-    from mlbseg.run import device_name, pick_device
+    from mlbseg.device import device_name, pick_device
     from mlbseg.training.prepare import plan_run
 
     settings = load_config(config, preset=preset, overrides=override or (), method=method, seed=seed)

@@ -32,8 +32,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one HTML page about a run: scores, slices to leaf through, curves, plan, and what speaks against it."""
+    from mlbseg.apps.report import report as write_report
     from mlbseg.progress import StepProgress
-    from mlbseg.report import report as write_report
 
     set_threads(threads)
     console = progress_console(quiet or as_json)
@@ -67,8 +67,8 @@ def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Path | N
     Returns:
         The page, or None and why there is none: whatever goes wrong here, the training is done.
     """
+    from mlbseg.apps.report import report as write_report
     from mlbseg.progress import StepProgress
-    from mlbseg.report import report as write_report
 
     try:
         with StepProgress(progress_console(quiet), "predicting for the report", 0) as progress:

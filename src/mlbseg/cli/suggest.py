@@ -29,9 +29,9 @@ def suggest(
     quiet: Quiet = False,
 ) -> None:
     """Rank unlabelled scans by what labelling them is worth, each with its reason."""
+    from mlbseg.apps.suggest import suggest as run_suggest
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
-    from mlbseg.suggest import suggest as run_suggest
 
     set_threads(threads)
     with StepProgress(progress_console(quiet or as_json), "looking", 0) as progress:

@@ -16,7 +16,7 @@ from mlbseg.data.fingerprint import Fingerprint
 from mlbseg.data.geometry import shown
 from mlbseg.data.rules import Reasoned, own_spacing
 from mlbseg.errors import UserError
-from mlbseg.nets import ANISOTROPIC, Strides, side_multiples
+from mlbseg.networks import ANISOTROPIC, Strides, side_multiples
 from mlbseg.types import Role
 
 PATCH_VOXELS = {("cpu", 2): 224 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 512, ("gpu", 3): 128**3}

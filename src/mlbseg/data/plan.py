@@ -32,7 +32,7 @@ from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import is_orientation
 from mlbseg.data.records import read_record, validate, write_record
 from mlbseg.errors import UserError, nearest
-from mlbseg.nets import count_weights, side_multiples
+from mlbseg.networks import count_weights, side_multiples
 
 __all__ = ["CaseFacts", "Fingerprint", "Intensity", "Plan", "fingerprint", "make_plan"]
 
@@ -74,7 +74,7 @@ class Plan:
         normalisation: ``zscore`` or ``ct``, per channel.
         intensity: Per channel lower, upper, mean and std for ``ct``, else empty.
         crop: Whether scans are cropped to their non-background box.
-        network: Name in `mlbseg.nets.NETWORKS`.
+        network: Name in `mlbseg.networks.NETWORKS`.
         network_channels: Features per level.
         network_strides: By how much each axis is divided between each two levels, 1 or 2; empty for 2 along every axis.
         batch_size: Clean patches per step.
@@ -113,7 +113,7 @@ class Plan:
         return len(self.label_values)
 
     def count_weights(self) -> int:
-        """Return how many weights its network has, without building it; see `mlbseg.nets.count_weights`.
+        """Return how many weights its network has, without building it; see `mlbseg.networks.count_weights`.
 
         Raises:
             UserError: The network cannot be built.

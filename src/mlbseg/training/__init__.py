@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mlbseg import checkpoints, processes
+from mlbseg import processes
 from mlbseg.config import load_config
+from mlbseg.device import device_name
 from mlbseg.errors import OtherRank, UserError
 from mlbseg.launch import Killed, Signalled, launch
-from mlbseg.run import Run, device_name
-from mlbseg.training.lock import sole_trainer
+from mlbseg.runs import Run, checkpoints
+from mlbseg.runs.lock import sole_trainer
 from mlbseg.training.prepare import prepare_run, require_shares
 from mlbseg.training.shared import begin_from_stage1, stage1_settings, train_stage1
 from mlbseg.training.signals import Interrupted, how_to_continue

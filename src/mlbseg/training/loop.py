@@ -17,14 +17,15 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.console import Console
 from torch import Tensor
 
-from mlbseg import checkpoints, processes
+from mlbseg import processes
 from mlbseg.core.directional import seed_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
-from mlbseg.errors import UserError
+from mlbseg.device import autocast
+from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method
 from mlbseg.progress import StepProgress
-from mlbseg.run import Run, autocast, out_of_memory
+from mlbseg.runs import Run, checkpoints
 from mlbseg.training.drawing import make_loader
 from mlbseg.training.log import append_row, cut_log
 from mlbseg.training.signals import StopSignals

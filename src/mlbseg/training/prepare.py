@@ -20,19 +20,11 @@ from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
+from mlbseg.device import available_memory, environment, use_bf16
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.run import (
-    CONFIG,
-    Run,
-    available_memory,
-    environment,
-    make_method,
-    make_student,
-    use_bf16,
-    weighing,
-)
+from mlbseg.runs import CONFIG, Run, make_method, make_student, weighing
 from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.terminal import say
 from mlbseg.types import Case, Role

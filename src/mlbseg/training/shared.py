@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mlbseg import checkpoints
 from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.files import make_folder, write_atomic
 from mlbseg.methods import METHODS
-from mlbseg.run import Run
+from mlbseg.runs import Run, checkpoints
+from mlbseg.runs.lock import sole_trainer
 from mlbseg.temporaries import temporary_file
-from mlbseg.training.lock import sole_trainer
 from mlbseg.training.stages import Training
 
 

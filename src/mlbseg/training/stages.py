@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mlbseg import checkpoints, processes
+from mlbseg import processes
 from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augment
@@ -26,21 +26,14 @@ from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split
-from mlbseg.errors import UserError
+from mlbseg.device import autocast, peak_memory
+from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.run import (
-    WEIGHTS,
-    Run,
-    autocast,
-    make_method,
-    make_student,
-    out_of_memory,
-    peak_memory,
-    save_weights,
-)
+from mlbseg.runs import Run, checkpoints, make_method, make_student
+from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
 from mlbseg.training.scan_labels import check_label, write_label

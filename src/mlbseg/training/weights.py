@@ -11,9 +11,9 @@ import torch
 
 from mlbseg.core.ranks import ALONE
 from mlbseg.data.batches import StepDataset
+from mlbseg.device import autocast
 from mlbseg.files import write_atomic
 from mlbseg.methods import Method
-from mlbseg.run import autocast
 
 FOLDER = "weights"
 SEARCHED = 64  # steps whose patches are looked through for one of a case with a label of its own

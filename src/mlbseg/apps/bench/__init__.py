@@ -1,0 +1,185 @@
+"""A bench: methods by label budgets by seeds on one split, into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mlbseg.apps.bench import workers
+from mlbseg.apps.bench.cell import OUTCOME, outcome
+from mlbseg.apps.bench.cells import STAGE1, Cell, parse_rows
+from mlbseg.apps.bench.record import Setup
+from mlbseg.apps.bench.report import tables, write_tables
+from mlbseg.apps.bench.results import Results, gather
+from mlbseg.apps.bench.setup import Request, begin, load_settings
+from mlbseg.apps.bench.workers import Done, Place
+from mlbseg.device import pick_device
+from mlbseg.errors import UserError
+
+__all__ = ["BenchResult", "bench"]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What a bench has found so far.
+
+    Attributes:
+        folder: Where all is.
+        results: All cells that the folder has, those of earlier commands too.
+        done: What this command left undone.
+    """
+
+    folder: Path
+    results: Results
+    done: Done
+
+    def tables(self) -> list[Table]:
+        """Return the table of each budget."""
+        return tables(self.results)
+
+    def log_of(self, cell: Cell) -> Path:
+        """Return what a cell's process has printed."""
+        return workers.log_of(self.folder, cell)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the cells, for JSON."""
+        return {
+            "folder": str(self.folder),
+            "cells": self.results.cells,
+            "elsewhere": [cell.key for cell in self.done.elsewhere],
+            "crashed": [cell.key for cell in self.done.crashed],
+        }
+
+
+def bench(
+    data: str | Path,
+    out: str | Path,
+    *,
+    methods: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    labelled: Sequence[int],
+    seeds: Sequence[int] = (0,),
+    test: int | Sequence[str] | None,
+    split_seed: int = 0,
+    upper: bool = True,
+    labels: Sequence[int] | None = None,
+    patient: str | None = None,
+    allow_empty: bool = False,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    jobs: int | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    threads: int | None = None,
+    cache: str | Path | None = None,
+    retry: bool = False,
+    command: str = "",
+    console: Console | None = None,
+) -> BenchResult:
+    """Train, predict and score every cell of a table that is not yet there, and write the table.
+
+    Args:
+        data: The folder (or datalist); see `mlbseg.data.cases.find_cases` for the layouts.
+        out: The folder of the bench: a new one, or one to continue or to add cells to.
+        methods: Names in `mlbseg.methods.METHODS`, a row each.
+        variants: Further rows, ``LABEL=METHOD key=value ...``.
+        labelled: Budgets: numbers of labels, the first of the split's order.
+        seeds: Of initial weights and of all draws.
+        test: Cases set apart: the last N, or the named ones. The same for all cells.
+        split_seed: Of the shuffle of cases, where the data have no order of their own.
+        upper: Also train supervised with all labels that are not of test cases.
+        labels: All label values that may occur.
+        patient: A regular expression whose first group, found in each case id, is the patient; recognised when None.
+        allow_empty: Careful labels without any structure are meant: there is nothing to find in these scans.
+        preset: A name in `mlbseg.config.PRESETS`, for all cells.
+        config: A YAML file of settings, for all cells.
+        overrides: ``key=value`` settings, for all cells.
+        jobs: Cells at a time; one for each device when None.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        devices: GPUs to spread the jobs over.
+        threads: Of the CPU, of all jobs together; as many as torch would take when None.
+        cache: Where prepared scans are kept; the user's cache folder when None.
+        retry: Run cells again that have failed.
+        command: As typed, for the record.
+        console: Where progress is shown; silent when None.
+
+    Raises:
+        UserError: for what cannot be asked, and for faults of the data; nothing has been trained then.
+        Stopped: on SIGINT or SIGTERM, after a checkpoint of each cell.
+    """
+    folder = Path(out)
+    rows = parse_rows(methods, variants)
+    _require_numbers("--labelled", labelled, least=1)
+    _require_numbers("--seeds", seeds, least=0)
+    if test is None:
+        raise UserError("a bench needs test cases: --test N, or a file or a list of case ids")
+    target = pick_device(device)
+    places = _places(target, jobs, devices, threads)
+    request = Request(
+        Path(data), rows, labelled, seeds, test, split_seed, upper, labels,
+        load_settings(None if config is None else Path(config), preset, overrides),
+        None if cache is None else Path(cache), command, patient, allow_empty,
+    )  # fmt: skip
+    setup = begin(folder, request, target, console)
+    asked = _asked(setup, request)
+    for cell in asked if retry else ():
+        record = outcome(folder, cell)
+        if record is not None and record["status"] == "failed" and not workers.busy(folder, cell):
+            (folder / "runs" / cell.key / OUTCOME).unlink(missing_ok=True)
+
+    def rebuild() -> None:
+        write_tables(folder, gather(folder, Setup.read(folder)))
+
+    done = workers.run_cells(
+        folder,
+        asked,
+        places,
+        needs_stage1=setup.needs_stage1,
+        after=rebuild,
+        console=console,
+    )
+    results = gather(folder, Setup.read(folder))
+    write_tables(folder, results)
+    return BenchResult(folder, results, done)
+
+
+def _asked(setup: Setup, request: Request) -> list[Cell]:
+    """Return the cells that this command asked for, of all that the folder knows of."""
+    slugs = {row.slug for row in request.rows}
+    if any(setup.shares_stage1(row) for row in request.rows):
+        slugs.add(STAGE1)
+    return [
+        cell
+        for cell in setup.cells
+        if cell.seed in request.seeds
+        and (request.upper if cell.budget is None else cell.budget in request.budgets and cell.row in slugs)
+    ]
+
+
+def _require_numbers(name: str, values: Sequence[int], least: int) -> None:
+    """Refuse no numbers, numbers below the least, and a number twice."""
+    if not values:
+        raise UserError(f"a bench needs {name}, such as {name} {least},{least + 1}")
+    if low := [value for value in values if value < least]:
+        raise UserError(f"{name}: found {low[0]}, expected whole numbers from {least}")
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise UserError(f"{name}: found {twice[0]} twice, expected each once")
+
+
+def _places(target: torch.device, jobs: int | None, devices: int, threads: int | None) -> list[Place]:
+    """Return where cells are computed at once: a share of the threads each, on the GPUs in turn."""
+    count = devices if jobs is None else jobs
+    share = max(1, (torch.get_num_threads() if threads is None else threads) // count)
+    if devices > 1 and target.type != "cuda":
+        raise UserError(f"--devices: found {devices}, but {target} is a single one (use --jobs {devices})")
+    if devices > 1 and (there := torch.cuda.device_count()) < devices:
+        raise UserError(f"--devices: found {there} GPU(s), expected {devices} (use --devices {there})")
+    names = [f"cuda:{i}" for i in range(devices)] if devices > 1 else [str(target)]
+    return [Place(names[i % len(names)], share) for i in range(count)]

@@ -1,0 +1,286 @@
+"""The cases of a run that can be judged: chosen, predicted, scored, and the telling ones made ready to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
+import torch
+from torch import nn
+
+from mlbseg.apps.report.scores import caption, telling
+from mlbseg.apps.report.slices import Subject
+from mlbseg.data.cases import find_cases, still_there
+from mlbseg.data.geometry import onto
+from mlbseg.data.plan import Plan
+from mlbseg.data.preprocess import restore_label, restore_probability
+from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
+from mlbseg.device import autocast
+from mlbseg.errors import Fault, FaultsError, ReadError, UserError, one_case
+from mlbseg.evaluation import Evaluation, evaluate, leave_out
+from mlbseg.inference import Progress
+from mlbseg.runs import Run
+from mlbseg.types import Case, Geometry
+from mlbseg.windows import case_probability
+
+GROUPS = {
+    "test": "test cases, which training never saw",
+    "validation": "validation cases, by which the checkpoint was chosen",
+    "noisy": "cases with a label that nobody trusts",
+    "clean": "the training cases themselves: the network was trained on these",
+}
+"""Parts of a split in the order in which they are taken: the first that has labels is scored."""
+
+SURE = 0.95
+"""Certainty above which a voxel needs no colour."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Cases with their masks and scores.
+
+    Attributes:
+        group: Which part of the split they are; a key of `GROUPS`.
+        cases: By id, with their labels.
+        masks: The predicted mask of each.
+        evaluation: Their scores.
+        faults: What kept others from being predicted or scored.
+        beyond: Number of cases of the group that were left out for the cap.
+        voxels: Class value -> case id -> voxels predicted and voxels labelled.
+    """
+
+    group: str
+    cases: Mapping[str, Case]
+    masks: Mapping[str, Path]
+    evaluation: Evaluation
+    faults: tuple[Fault, ...]
+    beyond: int
+    voxels: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+
+def labelled_cases(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Fault]]]:
+    """Return the cases of each group that have a label, in the order of the split, and a fault for each that is gone.
+
+    Test cases without a label are faults only where others have one: these may never have had any.
+
+    Raises:
+        UserError: if the scans are no longer where they were.
+    """
+    dataset = find_cases(run.scans)
+    parts: Mapping[str, Sequence[str]] = run.split.as_dict()
+    look = partial(still_there, dataset.cases, where=run.scans, kind="report", faults=dataset.faults)
+    groups: dict[str, list[Case]] = {}
+    gone: dict[str, list[Fault]] = {}
+    for group in GROUPS:
+        groups[group], gone[group] = look(parts[group], labelled=True)
+        if group == "test" and not groups[group]:
+            _, gone[group] = look(parts[group])
+    return groups, gone
+
+
+def choose(
+    groups: Mapping[str, Sequence[Case]], available: Collection[str] | None
+) -> tuple[str, list[Case]] | None:
+    """Return the first group with a case, of those that have a mask where that matters; None if there is none."""
+    for group, cases in groups.items():
+        chosen = [case for case in cases if available is None or case.id in available]
+        if chosen:
+            return group, chosen
+    return None
+
+
+def predict_cases(
+    run: Run,
+    network: nn.Module,
+    cases: Sequence[Case],
+    out: Path,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Path], list[Fault]]:
+    """Write the mask of each case; return the files, and what kept cases from being predicted."""
+    masks: dict[str, Path] = {}
+    faults: list[Fault] = []
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(number, len(cases), case.id)
+        with one_case(case.id, faults, "predict"):
+            path = out / f"{case.id}{mask_suffix(case.images)}"
+            with autocast(run.config.train.precision, device):
+                probability, frame = case_probability(case, network, run.plan, device)
+            write_label(path, restore_label(probability, frame, run.plan), frame.native)
+            masks[case.id] = path
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    return masks, faults
+
+
+def score_cases(
+    group: str,
+    cases: Sequence[Case],
+    masks: Mapping[str, Path],
+    folder: Path,
+    plan: Plan,
+    *,
+    faults: Sequence[Fault] = (),
+    beyond: int = 0,
+) -> Scored:
+    """Score the masks of cases that lie in a folder.
+
+    Raises:
+        UserError: if not one of them can be scored.
+    """
+    if faults and not masks:
+        raise FaultsError(faults, "the scans", "no case could be predicted")
+    labels = {case.id: case.label for case in cases if case.label is not None and case.id in masks}
+    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
+    result = evaluate(folder, labels, classes=plan.structures, unknown=unknown)
+    scored = set(result.cases)
+    kept = {case.id: case for case in cases if case.id in scored}
+    return Scored(
+        group, kept, {name: masks[name] for name in kept}, result, (*faults, *result.faults), beyond,
+        _voxels(kept, masks, plan.structures),
+    )  # fmt: skip
+
+
+def training_dice(
+    run: Run, network: nn.Module, cases: Sequence[Case], out: Path, device: torch.device
+) -> float | None:
+    """Return the mean Dice of cases that the network was trained on; None if none can be scored."""
+    masks, faults = predict_cases(run, network, cases, out, device)
+    if not masks:
+        return None
+    return score_cases("clean", cases, masks, out, run.plan, faults=faults).evaluation.mean_dice
+
+
+def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device) -> Iterator[Subject]:
+    """Yield the worst, the median and the best case, with the trust of the run's audit where there is one."""
+    for what, name in telling(scored.evaluation).items():
+        case = scored.cases[name]
+        scan = read_scan(case.images)
+        label = _label_on(_label_of(case), scan.geometry)
+        mask = _label_on(scored.masks[name], scan.geometry)
+        leave_out(mask, label, case.unknown)
+        maps = {"certainty": _certainty(case, network, run, device)}
+        trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
+        if trust is not None:
+            maps = {"trust": trust, **maps}
+        yield turned(
+            name, caption(what, name, scored.evaluation) + fault, scan.array[0], scan.geometry,
+            {"label": label, "prediction": mask}, maps, run.plan.orientation, worst=what == "worst",
+        )  # fmt: skip
+
+
+def turned(
+    name: str,
+    words: str,
+    image: npt.NDArray[Any],
+    geometry: Geometry,
+    masks: Mapping[str, npt.NDArray[Any]],
+    maps: Mapping[str, npt.NDArray[Any]],
+    orientation: str,
+    *,
+    worst: bool = False,
+) -> Subject:
+    """Return a subject whose axes run as in training: a radiologist's view, whatever the file's order.
+
+    Args:
+        name: Of the case.
+        words: Its caption.
+        image: (*S) on its native lattice.
+        geometry: That lattice.
+        masks: (*S), by name.
+        maps: (*S), by name.
+        orientation: Three letters, as in the plan.
+        worst: Open at the slice on which the first two masks differ most.
+    """
+
+    def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return sitk.GetArrayFromImage(_turn(array, geometry, orientation)) if geometry.ndim == 3 else array
+
+    spacing = geometry.spacing
+    if geometry.ndim == 3:
+        spacing = _turn(np.zeros(image.shape, np.uint8), geometry, orientation).GetSpacing()
+    shown = {key: turn(mask) for key, mask in masks.items()}
+    focus = None
+    if worst and len(shown) > 1 and geometry.ndim == 3:
+        first, second = list(shown.values())[:2]
+        differing = (first != second).sum(axis=(1, 2))
+        focus = int(differing.argmax()) if differing.any() else None
+    return Subject(
+        name, words, turn(image), tuple(reversed(spacing)), shown,
+        {key: turn(values) for key, values in maps.items()}, focus,
+    )  # fmt: skip
+
+
+def _turn(array: npt.NDArray[Any], geometry: Geometry, orientation: str) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing)
+    image.SetDirection(geometry.direction)
+    return sitk.DICOMOrient(image, orientation)
+
+
+def _certainty(case: Case, network: nn.Module, run: Run, device: torch.device) -> npt.NDArray[np.float32]:
+    """Return the probability of the likeliest class (*S); NaN where it is above `SURE`, or nothing was predicted."""
+    with autocast(run.config.train.precision, device):
+        probability, frame = case_probability(case, network, run.plan, device)
+    certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
+    return np.where((certain > SURE) | (certain == 0), np.nan, certain).astype(np.float32)
+
+
+def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:
+    """Return the map (*S) that an audit wrote of a case; or None and, where there is one, why it is left out."""
+    try:
+        named = [path for path in sorted(folder.iterdir()) if is_scan_file(path) and stem(path) == name]
+    except OSError:
+        return None, ""
+    if not named:
+        return None, ""
+    try:
+        # A link would show what lies outside the run.
+        scan = None if named[0].is_symlink() else read_scan(named[:1])
+    except (UserError, OSError):
+        scan = None
+    if scan is None:
+        return None, "; its trust map cannot be read"
+    try:
+        values = onto(scan.array[0], scan.geometry, lattice, where=name, whose="the scan")
+    except ReadError as error:
+        what = error.fault.found.partition(" ")[0]
+        return None, f"; its trust map has another {what} than the scan, so it is not shown"
+    if not (len(scan.array) == 1 and values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        return None, "; its trust map holds other values than 0 to 1, so it is not shown"
+    return values, ""
+
+
+def _label_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
+    """Return a label map (*S) on the lattice of its scan."""
+    label, geometry = read_label(path)
+    return onto(label, geometry, lattice, where=path.name, whose="its scan")
+
+
+def _label_of(case: Case) -> Path:
+    if case.label is None:
+        raise ValueError(f"{case.id} has no label")
+    return case.label
+
+
+def _voxels(
+    cases: Mapping[str, Case], masks: Mapping[str, Path], classes: Mapping[int, str]
+) -> dict[int, dict[str, tuple[int, int]]]:
+    counts: dict[int, dict[str, tuple[int, int]]] = {value: {} for value in classes}
+    for name, case in cases.items():
+        mask, lattice = read_label(masks[name])
+        label = _label_on(_label_of(case), lattice)
+        leave_out(mask, label, case.unknown)
+        found, expected = (
+            dict(zip(*np.unique(array, return_counts=True), strict=True)) for array in (mask, label)
+        )
+        for value in classes:
+            counts[value][name] = (int(found.get(value, 0)), int(expected.get(value, 0)))
+    return counts

@@ -1,6 +1,0 @@
-"""Pages that show what a run, masks or a bench came to: each one HTML file that needs nothing else."""
-
-from mlbseg.report.masks import masks_report
-from mlbseg.report.runs import REPORT, Report, report
-
-__all__ = ["REPORT", "Report", "masks_report", "report"]
