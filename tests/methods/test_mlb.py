@@ -24,8 +24,8 @@ from mlbseg.core.metaweights import normalise
 from mlbseg.core.teacher import make_teacher
 from mlbseg.core.views import Views, draw_views
 from mlbseg.errors import UserError
-from mlbseg.methods import mlb, weighing
-from mlbseg.methods.mlb import MLB
+from mlbseg.methods import mlb
+from mlbseg.methods.mlb import MLB, weighing
 from mlbseg.types import IGNORE, UNLABELLED, Batch
 from oracles.double_backward import normalised, unrolled_alignments
 
