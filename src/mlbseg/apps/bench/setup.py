@@ -151,7 +151,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
             settings = _pinned(request.config, Plan.from_dict(fresh.plan))
-            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            text = yaml.safe_dump(settings.as_record(), sort_keys=False)
             write_atomic(folder / SETTINGS, text.encode())
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -224,7 +224,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         clean=wide.clean,
         test=wide.test,
         scored=scored,
-        asked=request.config.model_dump(mode="json"),
+        asked=request.config.as_record(),
         plan={},
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
