@@ -58,6 +58,14 @@ class Predictions:
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as lists and strings, for JSON."""
+        return {
+            "masks": {case: str(path) for case, path in self.masks.items()},
+            "faults": [fault.as_dict() for fault in self.faults],
+            "notes": [note.as_dict() for note in self.notes],
+        }
+
 
 def predict(
     run: str | Path,
