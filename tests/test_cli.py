@@ -184,7 +184,10 @@ def test_which_labels_are_kept(way: str, scans: Path, tmp_path: Path, command: C
         (["--seed", "many"], "Invalid value for '--seed'"),
         (["--threads", "0"], "Invalid value for '--threads'"),
         (["--bogus"], "No such option"),
-        (["--resume", "elsewhere"], "found also: data, out, override"),
+        (
+            ["--resume", "elsewhere"],
+            "--resume cannot change data or settings, found also: data, out, override",
+        ),
     ],
 )
 def test_a_wrong_option_says_what_was_expected(
@@ -261,7 +264,7 @@ def test_predict_passes_its_options_on(
         (["--only", "3"], "no scan found for 1 cases, such as 3"),
         (["--only", "noisy"], "no case is in the noisy part"),
         (["--network", "teacher"], "has no 'teacher' network"),
-        (["--flips"], "no flip keeps the anatomy valid"),
+        (["--flips"], "the run's plan allows no flips"),
         (["--overlap", "1.5"], "Invalid value for '--overlap'"),
         (["--device", "cuda:99"], "device 'cuda:99': not on this machine"),
     ],

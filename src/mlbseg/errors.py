@@ -143,8 +143,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says, in any of the libraries' ways, that memory ran out."""
-    if isinstance(error, RuntimeError):  # torch's own error for a GPU is one, and says it too
-        return any(words in str(error) for words in ("allocate memory", "out of memory", "not enough memory"))
+    if isinstance(error, RuntimeError):  # torch's own error for a GPU is one
+        words = ("allocate memory", "out of memory", "not enough memory")
+        return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
     return isinstance(error, MemoryError)
 
 

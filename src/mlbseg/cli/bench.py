@@ -97,8 +97,8 @@ def bench(
         command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
     )  # fmt: skip
     finish(
-        result.as_dict(), as_json=as_json, tables=result.tables(), lines=[f"tables and figure: {out}", *_missing(result)],
-        code=_code(result),
+        result.as_dict(), as_json=as_json, tables=result.tables(),
+        lines=[f"tables and figure: {out}", *_missing(result)], code=_code(result),
     )  # fmt: skip
 
 

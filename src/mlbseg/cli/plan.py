@@ -56,19 +56,18 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Print the plan that train would follow, with its reasons. Nothing is trained or written."""
-    from mlbseg.config import load_config
-    from mlbseg.device import device_name, pick_device
+    from mlbseg.device import pick_device
+    from mlbseg.training import TrainRequest
     from mlbseg.training.prepare import plan_run
 
-    settings = load_config(config, preset=preset, overrides=override or (), method=method, seed=seed)
-    found = plan_run(
-        data, settings, labelled=count_or_ids(labelled), test=count_or_ids(test), validation=0,
-        labels=label_values(labels), patient=patient, allow_empty=allow_empty, skip_bad=skip_bad,
-        device=pick_device(device_name(device)),
-        console=progress_console(quiet or as_json),
+    request = TrainRequest(
+        data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
+        labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
+        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
     )  # fmt: skip
+    found = plan_run(request, device=pick_device(device), console=progress_console(quiet or as_json))
     finish(
-        {"plan": found.plan.as_dict(), "skipped": found.skipped}, as_json=as_json,
+        found.as_dict(), as_json=as_json,
         tables=[_table(found.plan, str(data))], lines=names_note(found.skipped, "left out"),
     )  # fmt: skip
 

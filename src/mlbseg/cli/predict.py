@@ -62,17 +62,18 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Write a mask for each scan, in its own geometry and format."""
-    from mlbseg.inference import PARTS
-    from mlbseg.inference import predict as run_predict
+    from mlbseg.device import device_name
+    from mlbseg.inference import PARTS, PredictOptions, predict_scans
 
     set_threads(threads)
-    chosen = only if only is None or only in PARTS else case_ids(only)
+    options = PredictOptions(
+        network=network, flips=flips, largest=largest, overlap=overlap,
+        only=only if only is None or only in PARTS else tuple(case_ids(only)),
+        probabilities=probabilities, overwrite=overwrite, part=part_of(part),
+    )  # fmt: skip
+    name = device_name(device, accelerator, devices)
     with case_progress(quiet or as_json, "predicting") as progress:
-        result = run_predict(
-            run, scans, out, network=network, only=chosen, flips=flips, largest=largest,
-            probabilities=probabilities, overlap=overlap, overwrite=overwrite, part=part_of(part),
-            device=device, devices=devices, accelerator=accelerator, progress=progress,
-        )  # fmt: skip
+        result = predict_scans(run, scans, out, options, name, devices, progress)
     count = len(result.masks)
     finish(
         result.as_dict(), as_json=as_json, notes=result.notes,

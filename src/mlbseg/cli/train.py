@@ -81,15 +81,17 @@ def train(
 ) -> None:
     """Train a model from scans of which some are labelled."""
     from mlbseg.device import device_name
-    from mlbseg.training import train as run_train
+    from mlbseg.training import TrainRequest, train_run
 
     set_threads(threads)
-    result = run_train(
-        data, out, resume=resume, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
-        validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient,
-        seed=seed, preset=preset, config=config,
-        overrides=override or (), allow_empty=allow_empty, skip_bad=skip_bad, device=device, devices=devices,
-        accelerator=accelerator, timeout=timeout, cache=cache,
+    request = TrainRequest(
+        data=data, out=out, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
+        validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient, seed=seed,
+        preset=preset, config=config, overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
+        cache=cache,
+    )  # fmt: skip
+    result = train_run(
+        request, resume=resume, device=device_name(device, accelerator, devices), devices=devices, timeout=timeout,
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     page, why = None, ""

@@ -24,7 +24,7 @@ from mlbseg.evaluation import mask_files
 from mlbseg.files import make_folder, working_folder
 from mlbseg.inference import Progress
 from mlbseg.runs import Run
-from mlbseg.staging import in_use, staged, sweep_around
+from mlbseg.staging import require_new, staged
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -157,11 +157,7 @@ class _Least:
 
 
 def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
-    sweep_around(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
-    if in_use(folder) and not overwrite:
-        raise UserError(f"{folder} holds something already (pass --overwrite, or another --out)")
+    require_new(folder, overwrite=overwrite)
     if propose and (folder / "proposed").exists():
         raise UserError(
             f"{folder / 'proposed'}: holds proposals, which somebody may have corrected, so they are never replaced "
