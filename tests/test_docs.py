@@ -18,7 +18,7 @@ from mlbseg.cli import app
 from mlbseg.cli.arguments import case_ids, count_or_ids, join_lists, label_values, names, numbers, part_of
 from mlbseg.cli.bench import LISTS
 from mlbseg.cli.ending import UsageError
-from mlbseg.config import Config, load_config, parse_override
+from mlbseg.config import load_config, parse_override
 from mlbseg.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -149,7 +149,7 @@ def test_a_wrong_command_is_seen(line: str) -> None:
 
 
 def test_settings_named_in_prose_exist() -> None:
-    sections = "|".join(name for name, value in Config() if isinstance(value, BaseModel))
+    sections = "|".join(name for name, value in load_config() if isinstance(value, BaseModel))
     named = {
         (page.name, key)
         for page in PAGES

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mlbseg.errors import UserError
-from mlbseg.networks import ANISOTROPIC, NETWORKS, NORMS, make_network, required_multiple, side_multiples
+from mlbseg.networks import NETWORKS, NORMS, make_network, required_multiple, side_multiples
 
 # The least that each accepts, so that the suite is quick.
 TINY = {
@@ -29,6 +29,7 @@ TINY = {
 needs_einops = pytest.mark.skipif(
     find_spec("einops") is None, reason="einops is missing: pip install -e .[dev]"
 )
+ANISOTROPIC = [name for name, builder in NETWORKS.items() if builder.anisotropic]
 runnable = [pytest.param(n, marks=needs_einops if n == "swin-unetr" else ()) for n in NETWORKS]
 every_network = pytest.mark.parametrize("name", runnable)
 every_ndim = pytest.mark.parametrize("ndim", [2, 3])

@@ -1009,7 +1009,7 @@ def test_of_two_processes_that_begin_the_same_run_one_is_refused(
         (run / "config.yaml").write_text("theirs")
 
     monkeypatch.setattr(prepare, "make_method", another_is_faster)
-    with pytest.raises(UserError, match="run: .*another process has begun a run there"):
+    with pytest.raises(UserError, match=r"run: .*another process has begun a run there"):
         small(scans, run)
     assert (run / "config.yaml").read_text() == "theirs"
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}

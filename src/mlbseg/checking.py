@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlbseg.data.check import CheckResult
 from mlbseg.data.check import check as check_dataset
-from mlbseg.data.source import Source
+from mlbseg.data.source import DataSource
 
 __all__ = ["CheckResult", "check"]
 
@@ -36,5 +36,5 @@ def check(
     Raises:
         UserError: if there are no cases at all.
     """
-    source = Source(Path(data), labels, patient, allow_empty)
+    source = DataSource(Path(data), labels, patient, allow_empty)
     return check_dataset(source.find(), labels=source.labels, progress=progress)

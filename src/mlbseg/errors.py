@@ -143,10 +143,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says, in any of the libraries' ways, that memory ran out."""
-    if isinstance(error, RuntimeError):  # torch's own error for a GPU is one
-        words = ("allocate memory", "out of memory", "not enough memory")
-        return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
-    return isinstance(error, MemoryError)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return True
+    words = ("allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def why_case_failed(error: BaseException, what: str = "scan") -> str:

@@ -16,7 +16,7 @@ from mlbseg.data.fingerprint import Fingerprint
 from mlbseg.data.geometry import shown
 from mlbseg.data.rules import Reasoned, own_spacing
 from mlbseg.errors import UserError
-from mlbseg.networks import ANISOTROPIC, Strides, side_multiples
+from mlbseg.networks import Strides, find_network, side_multiples
 from mlbseg.types import Role
 
 PATCH_VOXELS = {("cpu", 2): 224 * 256, ("cpu", 3): 64 * 64 * 48, ("gpu", 2): 512 * 512, ("gpu", 3): 128**3}
@@ -49,13 +49,8 @@ BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
 CORE_SECONDS = {2: 1.2e-6, 3: 0.9e-6}
 """Seconds of supervised training per voxel of a step on one CPU core, by dimension. Measured with 16 features at the
 first level, on hippocampi (3D) and ultrasound images (2D)."""
-FIXED_CHANNELS = {"unet++": 5, "vnet": 5, "vnet3": 5, "swin-unetr": 5}
-"""Levels of the networks that have no choice."""
 VIEWS = 5
 """Views of each unlabelled patch in the paper: the patch itself, one zoomed in, two zoomed out and one flipped."""
-SAVED_MAPS = {"unet": 4, "unet++": 48, "vnet": 19, "vnet3": 19, "dynunet": 14, "swin-unetr": 48}
-"""Feature maps that each network saves for its backward pass, per feature of each level. Measured with
-autograd's saved-tensor hooks; assumed for swin-unetr."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +196,7 @@ def decide_strides(
         patch: The user's; None if there is none. Its sides are not halved more often than they can be.
         fixed: Whether the user has set the levels: then they are halvings of every axis.
     """
-    if network not in ANISOTROPIC or fixed:
+    if not find_network(network).anisotropic or fixed:
         return (), "Every axis is halved between any two levels."
     field = list(patch or view.size)
     while patch is None and math.prod(field) > PATCH_VOXELS[kind, len(field)]:
@@ -238,9 +233,9 @@ def _twos(side: int) -> int:
 
 def decide_network_channels(kind: str, network: str, strides: Strides) -> Reasoned[tuple[int, ...]]:
     """As many levels as there are strides, features doubling up to a bound."""
-    base = 24 if network == "swin-unetr" else BASE_FEATURES[kind]
-    if network in FIXED_CHANNELS:
-        levels = FIXED_CHANNELS[network]
+    builder = find_network(network)
+    base = math.ceil(BASE_FEATURES[kind] / builder.first_multiple) * builder.first_multiple
+    if (levels := builder.plan_levels) is not None:
         return tuple(base * 2**level for level in range(levels)), (
             f"{network} always has {levels} levels; {base} features at the first."
         )
@@ -272,7 +267,7 @@ def step_bytes(
     for level, width in enumerate(channels):
         features += width / coarser
         coarser *= math.prod(strides[level]) if level < len(strides) else 2 ** len(patch)
-    return int(2 * 4 * math.prod(patch) * features * SAVED_MAPS.get(network, 48) * batch * (1 + views))
+    return int(2 * 4 * math.prod(patch) * features * find_network(network).saved_maps * batch * (1 + views))
 
 
 def require_trainable(

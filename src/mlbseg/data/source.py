@@ -10,7 +10,7 @@ from mlbseg.data.cases import Dataset, find_cases, with_patients
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data set as a command names it.
 
     Attributes:

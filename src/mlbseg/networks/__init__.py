@@ -15,57 +15,32 @@ What is done to MONAI's networks so that they are alike:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from importlib import import_module
 
 import torch
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.layers.factories import Norm
-from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
-from monai.networks.nets.dynunet import DynUNet
-from monai.networks.nets.swin_unetr import SwinUNETR
-from monai.networks.nets.unet import UNet
-from monai.networks.nets.vnet import (
-    DownTransition,
-    InputTransition,
-    OutputTransition,
-    UpTransition,
-    VNet,
-)
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mlbseg.errors import UserError, nearest
+from mlbseg.networks.builder import Build, Builder, Strides
+from mlbseg.registry import Registry
+
+__all__ = [
+    "NETWORKS",
+    "NORMS",
+    "Builder",
+    "Strides",
+    "count_weights",
+    "find_network",
+    "make_network",
+    "required_multiple",
+    "side_multiples",
+]
 
 NORMS = ("instance", "group", "batch")
 """Names of the normalisations. Group norm has 8 groups, or fewer where 8 does not divide the channels."""
-
-_INSTANCE_NORM = ("instance", {"affine": True})
-
-
-Strides = tuple[tuple[int, ...], ...]
-"""By how much each axis is divided between each two levels, 1 or 2."""
-
-
-@dataclass(frozen=True, slots=True)
-class Builder:
-    """How one network is built, and what it asks of its arguments.
-
-    Attributes:
-        build: Called with (ndim, in_channels, num_classes, channels, strides, dropout).
-        min_levels: The least number of `channels`.
-        max_levels: The greatest number of `channels`; None for no bound.
-        halvings: How often the network halves its input; None for once between each two levels, or as `strides` say.
-        counted_at: The first of the `channels` at which weights are counted, where a network cannot be built without
-            memory; they grow with its square. None where it can.
-    """
-
-    build: Callable[[int, int, int, tuple[int, ...], Strides, float], nn.Module]
-    min_levels: int = 1
-    max_levels: int | None = None
-    halvings: int | None = None
-    counted_at: int | None = None
 
 
 def make_network(
@@ -99,7 +74,7 @@ def make_network(
     Raises:
         UserError: A name is unknown, or the network cannot be built for these arguments.
     """
-    builder = _lookup(name)
+    builder = find_network(name)
     widths = tuple(channels)
     if ndim not in (2, 3):
         raise UserError(f"network {name}: {ndim} spatial dimensions, expected 2 or 3")
@@ -144,7 +119,7 @@ def count_weights(
     Raises:
         UserError: The name is unknown, or the network cannot be built for these arguments.
     """
-    builder = _lookup(name)
+    builder = find_network(name)
     widths = tuple(channels)
     _check_channels(name, builder, widths)
     if builder.counted_at is None:
@@ -189,13 +164,15 @@ def side_multiples(
     Raises:
         UserError: The name is unknown, or the strides do not fit the network.
     """
-    halvings = _lookup(name).halvings
+    builder = find_network(name)
+    halvings = builder.halvings
     if not strides:
         return (2 ** (len(channels) - 1 if halvings is None else halvings),) * ndim
-    if name not in ANISOTROPIC:
+    if not builder.anisotropic:
+        able = [other for other, its in NETWORKS.own.items() if its.anisotropic]
         raise UserError(
             f"network {name}: halves every axis alike, found strides of its own (leave them out, or choose "
-            f"{' or '.join(ANISOTROPIC)})"
+            f"{' or '.join(able)})"
         )
     shaped = len(strides) == len(channels) - 1 and all(len(stride) == ndim for stride in strides)
     if not shaped or any(step not in (1, 2) for stride in strides for step in stride):
@@ -206,10 +183,13 @@ def side_multiples(
     return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
 
 
-def _lookup(name: str) -> Builder:
-    if name not in NETWORKS:
-        raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
-    return NETWORKS[name]
+def find_network(name: str) -> Builder:
+    """Return the builder of that name.
+
+    Raises:
+        UserError: naming the nearest.
+    """
+    return NETWORKS.find(name)
 
 
 def _check_channels(name: str, builder: Builder, channels: tuple[int, ...]) -> None:
@@ -261,27 +241,18 @@ def _set_norm(network: nn.Module, norm: str, ndim: int) -> None:
                 setattr(parent, name, _norm_layer(norm, child.num_features, ndim))
 
 
+_NORMS: dict[tuple[str, int], type[_InstanceNorm] | type[_BatchNorm]] = {
+    ("instance", 2): nn.InstanceNorm2d,
+    ("instance", 3): nn.InstanceNorm3d,
+    ("batch", 2): nn.BatchNorm2d,
+    ("batch", 3): nn.BatchNorm3d,
+}
+
+
 def _norm_layer(norm: str, width: int, ndim: int) -> nn.Module:
     if norm == "group":
         return _GroupNorm(math.gcd(8, width), width)
-    layer: nn.Module = Norm[norm, ndim](width, affine=True)
-    return layer
-
-
-def _unet(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
-) -> nn.Module:
-    net: nn.Module = UNet(
-        ndim,
-        in_channels,
-        num_classes,
-        channels=channels,
-        strides=strides,
-        num_res_units=2,
-        norm=_INSTANCE_NORM,
-        dropout=dropout,
-    )
-    return net
+    return _NORMS[norm, ndim](width, affine=True)
 
 
 def _safe_in_bfloat16(module: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
@@ -308,132 +279,37 @@ class _Conv3d(nn.Conv3d):
 _SAFE: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}
 
 
-class _UNetPlusPlus(BasicUNetPlusPlus):
-    """UNet++ that answers with the logits of its last node alone."""
+def _of(module: str, function: str = "build") -> Build:
+    """Return what imports a network's module when it is built: MONAI takes seconds."""
 
-    def __init__(
-        self,
+    def build(
         ndim: int,
         in_channels: int,
         num_classes: int,
         channels: tuple[int, ...],
         strides: Strides,
         dropout: float,
-    ) -> None:
-        super().__init__(
-            ndim,
-            in_channels,
-            num_classes,
-            features=(*channels, channels[0]),
-            norm=_INSTANCE_NORM,
-            dropout=dropout,
-        )
-        # The heads of deep supervision: computed by MONAI's forward, then thrown away.
-        self.final_conv_0_1 = self.final_conv_0_2 = self.final_conv_0_3 = nn.Identity()
+    ) -> nn.Module:
+        build: Build = getattr(import_module(f"mlbseg.networks.{module}"), function)
+        return build(ndim, in_channels, num_classes, channels, strides, dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = super().forward(x)[0]
-        return logits
+    return build
 
 
-class _VNet(VNet):
-    """V-Net of any width; MONAI's own is fixed at 16 feature maps."""
-
-    def __init__(
-        self,
-        ndim: int,
-        in_channels: int,
-        num_classes: int,
-        channels: tuple[int, ...],
-        strides: Strides,
-        dropout: float,
-    ) -> None:
-        nn.Module.__init__(self)  # VNet's own would first build the network of width 16
-        act = "elu"
-        width = channels[0]
-        if width % in_channels:  # the input is repeated and added to the first feature maps
-            raise UserError(
-                f"V-Net: {width} channels at the first level for an image of {in_channels} channels, "
-                f"expected a multiple of {in_channels}"
-            )
-        down, up = dropout, (dropout, dropout)
-        self.in_tr = InputTransition(ndim, in_channels, width, act)
-        self.down_tr32 = DownTransition(ndim, width, 1, act)
-        self.down_tr64 = DownTransition(ndim, 2 * width, 2, act)
-        self.down_tr128 = DownTransition(ndim, 4 * width, 3, act, down, dropout_dim=ndim)
-        self.down_tr256 = DownTransition(ndim, 8 * width, 2, act, down, dropout_dim=ndim)
-        self.up_tr256 = UpTransition(ndim, 16 * width, 16 * width, 2, act, up, dropout_dim=ndim)
-        self.up_tr128 = UpTransition(ndim, 16 * width, 8 * width, 2, act, up, dropout_dim=ndim)
-        self.up_tr64 = UpTransition(ndim, 8 * width, 4 * width, 1, act, (None, dropout), dropout_dim=ndim)
-        self.up_tr32 = UpTransition(ndim, 4 * width, 2 * width, 1, act, (None, dropout), dropout_dim=ndim)
-        self.out_tr = OutputTransition(ndim, 2 * width, num_classes, act)
-
-
-def _vnet3(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
-) -> nn.Module:
-    net = _VNet(ndim, in_channels, num_classes, channels, strides, dropout)
-    for parent in list(net.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d | nn.Conv3d) and child.kernel_size[0] == 5:
-                bias = child.bias is not None
-                smaller = type(child)(child.in_channels, child.out_channels, 3, padding=1, bias=bias)
-                setattr(parent, name, smaller)
-    return net
-
-
-def _dynunet(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
-) -> nn.Module:
-    net = DynUNet(
-        ndim,
-        in_channels,
-        num_classes,
-        kernel_size=(3,) * len(channels),
-        strides=((1,) * ndim, *strides),
-        upsample_kernel_size=strides,
-        filters=channels,
-        dropout=dropout or None,
-        norm_name=_INSTANCE_NORM,
-    )
-    # The same blocks hang in `skip_layers`, which is what runs; safetensors refuses a tensor of two names.
-    del net.input_block, net.downsamples, net.bottleneck, net.upsamples
-    for module in net.output_block.modules():
-        if isinstance(module, Convolution) and hasattr(module, "adn"):
-            del module.adn  # MONAI would drop logits, not features
-    network: nn.Module = net
-    return network
-
-
-def _swin_unetr(
-    ndim: int, in_channels: int, num_classes: int, channels: tuple[int, ...], strides: Strides, dropout: float
-) -> nn.Module:
-    if channels[0] % 12:
-        raise UserError(
-            f"network swin-unetr: {channels[0]} channels at the first level, expected a multiple of 12"
-        )
-    net: nn.Module = SwinUNETR(
-        in_channels,
-        num_classes,
-        feature_size=channels[0],
-        norm_name=_INSTANCE_NORM,
-        drop_rate=dropout,
-        spatial_dims=ndim,
-    )
-    return net
-
-
-ANISOTROPIC = ("unet", "dynunet")
-"""Networks whose strides may differ between axes; the others halve all axes alike."""
-
-NETWORKS: dict[str, Builder] = {
-    "unet": Builder(_unet, min_levels=2),
-    "unet++": Builder(_UNetPlusPlus, min_levels=5, max_levels=5),
-    "vnet": Builder(_VNet, halvings=4),
-    "vnet3": Builder(_vnet3, halvings=4),
-    "dynunet": Builder(_dynunet, min_levels=3),
-    "swin-unetr": Builder(_swin_unetr, halvings=5, counted_at=12),
-}
+# Saved maps: measured with autograd's saved-tensor hooks; assumed for swin-unetr.
+NETWORKS: Registry[Builder] = Registry(
+    "network",
+    "mlbseg.networks",
+    {
+        "unet": Builder(_of("unet"), min_levels=2, anisotropic=True, saved_maps=4),
+        "unet++": Builder(_of("unetplusplus", "UNetPlusPlus"), min_levels=5, max_levels=5, plan_levels=5),
+        "vnet": Builder(_of("vnet", "VNet"), halvings=4, plan_levels=5, saved_maps=19),
+        "vnet3": Builder(_of("vnet", "with_small_kernels"), halvings=4, plan_levels=5, saved_maps=19),
+        "dynunet": Builder(_of("dynunet"), min_levels=3, anisotropic=True, saved_maps=14),
+        "swin-unetr": Builder(_of("swin_unetr"), halvings=5, plan_levels=5, first_multiple=12, counted_at=12),
+    },
+    lambda thing: isinstance(thing, Builder),
+)
 """The networks, and what each makes of `channels`:
 
 * ``unet``: residual U-Net (Kerfoot et al. 2018), one level per entry; its first convolution already halves,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mlbseg.config import Config, load_config
-from mlbseg.data.source import Source
+from mlbseg.data.source import DataSource
 from mlbseg.errors import UserError
 
 
@@ -50,7 +50,7 @@ class TrainRequest:
     cache: Path | None = None
 
     @property
-    def source(self) -> Source:
+    def source(self) -> DataSource:
         """The data set.
 
         Raises:
@@ -58,7 +58,7 @@ class TrainRequest:
         """
         if self.data is None:
             raise UserError("no data: name a folder of scans, or a CSV/JSON list of them")
-        return Source(self.data, self.labels, self.patient, self.allow_empty)
+        return DataSource(self.data, self.labels, self.patient, self.allow_empty)
 
     def settings(self) -> Config:
         """Return the settings of the run.
