@@ -358,7 +358,7 @@ class Training:
         """Train one stage from its newest checkpoint; leave its chosen weights in `method`."""
         dataset = self._dataset(number, steps, labels)
         loop = Loop(
-            self.run, number, method, dataset, lr, target=self.device, signals=self.signals,
+            self.run, number, method, dataset, lr, device=self.device, signals=self.signals,
             score=self.validate if self.validation else None, console=self.console,
             ranks=self.ranks,
         )  # fmt: skip
@@ -368,7 +368,7 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
-        method.to(self.device)  # all of it: Lightning brought it back to the CPU when the stage before ended
+        method.to(self.device)
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step
         turns = min(method.relabel, steps)
