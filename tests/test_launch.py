@@ -102,7 +102,7 @@ def test_an_end_without_a_word_is_told_by_the_one_that_lost_it() -> None:
 
 def test_a_rank_that_does_not_answer_is_lost_after_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE", 0.5)
-    with pytest.raises(Killed, match=r"which ended or gave no answer for 0\.05 minutes"):
+    with pytest.raises(Killed, match=r"it ended, or did not answer for 0\.05 minutes"):
         launch("launched:keep_waiting", {"minutes": 0.05}, 2)
 
 
