@@ -243,6 +243,6 @@ def test_the_command_names_faults(supervised_run: Path, tmp_path: Path, command:
     assert text.code == 2
     assert "label next, of 1 scans" in text.out
     assert "c.nii.gz" in text.err
-    assert "the other scans were looked at" in text.err
+    assert "the other scans were ranked" in text.err
     machine = command("suggest", supervised_run, "--scans", folder, "--json")
     assert (machine.code, machine.json["faults"][0]["case_id"]) == (2, "c")
