@@ -24,7 +24,8 @@ from mlbseg.device import available_memory, environment, use_bf16
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.runs import CONFIG, Run, make_method, make_student
+from mlbseg.runs import CONFIG, ENVIRONMENT, Run, make_method, make_student
+from mlbseg.runs.plugins import plugins_of
 from mlbseg.staging import require_new, staged
 from mlbseg.tables import data_frame
 from mlbseg.terminal import say
@@ -228,8 +229,13 @@ def write_run(
         split.write(folder / "split.json")
         plan.write(folder / "plan.json")
         write_record(
-            folder / "env.json",
-            {**environment(), "device": str(device), "bf16": use_bf16(config.train.precision, device)},
+            folder / ENVIRONMENT,
+            {
+                **environment(),
+                "device": str(device),
+                "bf16": use_bf16(config.train.precision, device),
+                "plugins": plugins_of(config, plan),
+            },
         )
         write_record(
             folder / "data.json",

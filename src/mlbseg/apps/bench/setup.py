@@ -103,7 +103,7 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
             settings = _pinned(request.settings, Plan.from_dict(fresh.plan))
-            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            text = yaml.safe_dump(settings.as_record(), sort_keys=False)
             write_atomic(folder / SETTINGS, text.encode())
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -157,7 +157,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
         clean=wide.clean,
         test=wide.test,
         scored=scored,
-        asked=request.settings.model_dump(mode="json"),
+        asked=request.settings.as_record(),
         plan={},
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
