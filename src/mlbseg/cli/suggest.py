@@ -24,7 +24,8 @@ def suggest(
     rule: Annotated[
         str,
         typer.Option(
-            help="spread: first the scans farthest from the labelled ones; cover: first the scans that many others are like."
+            help="spread: first the scans farthest from the labelled ones; cover: first the scans that many others "
+            "are like."
         ),
     ] = "spread",
     device: Device = "auto",
