@@ -78,7 +78,7 @@ def test_a_fault_of_ours_is_raised_with_its_traceback_and_nothing_is_printed(
 def test_a_fault_of_ours_in_a_rank_ends_a_command_with_one_line_and_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
 ) -> None:
-    monkeypatch.setattr("mlbseg.training.train", lambda *_, **__: launch("launched:crash", {}, 2))
+    monkeypatch.setattr("mlbseg.training.train_run", lambda *_, **__: launch("launched:crash", {}, 2))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     done = command("train", "--resume", tmp_path, "--devices", "2")
     assert (done.code, done.err.count("\n")) == (1, 1), done.err
