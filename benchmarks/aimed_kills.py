@@ -291,7 +291,7 @@ def prepare(work: Path) -> tuple[Path, Path]:
     """Make scans, a finished run and an audit of it; return the scans and the run."""
     from mlbseg.data.phantom import write_phantoms
 
-    for module in ("audit", "export", "inference", "report", "training"):
+    for module in ("apps.audit", "apps.export", "apps.report", "inference", "training"):
         importlib.import_module(f"mlbseg.{module}")
     scans, run = work / "scans", work / "made" / "run"
     write_phantoms(scans, count=4, seed=0, size=(20, 24, 24))
