@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlbseg.apps.bench.statistics import difference, of_seeds
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--first", type=Path, nargs="+", required=True, help="CSV files of `mlbseg evaluate`")
     parser.add_argument("--second", type=Path, nargs="+", required=True)
-    arguments = parser.parse_args()
-    if len(arguments.first) != len(arguments.second):
+    asked = parser.parse_args(arguments)
+    if len(asked.first) != len(asked.second):
         parser.error("expected as many files after --first as after --second, one for each seed")
-    rows = [dict(enumerate(map(_dice, paths))) for paths in (arguments.first, arguments.second)]
-    for paths, row in zip((arguments.first, arguments.second), rows, strict=True):
+    rows = [dict(enumerate(map(_dice, paths))) for paths in (asked.first, asked.second)]
+    for paths, row in zip((asked.first, asked.second), rows, strict=True):
         dice = of_seeds(row)
         assert dice is not None
         print(f"{' '.join(map(str, paths))}: mean Dice {dice.mean:.4f}")
