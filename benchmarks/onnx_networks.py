@@ -29,7 +29,7 @@ CHANNELS = {
 }
 
 
-def largest_difference(name: str, ndim: int, norm: Norm) -> float:
+def largest_difference(name: str, ndim: int, norm: str) -> float:
     """Return the largest difference of a logit in onnxruntime to the same in torch."""
     channels = CHANNELS[name]
     multiple = required_multiple(name, channels)
