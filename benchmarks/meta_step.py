@@ -123,7 +123,7 @@ def _method(name: str, setting: dict[str, Any], device: torch.device) -> MLB:
     )  # fmt: skip
     if setting["channels_last"]:
         student = student.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
-    method = MLB(
+    method = MLB.make(
         student, mode="paper" if name == "paper" else "joint", views=setting["views"],
         clean_views=setting.get("clean_views", True), scope=setting.get("scope", "all"), chunk=setting.get("chunk"),
         sources=("initial", "pseudo"), weighting="share", decides="everywhere", mix=0.0, jitter=0.0,

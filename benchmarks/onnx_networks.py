@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -19,6 +20,7 @@ from mlbseg.apps.export.onnx import FIXED_SIZE, to_onnx
 from mlbseg.data.plan import Plan
 from mlbseg.networks import NORMS, make_network, required_multiple
 
+DIMENSIONS: tuple[Literal[2], Literal[3]] = (2, 3)
 CHANNELS = {
     "unet": (4, 8, 8),
     "unet++": (4, 4, 8, 8, 8),
@@ -29,7 +31,7 @@ CHANNELS = {
 }
 
 
-def largest_difference(name: str, ndim: int, norm: str) -> float:
+def largest_difference(name: str, ndim: Literal[2, 3], norm: str) -> float:
     """Return the largest difference of a logit in onnxruntime to the same in torch."""
     channels = CHANNELS[name]
     multiple = required_multiple(name, channels)
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown network {', '.join(sorted(unknown))}, expected {', '.join(CHANNELS)}")
     for name in asked.networks or CHANNELS:
         size = "patch" if name in FIXED_SIZE else "any"
-        for ndim in (2, 3):
+        for ndim in DIMENSIONS:
             for norm in NORMS if name == "unet" else NORMS[:1]:
                 worst = largest_difference(name, ndim, norm)
                 print(f"{name} {ndim}D {norm}: size {size}, difference {worst:.1e}", flush=True)
