@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from mlbseg.core import alignment, cross_entropy_map, directional_derivative, gradient, supervised_loss
 from mlbseg.core.losses import residual_map, widened
-from mlbseg.data.augment import AUGMENTATIONS
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
-from mlbseg.runs import Run
+from mlbseg.runs import Run, augmentation_of
 from mlbseg.types import Case, Role
 from mlbseg.windows import slide_windows
 
@@ -74,11 +73,10 @@ class Bench:
     def direction(self, cases: Sequence[Case], batches: int, seed: int) -> Direction:
         """Return the mean gradient of the supervised loss over batches as training draws them."""
         plan, config = self.run.plan, self.run.config
-        changes = config.train.augmentation
         dataset = StepDataset(
             self.cache, cases, patch_size=plan.patch_size, batch_size=plan.batch_size, unlabelled_batch_size=0,
             steps=batches, seed=seed, stage=3, foreground=config.train.foreground,
-            augment=AUGMENTATIONS.find(changes)(plan.ndim, config.of(changes), flip_axes=plan.flip_axes),
+            augment=augmentation_of(self.run),
         )  # fmt: skip
         total: Direction = {}
         for step in range(batches):

@@ -160,8 +160,6 @@ def test_suggest_worth(
 def test_method_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["supervised", "mean-teacher", "mlb"]
     size = ["--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1", "--precision", "32"]
-    methods = ["supervised", "mean-teacher", "mlb"]
-    size = ["--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1", "--precision", "32"]
     load("method_cost").main(["--methods", *methods, *size])
     found = rows(capsys.readouterr().out)
     assert [row[0] for row in found] == ["method", *methods]
