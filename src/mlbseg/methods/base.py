@@ -133,9 +133,6 @@ class Method(nn.Module, ABC):
         Raises:
             UserError: naming the setting.
         """
-        if meta_cases:
-            raise UserError(f"train.meta_cases: found {meta_cases}, but this method has no weights to decide")
-
     @classmethod
     def why_no_weights(cls, settings: Any, *, noisy: bool) -> str | None:
         """Return why a run has no weight maps, in a sentence; None for a method that never has any."""

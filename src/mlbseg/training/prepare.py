@@ -189,6 +189,10 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
     """
     method = find_method(config.method)
     meta = config.train.meta_cases
+    if meta and not method.needs_initial_labels:
+        raise UserError(
+            f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
+        )
     method.require_useful(config.of(config.method), noisy=bool(split.noisy), meta_cases=meta)
     if meta >= len(split.clean):
         raise UserError(
