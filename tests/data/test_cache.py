@@ -20,7 +20,8 @@ import pytest
 
 from mlbseg.data import cache as cache_module
 from mlbseg.data import entries as entries_module
-from mlbseg.data.cache import FORMAT, Cache, default_cache_root
+from mlbseg.data.cache import FORMAT, Cache
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.entries import STALE_SECONDS
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_label, prepare_scan

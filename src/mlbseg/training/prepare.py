@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from mlbseg.config import Config
-from mlbseg.data.cache import default_cache_root
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.cases import find_cases, with_patients
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint

@@ -15,7 +15,8 @@ from mlbseg.apps.bench.cells import FIXED, STAGE1, Cell, Row, cells_of, in_order
 from mlbseg.apps.bench.record import RECORD, SETTINGS, Setup, shares_stage1, with_row
 from mlbseg.apps.bench.same import require_planned, require_same, shown
 from mlbseg.config import Config, load_config, parse_override
-from mlbseg.data.cache import Cache, default_cache_root
+from mlbseg.data.cache import Cache
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.cases import Dataset, find_cases, with_patients
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
