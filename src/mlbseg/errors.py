@@ -59,7 +59,7 @@ class UserError(Exception):
         self.faults = tuple(faults)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Kinds of this error are made of other arguments than the message, which is all that pickle would call them with.
+        # Kinds of this error are made of other arguments than the message, which is all that pickle has.
         return _as_it_was, (type(self), self.args, self.__dict__)
 
 

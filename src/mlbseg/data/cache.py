@@ -7,9 +7,10 @@ entries: using an image never opens a label. One that is lost or damaged, while 
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry, sweep
+from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry
+from mlbseg.data.facts import remembered_image
 from mlbseg.data.geometry import RESAMPLE, onto
-from mlbseg.data.inputs import Inputs, combined_hash
+from mlbseg.data.inputs import Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
-from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.lattice import at_spacing, reorient
+from mlbseg.data.readers import announced, read_label, read_scan
+from mlbseg.data.reading import HERE, Reading
+from mlbseg.data.remembered import Remembered, combined_hash
 from mlbseg.errors import ReadError, UserError, printable
+from mlbseg.temporaries import sweep
 from mlbseg.types import Case, Geometry, Role
 
 FORMAT = 2
@@ -33,6 +39,8 @@ FORMAT = 2
 FOREGROUND_VOXELS = 2_000
 """Positions kept per foreground class."""
 
+_NATIVE_BYTES, _GRID_BYTES = 28, 16
+"""Memory for each number of a scan, and for each number of the grid that it is brought onto, while it is prepared."""
 _ATTEMPTS = 10  # to have a whole entry: others may be mending it, and a disk may be failing
 
 _IMAGE_FIELDS = ("scan_ndim", "channels", "spacing", "normalisation", "intensity", "crop", "orientation")
@@ -105,6 +113,52 @@ class Cache:
         self._foregrounds: dict[Case, npt.NDArray[np.int32]] = {}
         sweep(self.root)
 
+    def fill(
+        self,
+        cases: Sequence[Case],
+        *,
+        reading: Reading = HERE,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Prepare what is not prepared yet of some cases: images, and labels of the clean and noisy ones.
+
+        Args:
+            cases: The cases.
+            reading: In how many processes scans are prepared.
+            progress: Called with (cases done, cases in all).
+        """
+        todo = [case for case in cases if not all(map(os.path.lexists, self._folders(case)))]
+        total, there = len(cases), len(cases) - len(todo)
+        prepare = partial(_prepare, self.root.parent, self.plan, self.inputs.without_look(todo))
+        made = reading.each(
+            prepare, todo, need=lambda case: self._need(case, reading.remembered),
+            progress=None if progress is None else lambda done, _: progress(there + done, total),
+        )  # fmt: skip
+        try:
+            with closing(made):
+                for _ in made:
+                    pass
+        finally:
+            sweep(self.root)  # processes that were killed leave what they had begun
+        if progress:
+            progress(total, total)
+
+    def _folders(self, case: Case) -> Iterator[Path]:
+        """Yield where the entries of a case are or shall be."""
+        yield self.root / f"image-{self._image_key(case)}"
+        if _is_labelled(case):
+            yield self.root / f"label-{self._label_key(case)}"
+
+    def _need(self, case: Case, remembered: Remembered) -> int:
+        """Return the memory that preparing a case takes, bytes: of the whole grid, as a crop is not known yet."""
+        known = remembered_image(case.images, remembered)
+        if known is None:
+            native = grid = sum(announced(path) for path in case.images)
+        else:
+            lattice = at_spacing(reorient(known.geometry, self.plan.orientation), self.plan.spacing)
+            native, grid = (known.channels * math.prod(place.size) for place in (known.geometry, lattice))
+        return _NATIVE_BYTES * native + _GRID_BYTES * grid
+
     def image(self, case: Case) -> CachedImage:
         """Return the prepared scan of `case`."""
         if case not in self._images:
@@ -140,14 +194,17 @@ class Cache:
         return self._foregrounds[case]
 
     def _label_entry(self, case: Case) -> _Entry:
-        if case.role not in (Role.CLEAN, Role.NOISY) or case.label is None:
+        if not _is_labelled(case):
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
-            contents = self._image_key(case), self.inputs.label(case)
-            key = combined_hash(*contents, self.plan.label_values, case.unknown)
+            key = self._label_key(case)
             prepare = partial(self._prepare_label, case, seed=int(key[:16], 16))
             self._labels[case] = _Entry(self.root / f"label-{key}", case, prepare)
         return self._labels[case]
+
+    def _label_key(self, case: Case) -> str:
+        contents = self._image_key(case), self.inputs.label(case)
+        return combined_hash(*contents, self.plan.label_values, case.unknown)
 
     def _image_key(self, case: Case) -> str:
         settings = {name: getattr(self.plan, name) for name in _IMAGE_FIELDS}
@@ -175,6 +232,17 @@ class Cache:
                 "foreground": (positions, (max(1, len(positions)), positions.shape[1])),
             }
         )
+
+
+def _prepare(root: Path, plan: Plan, inputs: Inputs, case: Case) -> None:
+    cache = Cache(root, plan, inputs)
+    cache.image(case)
+    if _is_labelled(case):
+        cache.label(case)
+
+
+def _is_labelled(case: Case) -> bool:
+    return case.role in (Role.CLEAN, Role.NOISY) and case.label is not None
 
 
 class _Entry:

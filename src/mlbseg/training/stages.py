@@ -249,9 +249,7 @@ class Training:
         processes.of_first(self.ranks, lambda: self.inputs.require(cases))
         todo = self._share(cases)
         with StepProgress(self.console, "preprocessing", len(todo)) as progress:
-            for number, case in enumerate(todo, start=1):
-                self._open(case)
-                progress.update(number, {"case": case.id})
+            self.cache.fill(todo, reading=self.reading, progress=lambda done, _: progress.update(done))
         processes.wait_for_all(self.ranks)
         for case in cases:  # of other ranks too: processes that draw batches begin with what is open here
             self._open(case)
