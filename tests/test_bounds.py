@@ -162,7 +162,7 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(
     with pytest.raises(
         UserError, match=r"plan\.network_channels: .* expected at most the 2 GiB of memory that are"
     ):
-        make_student(plan, Config())
+        make_student(plan, load_config())
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ AUDITED = "rank,case,role,trust\n1,case_0,clean,0.5\n2,case_1,clean,0.6\n"
     ],
 )  # fmt: skip
 def test_a_table_of_an_audit_that_was_edited_is_shown_or_called_damaged(text: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, Config(), None, None)  # type: ignore[arg-type] - only the folder is looked at
+    run = Run(tmp_path, load_config(), None, None)  # type: ignore[arg-type] - only the folder is looked at
     folder = tmp_path / "audit"
     folder.mkdir()
     (folder / "cases.csv").write_text(text, encoding="utf-8")

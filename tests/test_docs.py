@@ -16,7 +16,7 @@ from typer.main import get_command
 from conftest import Command
 from mlbseg.cli import _LISTS, _UsageError, app
 from mlbseg.cli.arguments import case_ids, count_or_ids, join_lists, label_values, names, numbers, part_of
-from mlbseg.config import Config, load_config, parse_override
+from mlbseg.config import load_config, parse_override
 from mlbseg.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -147,7 +147,7 @@ def test_a_wrong_command_is_seen(line: str) -> None:
 
 
 def test_settings_named_in_prose_exist() -> None:
-    sections = "|".join(name for name, value in Config() if isinstance(value, BaseModel))
+    sections = "|".join(name for name, value in load_config() if isinstance(value, BaseModel))
     named = {
         (page.name, key)
         for page in PAGES

@@ -17,7 +17,7 @@ from typer.main import get_command
 import mlbseg
 from mlbseg import core
 from mlbseg.cli import app
-from mlbseg.config import Config
+from mlbseg.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def test_every_setting_is_there_with_its_default_and_its_meaning(site: Path) -> 
             ]
         )
     }
-    keys = list(settings(Config().model_dump()))
+    keys = list(settings(load_config().model_dump()))
     assert rows.keys() >= set(keys)
     for key in keys:
         assert rows[key][2], f"{key}: no values"

@@ -8,6 +8,7 @@ browsers draw them without a script or a font from elsewhere.
 from __future__ import annotations
 
 import html
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 from typer.main import get_command
 
 from mlbseg.cli import app
-from mlbseg.config import Config
+from mlbseg.config import config_model, section_name
+from mlbseg.methods import METHODS
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -82,7 +84,8 @@ def _default(parameter: Parameter) -> str:
 
 def settings() -> Iterator[str]:
     """Yield the lines of the settings' reference: every key with default, values and meaning."""
-    schema = Config.model_json_schema()
+    schema = config_model().model_json_schema()
+    methods = {section_name(name): kind for name, kind in METHODS.items()}
     sections = {key: field for key, field in schema["properties"].items() if "$ref" in field}
     yield from _table(*_HEADINGS)
     for key, field in schema["properties"].items():
@@ -91,9 +94,12 @@ def settings() -> Iterator[str]:
     for name, field in sections.items():
         section = schema["$defs"][field["$ref"].rpartition("/")[2]]
         yield f"\n## {name}\n"
-        text, reference = _section_text(section["description"])
-        yield f"{text}\n"
-        meanings = _documented(reference or PLAN) if reference or name == "plan" else {}
+        text = inspect.getdoc(methods[name]) if name in methods else section["description"]
+        yield f"{(text or '').partition(_PARAGRAPH)[0]}\n"
+        if not section["properties"]:
+            yield "It has no settings of its own."
+            continue
+        meanings = _documented(PLAN) if name == "plan" else {}
         yield from _table(*_HEADINGS)
         for key, value in section["properties"].items():
             yield _setting(f"{name}.{key}", value, value.get("description") or meanings[key])
@@ -104,13 +110,8 @@ def _setting(key: str, field: dict[str, Any], meaning: str) -> str:
 
 
 _HEADINGS = ("Setting", "Default", "Values", "Meaning")
+_PARAGRAPH = "\n\n"
 PLAN = "mlbseg.data.plan.Plan"
-
-
-def _section_text(description: str) -> tuple[str, str | None]:
-    """Return what a section's docstring says, and the class that it refers to for the meaning of its settings."""
-    found = re.search(r"[Ss]ee `(mlbseg\.[\w.]+)`", description)
-    return (_summary(found[1]), found[1]) if found else (description, None)
 
 
 def _values(schema: dict[str, Any]) -> Iterator[str]:
@@ -137,11 +138,6 @@ def _object(path: str) -> griffe.Object | griffe.Alias:
     package, _, rest = path.partition(".")
     loaded = griffe.load(package, search_paths=[SOURCE], resolve_aliases=False)
     return loaded[rest]
-
-
-def _summary(path: str) -> str:
-    docstring = _object(path).docstring
-    return docstring.value.partition("\n\n")[0] if docstring else ""
 
 
 def _documented(path: str) -> dict[str, str]:

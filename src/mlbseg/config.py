@@ -1,26 +1,24 @@
 """What a user can set, in one model: YAML in and out, `-o key=value` on the command line.
 
-Only `cli` and the floor below it (training, inference) read this object; everything further down takes plain
-keyword arguments.
+The model is put together from the sections of those who use them: a method's settings stand in its own file.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model
 
+from mlbseg.data.augment import AUGMENTATIONS, Augment
 from mlbseg.errors import UserError, brief, nearest
+from mlbseg.methods import METHODS
+from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps
 
-_SINGLE = BeforeValidator(lambda v: [v] if isinstance(v, str) or type(v) is int else v)
-"""Lets one name or number stand for the list of it: `-o mlb.views=flip`."""
-
-
-MOST_TEXT = 1000
-"""Characters of a name."""
 MOST_SETTINGS = 10_000
 """Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
 MOST_PARTS = 256
@@ -38,44 +36,33 @@ def _spacing(value: float) -> float:
 # The numbers are far beyond any use: nothing above them can be computed, or ends.
 _Spacing = Annotated[float, Field(ge=0, le=1e4), AfterValidator(_spacing)]
 _Side = Annotated[int, Field(ge=1, le=4096)]
-_Patches = Annotated[int, Field(ge=1, le=4096)]
 _Axis = Annotated[int, Field(ge=0, le=2)]
 _Label = Annotated[int, Field(ge=0, lt=2**31)]
 _Intensity = Annotated[float, Field(ge=-1e12, le=1e12)]
-_Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
-_Weight = Annotated[float, Field(ge=0, le=1e6)]
-_Noise = Annotated[float, Field(ge=0, le=100)]
-_FEW = Field(max_length=16)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", validate_default=True, allow_inf_nan=False, str_max_length=MOST_TEXT
-    )
-
-
-class PlanSettings(_Section):
+class PlanSettings(Section):
     """Overrides of the plan; what is left empty is decided from the data (see plan.json for the reasons)."""
 
     ndim: Literal[2, 3] | None = None
     orientation: str | None = None
     label_values: list[_Label] | None = Field(None, max_length=256)
     class_names: list[str] | None = Field(None, max_length=256)
-    spacing: _Spacing | Annotated[list[_Spacing], _FEW] | None = None
-    patch_size: _Side | Annotated[list[_Side], _FEW] | None = None
+    spacing: _Spacing | Annotated[list[_Spacing], FEW] | None = None
+    patch_size: _Side | Annotated[list[_Side], FEW] | None = None
     normalisation: str | list[str] | None = None
     intensity: dict[str, _Intensity] | list[dict[str, _Intensity]] | None = None
     crop: bool | None = None
     network: str | None = None
-    network_channels: Annotated[Annotated[list[_Side], Field(max_length=10)] | None, _SINGLE] = None
-    network_strides: Annotated[list[Annotated[list[_Side], _FEW]] | None, Field(max_length=9)] = None
-    batch_size: _Patches | None = None
-    unlabelled_batch_size: _Patches | None = None
-    steps: _Steps | None = None
-    flip_axes: _Axis | Annotated[list[_Axis], _FEW] | None = None
+    network_channels: Annotated[Annotated[list[_Side], Field(max_length=10)] | None, SINGLE] = None
+    network_strides: Annotated[list[Annotated[list[_Side], FEW]] | None, Field(max_length=9)] = None
+    batch_size: Patches | None = None
+    unlabelled_batch_size: Patches | None = None
+    steps: Steps | None = None
+    flip_axes: _Axis | Annotated[list[_Axis], FEW] | None = None
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """How training goes."""
 
     lr: float = Field(
@@ -93,10 +80,16 @@ class TrainSettings(_Section):
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: "32" if v == 32 else v)] = (
         Field("auto", description="auto computes in bfloat16 where the device has it")
     )
+    loss: str = Field(
+        "dice-ce", description="loss of labelled pixels: dice-ce, ce, dice, or one of a package"
+    )
+    augmentation: str = Field(
+        "standard", description="random changes of patches: standard, or those of a package"
+    )
     norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, in the network's layers")
-    checkpoint_every: _Steps = Field(200, description="steps between checkpoints")
-    validate_every: _Steps = Field(200, description="steps between validations, if cases are set apart")
+    checkpoint_every: Steps = Field(200, description="steps between checkpoints")
+    validate_every: Steps = Field(200, description="steps between validations, if cases are set apart")
     meta_cases: int = Field(
         0,
         ge=0,
@@ -112,172 +105,58 @@ class TrainSettings(_Section):
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
 
 
-class AugmentSettings(_Section):
-    """Random changes of the training patches; each probability is per patch."""
-
-    rotate: float = Field(15.0, ge=0, le=180, description="largest rotation, degrees")
-    scale: float = Field(0.15, ge=0, lt=1, description="largest change of size")
-    affine: float = Field(0.5, description="probability of rotation and scaling", ge=0, le=1)
-    elastic: float = Field(0.0, ge=0, le=1, description="probability of an elastic deformation")
-    intensity: float = Field(
-        0.5, ge=0, le=1, description="probability of a change of brightness and contrast"
-    )
-    gamma: float = Field(0.3, ge=0, le=1, description="probability of a change of gamma")
-    noise: float = Field(0.2, ge=0, le=1, description="probability of Gaussian noise")
-
-
-class MLBSettings(_Section):
-    """The bootstrap stage; see `mlbseg.methods.mlb.MLB`."""
-
-    mode: Literal["joint", "paper"] = "joint"
-    views: Annotated[Annotated[list[Literal["zoom-in", "zoom-out", "flip"]], _FEW], _SINGLE] = ["zoom-out"]
-    clean_views: bool = False
-    sources: Annotated[
-        list[Literal["initial", "pseudo"]] | None, Field(min_length=1, max_length=16), _SINGLE
-    ] = None
-    weighting: Literal["share", "residual", "sign", "softmax", "sigmoid", "uniform", "confidence"] = "sign"
-    decides: Literal["everywhere", "disputes"] = "disputes"
-    per_source: bool = False
-    per_image: bool = False
-    direction: Literal["clean", "random"] = "clean"
-    scope: Literal["all", "decoder", "head"] = "all"
-    every: _Steps = 1
-    mix: float = Field(2 / 3, ge=0, lt=1)
-    jitter: float = Field(0.3, ge=0, lt=1)
-    pseudo_from: Literal["student", "teacher"] = "teacher"
-    relabel: int = Field(0, ge=0, le=1000)
-    teacher_decay: float = Field(0.99, ge=0, lt=1)
-    teacher_noise: _Noise = 0.1
-    pseudo_weight: _Weight = 1.0
-    pseudo_dice: bool = True
-    ple_weight: _Weight = 0.0
-    teacher_weight: _Weight = 0.0
-    chunk: _Patches | None = None
-
-    def weighed(self, *, noisy: bool) -> tuple[str, ...]:
-        """Return the sources; unless they are named, initial labels are those that noisy cases came with."""
-        if self.sources is not None:
-            return tuple(dict.fromkeys(self.sources))
-        return ("initial", "pseudo") if noisy else ("pseudo",)
-
-    @property
-    def freezes_labels(self) -> bool:
-        """Whether what stage 1 predicts of unlabelled cases is learnt from."""
-        return self.sources is not None and "initial" in self.sources
-
-
-class EntropySettings(_Section):
-    """See `mlbseg.methods.entropy.Entropy`."""
-
-    entropy_weight: _Weight = 0.1
-    ramp: float = Field(0.4, gt=0, le=1)
-
-
-class ICTSettings(_Section):
-    """See `mlbseg.methods.ict.ICT`."""
-
-    teacher_decay: float = Field(0.99, ge=0, lt=1)
-    alpha: float = Field(0.2, ge=1e-3, le=1e3)
-    consistency_weight: _Weight = 10.0
-    ramp: float = Field(0.4, gt=0, le=1)
-
-
-class MeanTeacherSettings(_Section):
-    """See `mlbseg.methods.mean_teacher.MeanTeacher`."""
-
-    teacher_decay: float = Field(0.99, ge=0, lt=1)
-    noise: _Noise = 0.1
-    consistency_weight: _Weight = 10.0
-    ramp: float = Field(0.4, gt=0, le=1)
-
-
-class PseudoLabelSettings(_Section):
-    """See `mlbseg.methods.pseudo_label.PseudoLabel`."""
-
-    rounds: int = Field(0, ge=0, le=1000)
-    threshold: float = Field(0.8, ge=0, le=1)
-    strength: float = Field(0.0, ge=0, lt=1)
-    pseudo_weight: _Weight = 1.0
-    ramp: float = Field(0.4, gt=0, le=1)
-
-
-class UAMTSettings(_Section):
-    """See `mlbseg.methods.ua_mt.UAMT`."""
-
-    teacher_decay: float = Field(0.99, ge=0, lt=1)
-    noise: _Noise = 0.1
-    passes: int = Field(8, ge=1, le=1000)
-    threshold: float = Field(0.75, ge=0, le=1)
-    consistency_weight: _Weight = 10.0
-    ramp: float = Field(0.4, gt=0, le=1)
-
-
-class BCPSettings(_Section):
-    """See `mlbseg.methods.bcp.BCP`."""
-
-    teacher_decay: float = Field(0.99, ge=0, lt=1)
-    box: float = Field(2 / 3, gt=0, lt=1)
-    pseudo_weight: _Weight = 0.5
-    largest: bool = True
-
-
-class CCTSettings(_Section):
-    """See `mlbseg.methods.cct.CCT`."""
-
-    consistency_weight: _Weight = 30.0
-    ramp: float = Field(0.1, gt=0, le=1)
-
-
-class CPSSettings(_Section):
-    """See `mlbseg.methods.cps.CPS`."""
-
-    redrawn: Literal["decoder", "head", "all"] = "decoder"
-    pseudo_weight: _Weight = 1.5
-    ramp: float = Field(0.4, gt=0, le=1)
-
-
-class FixMatchSettings(_Section):
-    """See `mlbseg.methods.fixmatch.FixMatch`."""
-
-    threshold: float = Field(0.95, ge=0, le=1)
-    strength: float = Field(0.6, ge=0, lt=1)
-    pseudo_weight: _Weight = 1.0
-
-
-class UniMatchSettings(_Section):
-    """See `mlbseg.methods.unimatch.UniMatch`."""
-
-    threshold: float = Field(0.95, ge=0, le=1)
-    strength: float = Field(0.6, ge=0, lt=1)
-    mix: float = Field(0.5, ge=0, le=1)
-    drop: float = Field(0.5, ge=0, lt=1)
-    pseudo_weight: _Weight = 1.0
-
-
-class Config(_Section):
-    """Everything that a run was asked for."""
+class Config(Section):
+    """Everything that a run was asked for; `config_model` adds a section for each method, of its name."""
 
     method: str = Field("mlb", description="how to learn from scans without labels")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**31, description="random seed")
     plan: PlanSettings = PlanSettings()
     train: TrainSettings = TrainSettings()
-    augment: AugmentSettings = AugmentSettings()
-    mlb: MLBSettings = MLBSettings()
-    # A section for each method, named like it with underscores; a test holds them to the methods' own arguments.
-    bcp: BCPSettings = BCPSettings()
-    cct: CCTSettings = CCTSettings()
-    cps: CPSSettings = CPSSettings()
-    entropy: EntropySettings = EntropySettings()
-    fixmatch: FixMatchSettings = FixMatchSettings()
-    ict: ICTSettings = ICTSettings()
-    mean_teacher: MeanTeacherSettings = MeanTeacherSettings()
-    pseudo_label: PseudoLabelSettings = PseudoLabelSettings()
-    ua_mt: UAMTSettings = UAMTSettings()
-    unimatch: UniMatchSettings = UniMatchSettings()
+    augment: Augment.Settings = Augment.Settings()
+
+    def of(self, name: str) -> Section:
+        """Return the settings of a method, such as ``mean-teacher``, or of an augmentation.
+
+        Raises:
+            AttributeError: there is no such section.
+        """
+        if name in AUGMENTATIONS.own:
+            return self.augment
+        section: Section = getattr(self, section_name(name))
+        return section
 
     def write(self, path: Path) -> None:
         """Write the configuration as YAML."""
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def section_name(name: str) -> str:
+    """Return the name of the section of a method or an augmentation."""
+    return name.replace("-", "_")
+
+
+@functools.cache
+def config_model() -> type[Config]:
+    """Return the class of configurations: with the settings of all methods and augmentations that are installed.
+
+    What another package brings and cannot be imported has no section, with a warning, until that package is mended.
+    """
+    sections: dict[str, Any] = {}
+    for registry in (METHODS, AUGMENTATIONS):
+        for name in registry:
+            if registry is AUGMENTATIONS and name in AUGMENTATIONS.own:
+                continue  # the section `augment`
+            try:
+                settings = registry.find(name).Settings
+                if section_name(name) in {*Config.model_fields, *sections}:
+                    raise UserError(
+                        f"{registry.what} {name!r}: its settings would be in another's section (rename it)"
+                    )
+            except UserError as error:
+                warnings.warn(str(error), stacklevel=2)
+                continue
+            sections[section_name(name)] = (settings, settings())
+    return create_model("Config", __base__=Config, **sections)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -333,7 +212,7 @@ def config_of(record: Mapping[str, Any]) -> Config:
         UserError: for an unknown key (naming the nearest), or a bad value.
     """
     try:
-        return Config.model_validate(record)
+        return config_model().model_validate(record)
     except ValidationError as error:
         raise UserError("\n".join(_explain(error.errors()))) from None
 
@@ -369,8 +248,8 @@ def parse_override(item: str) -> tuple[str, Any]:
     raise UserError(f"unknown override key {brief(key)}: {_nearest_key(key)}")
 
 
-def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
+def _keys(model: type[BaseModel] | None = None, prefix: str = "") -> Iterator[str]:
+    for name, field in (model or config_model()).model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _keys(field.annotation, f"{prefix}{name}.")
         else:

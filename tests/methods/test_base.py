@@ -14,7 +14,7 @@ from mlbseg.types import Batch
 
 
 def any_method() -> Supervised:
-    return Supervised(nn.Conv2d(1, 2, 1))
+    return Supervised.make(nn.Conv2d(1, 2, 1))
 
 
 def test_a_factor_rises_over_its_share_of_the_stage_to_its_weight() -> None:

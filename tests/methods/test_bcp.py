@@ -61,7 +61,7 @@ def test_mixed_images_and_losses_are_those_of_the_loops(
     torch.manual_seed(0)
     batch = make_batch(ndim, clean, others)
     assert batch.image is not None
-    method = BCP(Seen(ndim), largest=largest)
+    method = BCP.make(Seen(ndim), largest=largest)
     losses = next(method.losses(batch, 0))
     with torch.no_grad():
         pseudo = method.teacher(batch.image).argmax(1)
@@ -93,7 +93,7 @@ def test_mixed_images_and_losses_are_those_of_the_loops(
 def test_every_image_is_used() -> None:
     for clean, others in ((2, 3), (4, 1)):
         batch = make_batch(2, clean, others)
-        method = BCP(Seen(2))
+        method = BCP.make(Seen(2))
         next(method.losses(batch, 0))
         seen = method.student.last
         for image in (*batch.clean_image, *batch.image):  # type: ignore[misc]

@@ -21,7 +21,7 @@ def test_losses_and_gradient_are_those_of_four_passes(ndim: int) -> None:
     student = nn.Sequential(conv(1, 6, 3, padding=1), nn.SiLU(), conv(6, 3, 1)).double()
     clean, image = torch.randn(2, 3, 1, *SHAPES[ndim], dtype=torch.float64)
     label = (clean[:2, 0] > 0).long()
-    method = CCT(student, consistency_weight=7.0, ramp=0.5)
+    method = CCT.make(student, consistency_weight=7.0, ramp=0.5)
     method.length = 10
     losses = next(method.losses(Batch(clean[:2], label, image, seed=3), 5))
 
@@ -44,7 +44,7 @@ def test_the_ramp_is_low_at_first() -> None:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 2, 1))
     clean, image = torch.randn(2, 2, 1, 6, 6)
-    method = CCT(student)
+    method = CCT.make(student)
     method.length = 100
     batch = Batch(clean, (clean[:, 0] > 0).long(), image, seed=3)
     first, end, later = (float(next(method.losses(batch, s))["features"].detach()) for s in (0, 10, 50))

@@ -36,7 +36,7 @@ def make_batch(ndim: int, seed: int = 3) -> Batch:
 @pytest.mark.parametrize("redrawn", ["decoder", "head", "all"])
 def test_the_first_step_draws_a_part_of_the_second_network_anew(ndim: int, redrawn: Any) -> None:
     batch = make_batch(ndim)
-    method = CPS(unet(ndim), redrawn=redrawn)
+    method = CPS.make(unet(ndim), redrawn=redrawn)
     before = copy.deepcopy(dict(method.second.named_parameters()))
     assert all(torch.equal(p, before[n]) for n, p in method.student.named_parameters())
     torch.manual_seed(77)
@@ -50,7 +50,7 @@ def test_the_first_step_draws_a_part_of_the_second_network_anew(ndim: int, redra
             assert torch.equal(p, before[name]), name
         elif p.ndim > 1:  # scales and shifts start anew at 1 and 0, where they stand already
             assert (p != before[name]).all(), name
-    again, other = CPS(unet(ndim), redrawn=redrawn), CPS(unet(ndim), redrawn=redrawn)
+    again, other = CPS.make(unet(ndim), redrawn=redrawn), CPS.make(unet(ndim), redrawn=redrawn)
     torch.manual_seed(99)
     next(again.losses(batch, 0))
     next(other.losses(make_batch(ndim, seed=4), 0))
@@ -66,7 +66,7 @@ def test_the_first_step_draws_a_part_of_the_second_network_anew(ndim: int, redra
 def test_losses_are_those_of_the_formula_and_reach_both_networks(ndim: int) -> None:
     batch = make_batch(ndim)
     assert batch.image is not None
-    method = CPS(unet(ndim))
+    method = CPS.make(unet(ndim))
     method.length = 10
     next(method.losses(batch, 0))
     second = copy.deepcopy(method.second.state_dict())
@@ -87,7 +87,7 @@ def test_losses_are_those_of_the_formula_and_reach_both_networks(ndim: int) -> N
 
 def test_the_ramp_is_low_at_first() -> None:
     batch = make_batch(2)
-    method = CPS(unet(2))
+    method = CPS.make(unet(2))
     method.length = 10
     next(method.losses(batch, 0))
     first, last = (float(next(method.losses(batch, step))["pseudo"].detach()) for step in (1, 4))
@@ -95,7 +95,7 @@ def test_the_ramp_is_low_at_first() -> None:
 
 
 def test_bfloat16_sees_what_was_drawn_anew() -> None:
-    batch, method = make_batch(2), CPS(unet(2).float())
+    batch, method = make_batch(2), CPS.make(unet(2).float())
     assert batch.image is not None
     batch.clean_image, batch.image = batch.clean_image.float(), batch.image.float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -14,7 +14,7 @@ from mlbseg.methods.entropy import Entropy
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_terms_are_the_clean_loss_and_the_mean_entropy_of_unlabelled_pixels(ndim: int) -> None:
-    method, batch = Entropy(conv_net(ndim), entropy_weight=0.3), make_batch(ndim)
+    method, batch = Entropy.make(conv_net(ndim), entropy_weight=0.3), make_batch(ndim)
     [losses] = method.losses(batch, 5)
     assert batch.image is not None
     probability = torch.softmax(method.student(batch.image), 1).movedim(1, -1).reshape(-1, 3).tolist()
@@ -26,7 +26,7 @@ def test_the_terms_are_the_clean_loss_and_the_mean_entropy_of_unlabelled_pixels(
 
 def test_a_step_down_makes_the_likeliest_class_likelier() -> None:
     student, batch = per_pixel(2)
-    [losses] = Entropy(student).losses(batch, 5)
+    [losses] = Entropy.make(student).losses(batch, 5)
     losses["entropy"].backward()
     assert batch.image is not None
     assert student.others.grad is not None

@@ -45,7 +45,7 @@ def test_the_loss_is_that_of_confident_pixels_and_no_other_has_a_gradient(ndim: 
     batch = make_batch(ndim)
     assert batch.image is not None
     net = Net(ndim)
-    method = FixMatch(net, threshold=0.5, pseudo_weight=0.7)
+    method = FixMatch.make(net, threshold=0.5, pseudo_weight=0.7)
     losses = next(method.losses(batch, 0))
     losses["pseudo"].backward()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_confident_pixels_and_no_other_has_a_gradient(ndim: 
 
 def test_nobody_confident_costs_nothing() -> None:
     batch = make_batch(2)
-    losses = next(FixMatch(Net(2), threshold=1.0).losses(batch, 0))
+    losses = next(FixMatch.make(Net(2), threshold=1.0).losses(batch, 0))
     assert losses["pseudo"] == 0
     assert losses["clean"] > 0
 

@@ -18,7 +18,7 @@ dimensions = pytest.mark.parametrize("ndim", [2, 3])
 
 def make_method(ndim: int, share: list[float] | None = None) -> ICT:
     """Return the method, its teacher unlike the student, with these shares if any."""
-    method = ICT(conv_net(ndim), consistency_weight=2.0)
+    method = ICT.make(conv_net(ndim), consistency_weight=2.0)
     with torch.no_grad():
         for p in method.teacher.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
@@ -84,14 +84,14 @@ def test_pairs_draw_shares_of_their_own_by_their_place_in_the_whole_batch() -> N
 
 @pytest.mark.parametrize(("alpha", "sd"), [(0.2, 0.423), (1.0, 0.289), (50.0, 0.0498)])
 def test_shares_are_of_the_beta_distribution(alpha: float, sd: float) -> None:
-    method = ICT(conv_net(2), alpha=alpha)
+    method = ICT.make(conv_net(2), alpha=alpha)
     drawn = method._shares(torch.zeros(2000, 1, 1, 1, dtype=torch.float64), 0)[::2]
     assert drawn.mean().item() == pytest.approx(0.5, abs=4 * sd / 1000**0.5)
     assert drawn.std().item() == pytest.approx(sd, rel=0.1)  # 1 / (2 sqrt(2 α + 1))
 
 
 def test_no_gradient_reaches_the_teacher_and_its_statistics_stay() -> None:
-    method = ICT(conv_net(2, batch_norm=True)).train()
+    method = ICT.make(conv_net(2, batch_norm=True)).train()
     before = copy.deepcopy(method.teacher.state_dict())
     [losses] = method.losses(make_batch(2), 1)
     losses["teacher"].backward()

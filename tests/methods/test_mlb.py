@@ -22,20 +22,19 @@ from mlbseg.core.losses import (
 )
 from mlbseg.core.metaweights import normalise
 from mlbseg.core.teacher import make_teacher
-from mlbseg.core.views import Views, draw_views
+from mlbseg.core.views import ZOOM, Views, draw_views
 from mlbseg.errors import UserError
-from mlbseg.methods import mlb
-from mlbseg.methods.mlb import MLB, weighing
+from mlbseg.methods import Context
+from mlbseg.methods.mlb import MLB, joint, paper, weighing
 from mlbseg.types import IGNORE, UNLABELLED, Batch
 from oracles.double_backward import normalised, unrolled_alignments
 
 VIEWS = ("zoom-in", "zoom-out", "flip")
-ZOOM = (0.1, 0.25)
 NOISE = 0.3
 LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-3
 SHAPES = {2: (8, 10), 3: (6, 4, 5)}
 EXPLICIT: dict[str, Any] = {
-    "views": VIEWS, "zoom": ZOOM, "teacher_noise": NOISE, "sources": ("initial", "pseudo"), "weighting": "share",
+    "views": VIEWS, "teacher_noise": NOISE, "sources": ("initial", "pseudo"), "weighting": "share",
     "decides": "everywhere", "mix": 0.0, "jitter": 0.0, "pseudo_from": "student",
     "pseudo_weight": 1.0, "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0,
 }  # fmt: skip
@@ -84,7 +83,7 @@ def make_batch(ndim: int, classes: int, dtype: torch.dtype = torch.float64) -> B
 
 def make_mlb(ndim: int, classes: int, dtype: torch.dtype = torch.float64, **settings: Any) -> MLB:
     """Return a method in mid-training: the teacher is not the student, and the optimiser has momentum."""
-    method = MLB(conv_net(ndim, classes).to(dtype), **{**EXPLICIT, **settings})
+    method = MLB.make(conv_net(ndim, classes).to(dtype), **{**EXPLICIT, **settings})
     with torch.no_grad():
         for p in method.teacher.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -440,8 +439,9 @@ def test_uniform_weights_ask_no_direction(mode: str, monkeypatch: pytest.MonkeyP
     def never(*arguments: Any, **options: Any) -> None:
         raise AssertionError("a derivative was taken")
 
-    monkeypatch.setattr(mlb, "output_and_tangent", never)
-    monkeypatch.setattr(mlb, "directional_derivative", never)
+    for module in (joint, paper):
+        monkeypatch.setattr(module, "directional_derivative", never)
+    monkeypatch.setattr(joint, "output_and_tangent", never)
     batch = make_batch(2, 3)
     next(iter(make_mlb(2, 3, mode=mode, weighting="uniform").losses(batch, 5)))
     for weight in spy.weights[0]:
@@ -558,7 +558,7 @@ def test_a_random_direction_is_as_long_as_the_clean_one_and_drawn_from_the_batch
 
 def test_the_teacher_starts_as_the_student_which_predicts() -> None:
     student = conv_net(2, 2)
-    method = MLB(student)
+    method = MLB.make(student, teacher_decay=0.9)
     assert set(method.networks()) == {"teacher", "student"}
     assert method.predictor() is method.student
     expected = make_teacher(student).state_dict()
@@ -566,7 +566,6 @@ def test_the_teacher_starts_as_the_student_which_predicts() -> None:
     with torch.no_grad():
         for p in student.parameters():
             p.add_(1)
-    method.teacher_decay = 0.9
     before = copy.deepcopy(method.teacher.state_dict())
     method.after_step(1000)
     for key, value in method.teacher.state_dict().items():
@@ -574,7 +573,7 @@ def test_the_teacher_starts_as_the_student_which_predicts() -> None:
 
 
 def test_paper_mode_asks_for_the_optimiser_it_looks_ahead_with() -> None:
-    method = MLB(conv_net(2, 2), mode="paper")
+    method = MLB.make(conv_net(2, 2), mode="paper")
     with pytest.raises(ValueError, match="set `optimiser` first"):
         next(iter(method.losses(make_batch(2, 2), 0)))
 
@@ -599,7 +598,7 @@ def test_weights_and_loss_see_the_same_dropout_masks(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 2, 3, padding=1))
-    method = MLB(net, views=("flip",), jitter=0.0, **settings).train()
+    method = MLB.make(net, views=("flip",), jitter=0.0, **settings).train()
     method.optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     passes: list[Tensor] = []
     net.register_forward_hook(lambda module, args, z: passes.append(forward_ad_value(z)))
@@ -623,7 +622,7 @@ def forward_ad_value(z: Tensor) -> Tensor:
 
 def test_a_flip_view_needs_an_axis_to_flip() -> None:
     with pytest.raises(UserError, match=r"plan\.flip_axes"):
-        MLB(nn.Conv2d(1, 2, 1), views=("flip",), flip_axes=())
+        MLB.make(nn.Conv2d(1, 2, 1), Context(flip_axes=()), views=("flip",))
 
 
 @pytest.mark.gpu
@@ -679,7 +678,7 @@ def test_where_nothing_is_decided_there_are_no_weight_maps() -> None:
 def test_confidence_weighs_by_the_teachers_probability_and_asks_no_direction(
     decides: str, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlb, "output_and_tangent", lambda *_: pytest.fail("a direction was asked for"))
+    monkeypatch.setattr(joint, "output_and_tangent", lambda *_: pytest.fail("a direction was asked for"))
     batch = make_batch(2, 3)
     method = make_mlb(2, 3, weighting="confidence", decides=decides, teacher_noise=0.0, pseudo_from="teacher")
     maps = method.weight_maps(batch)

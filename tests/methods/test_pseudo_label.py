@@ -33,7 +33,7 @@ def take_step(method: PseudoLabel, step: int) -> dict[str, float]:
 @dimensions
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_the_label_is_what_the_student_thinks_of_the_image_as_it_is(ndim: int, strength: float) -> None:
-    method = PseudoLabel(conv_net(ndim), strength=strength, threshold=0.6, pseudo_weight=2.0)
+    method = PseudoLabel.make(conv_net(ndim), strength=strength, threshold=0.6, pseudo_weight=2.0)
     batch = make_batch(ndim)
     [losses] = method.losses(batch, 5)
     assert batch.image is not None
@@ -51,7 +51,7 @@ def test_the_label_is_what_the_student_thinks_of_the_image_as_it_is(ndim: int, s
 @dimensions
 def test_a_pixel_below_the_threshold_gets_no_gradient(ndim: int) -> None:
     student, batch = per_pixel(ndim)
-    method = PseudoLabel(student, threshold=0.7)
+    method = PseudoLabel.make(student, threshold=0.7)
     [losses] = method.losses(batch, 5)
     torch.stack(list(losses.values())).sum().backward()
     assert batch.image is not None
@@ -66,7 +66,7 @@ def test_a_pixel_below_the_threshold_gets_no_gradient(ndim: int) -> None:
 def test_a_threshold_of_0_labels_all_and_of_1_nothing(ndim: int) -> None:
     student, batch = per_pixel(ndim)
     for threshold, kept in ((0.0, 1), (1.0, 0)):
-        method = PseudoLabel(student, threshold=threshold)
+        method = PseudoLabel.make(student, threshold=threshold)
         [losses] = method.losses(batch, 5)
         assert method.monitors["kept_pseudo"].item() == kept
         assert (losses["pseudo"].item() > 0) == bool(kept)
@@ -79,7 +79,7 @@ def test_a_threshold_of_0_labels_all_and_of_1_nothing(ndim: int) -> None:
 def test_each_round_begins_with_the_student_of_the_moment(
     length: int, rounds: int, begins: list[int]
 ) -> None:
-    method = PseudoLabel(conv_net(2), rounds=rounds, threshold=0.5).train()
+    method = PseudoLabel.make(conv_net(2), rounds=rounds, threshold=0.5).train()
     method.length = length
     labeller = method.labeller
     assert labeller is not None
@@ -96,7 +96,7 @@ def test_each_round_begins_with_the_student_of_the_moment(
 
 
 def test_within_a_round_the_labels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = PseudoLabel(conv_net(2), rounds=1, threshold=0.0).train()
+    method = PseudoLabel.make(conv_net(2), rounds=1, threshold=0.0).train()
     method.length = 5
     first = copy.deepcopy(method.student)
     seen: list[Tensor] = []
@@ -118,11 +118,11 @@ def test_within_a_round_the_labels_stay(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_method_loaded_in_mid_round_goes_on_alike() -> None:
     settings: dict[str, Any] = {"rounds": 2, "threshold": 0.4, "strength": 0.3}
-    method = PseudoLabel(conv_net(2), **settings).train()
+    method = PseudoLabel.make(conv_net(2), **settings).train()
     method.length = 10
     for step in range(7):
         take_step(method, step)
-    loaded = PseudoLabel(copy.deepcopy(conv_net(2)), **settings).train()
+    loaded = PseudoLabel.make(copy.deepcopy(conv_net(2)), **settings).train()
     loaded.length = 10
     loaded.load_state_dict(method.state_dict())
     for step in range(7, 10):
@@ -130,7 +130,7 @@ def test_a_method_loaded_in_mid_round_goes_on_alike() -> None:
 
 
 def test_the_labeller_predicts_as_it_would_a_new_scan() -> None:
-    method = PseudoLabel(conv_net(2, dropout=0.5, batch_norm=True), rounds=1).train()
+    method = PseudoLabel.make(conv_net(2, dropout=0.5, batch_norm=True), rounds=1).train()
     labeller = method.labeller
     assert labeller is not None
     assert method.student.training
@@ -145,7 +145,7 @@ def test_the_labeller_predicts_as_it_would_a_new_scan() -> None:
 def test_labelling_leaves_the_running_statistics_to_the_pass_that_learns() -> None:
     expected = conv_net(2, batch_norm=True).train()
     batch = make_batch(2)
-    method = PseudoLabel(copy.deepcopy(expected), strength=0.3).train()
+    method = PseudoLabel.make(copy.deepcopy(expected), strength=0.3).train()
     [_] = method.losses(batch, 0)
     assert batch.image is not None
     seen = strongly_changed(method.seeds(3, batch.seed, 0), batch.image, 0.3)
@@ -155,7 +155,7 @@ def test_labelling_leaves_the_running_statistics_to_the_pass_that_learns() -> No
 
 
 def test_by_default_one_pass_labels_and_learns() -> None:
-    method = PseudoLabel(conv_net(2))
+    method = PseudoLabel.make(conv_net(2))
     passes: list[int] = []
     method.student.register_forward_hook(lambda module, inputs, z: passes.append(len(z)))
     [_] = method.losses(make_batch(2), 0)

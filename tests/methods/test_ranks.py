@@ -120,7 +120,7 @@ def trained(ranks: Ranks, variant: str, ndim: int) -> dict[str, Any]:
 
     MLB._weigh = weigh  # type: ignore[method-assign]
     try:
-        method = find_method(name)(conv_net(ndim), **settings).train()
+        method = find_method(name).make(conv_net(ndim), **settings).train()
         method.ranks = ranks
         method.length = STEPS
         method.optimiser = torch.optim.SGD(method.trained(), lr=0.05, momentum=0.9)

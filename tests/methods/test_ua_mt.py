@@ -17,7 +17,7 @@ dimensions = pytest.mark.parametrize("ndim", [2, 3])
 
 
 def make_method(ndim: int, **settings: float) -> UAMT:
-    method = UAMT(conv_net(ndim), consistency_weight=2.0, **settings)  # type: ignore[arg-type]
+    method = UAMT.make(conv_net(ndim), consistency_weight=2.0, **settings)  # type: ignore[arg-type]
     with torch.no_grad():
         for p in method.teacher.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
@@ -80,7 +80,7 @@ def test_where_nothing_is_certain_the_distance_is_zero_and_finite(ndim: int) -> 
 
 
 def test_the_passes_leave_the_teacher_as_it_is() -> None:
-    method = UAMT(conv_net(2, batch_norm=True, dropout=0.3)).train()
+    method = UAMT.make(conv_net(2, batch_norm=True, dropout=0.3)).train()
     before = copy.deepcopy(method.teacher.state_dict())
     [losses] = method.losses(make_batch(2), 1)
     losses["teacher"].backward()
@@ -89,7 +89,7 @@ def test_the_passes_leave_the_teacher_as_it_is() -> None:
 
 
 def test_dropout_differs_between_passes_and_follows_the_batch_alone() -> None:
-    method = UAMT(conv_net(2, dropout=0.5), noise=0.0, passes=3).train()
+    method = UAMT.make(conv_net(2, dropout=0.5), noise=0.0, passes=3).train()
     outputs: list[torch.Tensor] = []
     method.teacher.register_forward_hook(lambda module, inputs, z: outputs.append(z))
 

@@ -40,7 +40,7 @@ def make_batch(ndim: int, count: int) -> Batch:
 def test_a_box_takes_its_labels_with_it(ndim: int, count: int, mix: float) -> None:
     batch = make_batch(ndim, count)
     assert batch.image is not None
-    method = UniMatch(net(ndim), mix=mix, strength=0.3)
+    method = UniMatch.make(net(ndim), mix=mix, strength=0.3)
     label = torch.randint(-1, 3, (count, *SHAPES[ndim]), generator=torch.Generator().manual_seed(2))
     mixed, labels = method._mixed(batch.image, label, 3, 1)
     strong = method.changed(batch.image, 3, 1)
@@ -65,7 +65,7 @@ def test_losses_are_those_of_four_passes(ndim: int) -> None:
     batch = make_batch(ndim, 4)
     assert batch.image is not None
     student = net(ndim)
-    method = UniMatch(student, threshold=0.4, pseudo_weight=0.8)
+    method = UniMatch.make(student, threshold=0.4, pseudo_weight=0.8)
     losses = next(method.losses(batch, 0))
     with torch.no_grad():
         probability, label = student(batch.image).softmax(1).max(1)

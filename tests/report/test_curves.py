@@ -14,10 +14,11 @@ from mlbseg.apps.report.curves import MOST_POINTS, Log, charts, read_log
 from mlbseg.apps.report.findings import Finding, findings, shown
 from mlbseg.apps.report.scoring import Scored
 from mlbseg.apps.report.sections import weights_section
-from mlbseg.apps.report.weights import MOST_STEPS, absence, snapshots, strips
-from mlbseg.config import Config
+from mlbseg.apps.report.weights import MOST_STEPS, snapshots, strips
+from mlbseg.config import load_config
 from mlbseg.errors import Fault, UserError
 from mlbseg.evaluation import Evaluation, Row
+from mlbseg.methods.mlb import MLB
 from mlbseg.metrics import Scores, summarise
 from mlbseg.training.log import COLUMNS, append_row
 from report.pages import EVIL
@@ -130,17 +131,20 @@ def test_damaged_weight_maps_are_named(tmp_path: Path) -> None:
 
 def test_without_weight_maps_the_reason_is_given(tmp_path: Path) -> None:
     split = SimpleNamespace(noisy=())
-    assert weights_section(SimpleNamespace(root=tmp_path, config=Config(method="bcp"), split=split)) is None  # type: ignore[arg-type]
-    section = weights_section(SimpleNamespace(root=tmp_path, config=Config(method="mlb"), split=split))  # type: ignore[arg-type]
+    assert (
+        weights_section(SimpleNamespace(root=tmp_path, config=load_config(method="bcp"), split=split)) is None
+    )  # type: ignore[arg-type]
+    section = weights_section(SimpleNamespace(root=tmp_path, config=load_config(method="mlb"), split=split))  # type: ignore[arg-type]
     assert section is not None
     assert "every pixel counts alike" in section.body
-    assert "no weight maps" in absence(Config(method="mlb"), noisy=True)
-    mlb = {"weighting": "confidence", "decides": "everywhere"}
-    confident = Config.model_validate({"method": "mlb", "mlb": mlb})
-    assert "no weight maps" in absence(confident, noisy=False)
-    assert "every pixel" in absence(
-        Config.model_validate({"method": "mlb", "mlb": {**mlb, "weighting": "uniform"}}), noisy=True
-    )
+
+    def why(*overrides: str, noisy: bool) -> str:
+        return MLB.why_no_weights(load_config(overrides=overrides).of("mlb"), noisy=noisy)
+
+    assert "no weight maps" in why(noisy=True)
+    confident = ("mlb.weighting=confidence", "mlb.decides=everywhere")
+    assert "no weight maps" in why(*confident, noisy=False)
+    assert "every pixel" in why(*confident, "mlb.weighting=uniform", noisy=True)
 
 
 # --- what is said ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mlbseg.core.ranks import ALONE, Ranks
-from mlbseg.data.augment import Augment
+from mlbseg.data.augment import Augmentation
 from mlbseg.data.cache import Cache
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.errors import Fault, ReadError
@@ -66,7 +66,7 @@ class StepDataset(Dataset[Batch]):
         seed: int,
         stage: int,
         foreground: float,
-        augment: Augment,
+        augment: Augmentation,
         ranks: Ranks = ALONE,
     ) -> None:
         if batch_size % ranks.count or (others and unlabelled_batch_size % ranks.count):

@@ -5,16 +5,37 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.teacher import make_teacher, update_teacher
+from mlbseg.errors import UserError
+from mlbseg.methods.losses import LOSSES, Loss
+from mlbseg.settings import Below1, Section
 from mlbseg.types import Batch, Losses
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is told of the run that it serves.
+
+    Attributes:
+        flip_axes: Axes of a patch whose flip keeps the anatomy valid; None for all.
+        noisy: Whether some cases came with labels that nobody checked.
+        loss: The loss of labelled pixels.
+    """
+
+    flip_axes: tuple[int, ...] | None = None
+    noisy: bool = False
+    loss: Loss = LOSSES.own["dice-ce"]
 
 
 class Method(nn.Module, ABC):
@@ -26,12 +47,18 @@ class Method(nn.Module, ABC):
 
     A method that uses unlabelled images is stage 2: its student comes trained on the clean cases alone, by stage 1.
 
+    Its settings are the fields of its own class `Settings`; none is declared anywhere else. The command line, YAML
+    files and the reference have them from there, in a section of the method's name.
+
+    Args:
+        student: The network, for stage 2 with the weights of stage 1.
+        settings: What the user chose; the defaults when None.
+        context: What the method must know of the run.
+
     Class attributes:
         uses_unlabelled: Batches carry `image`.
-        needs_initial_labels: Batches carry `initial_label`: what noisy cases came with and, where the settings ask for
-            it, what stage 1's network predicted of the unlabelled ones.
-        passes: Copies of each unlabelled patch that a step sends through a network with gradient, which the plan
-            needs memory for.
+        needs_initial_labels: Batches carry `initial_label`: what noisy cases came with and, where `freezes_labels`
+            says so, what stage 1's network predicted of the unlabelled ones.
         predicts: The network that predicts unless told otherwise.
         mixes_pairs: Neighbours in the batch (the first and the second, the third and the fourth ...) are mixed: a
             rank's share of a batch must be even.
@@ -49,18 +76,72 @@ class Method(nn.Module, ABC):
 
     uses_unlabelled = False
     needs_initial_labels = False
-    passes = 1
     predicts = "student"
     mixes_pairs = False
 
-    def __init__(self, student: nn.Module) -> None:
+    class Settings(Section):
+        """What a user can set of the method."""
+
+    settings: Settings
+
+    def __init__(
+        self, student: nn.Module, settings: Section | None = None, context: Context | None = None
+    ) -> None:
         super().__init__()
         self.student = student
+        self.settings = self.Settings() if settings is None else settings  # type: ignore[assignment]
+        self.context = context or Context()
         self.relabel = 0
         self.length = 1
         self.optimiser: torch.optim.Optimizer | None = None
         self.ranks: Ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
+
+    @classmethod
+    def make(cls, student: nn.Module, context: Context | None = None, **settings: Any) -> Self:
+        """Return the method with settings by name: ``BCP.make(network, box=0.5)``.
+
+        Raises:
+            ValueError: a setting is unknown, or its value is none that it takes (pydantic's ValidationError).
+        """
+        return cls(student, cls.Settings(**settings), context)
+
+    # --- what training asks of a method before there is one --------------------------------------------------
+
+    @classmethod
+    def passes(cls, settings: Any) -> int:
+        """Return how many copies of each unlabelled patch a step sends through a network with gradient.
+
+        The plan needs memory for them.
+        """
+        return 1
+
+    @classmethod
+    def freezes_labels(cls, settings: Any) -> bool:
+        """Return whether what stage 1 predicts of the unlabelled cases is kept, and learnt from throughout stage 2."""
+        return False
+
+    @classmethod
+    def require_useful(cls, settings: Any, *, noisy: bool, meta_cases: int) -> None:
+        """Refuse settings that would change nothing.
+
+        Args:
+            settings: Of the method.
+            noisy: Whether labels that nobody checked come with cases.
+            meta_cases: Clean cases that are to decide weights, and nothing else.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if meta_cases:
+            raise UserError(f"train.meta_cases: found {meta_cases}, but this method has no weights to decide")
+
+    @classmethod
+    def why_no_weights(cls, settings: Any, *, noisy: bool) -> str | None:
+        """Return why a run has no weight maps, in a sentence; None for a method that never has any."""
+        return None
+
+    # --- what training does with it ---------------------------------------------------------------------------
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
@@ -84,6 +165,16 @@ class Method(nn.Module, ABC):
     def scan_labeller(self) -> nn.Module:
         """Return the network whose predictions are pseudo labels, where whole scans are predicted for these."""
         return self.predictor()
+
+    def loss(self, logits: Tensor, label: Tensor, *, weight: Tensor | None = None) -> Tensor:
+        """Return the loss of labelled pixels that the run has chosen (`train.loss`), a scalar of the whole batch.
+
+        Args:
+            logits: (B, K, *S).
+            label: (B, *S) class indices; negative ones are left out.
+            weight: (B, *S) how much each pixel counts; all alike when None.
+        """
+        return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
 
     def ramped(self, weight: float, ramp: float, step: int) -> float:
         """Return the factor of a term that comes in over the first part of the stage.
@@ -127,23 +218,28 @@ class Method(nn.Module, ABC):
 
 
 class Taught(Method):
-    """A method whose student has a mean teacher beside it, which predicts unless the method says otherwise.
-
-    Args:
-        student: The network.
-        teacher_decay: a_max of the teacher (see `update_teacher`).
-    """
+    """A method whose student has a mean teacher beside it, which predicts unless the method says otherwise."""
 
     predicts = "teacher"
 
-    def __init__(self, student: nn.Module, teacher_decay: float = 0.99) -> None:
-        super().__init__(student)
+    class Settings(Method.Settings):
+        """What a user can set of every method with a teacher."""
+
+        teacher_decay: Below1 = Field(
+            0.99, description="share of itself that the mean teacher keeps at each step, once it has settled"
+        )
+
+    settings: Settings
+
+    def __init__(
+        self, student: nn.Module, settings: Section | None = None, context: Context | None = None
+    ) -> None:
+        super().__init__(student, settings, context)
         self.teacher = make_teacher(student)
-        self.teacher_decay = teacher_decay
 
     def after_step(self, step: int) -> None:
         """Move the teacher, by the step of the stage."""
-        update_teacher(self.teacher, self.student, step, self.teacher_decay)
+        update_teacher(self.teacher, self.student, step, self.settings.teacher_decay)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return teacher and student."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from mlbseg.components import largest_components
-from mlbseg.core.losses import supervised_loss, widened
+from mlbseg.core.losses import widened
 from mlbseg.core.perturb import boxes
 from mlbseg.methods.base import Taught, inside_scan, unlabelled_image
+from mlbseg.settings import Weight
 from mlbseg.types import IGNORE, Batch, Losses
 
 _BOX = 0  # stream of random numbers
@@ -21,32 +23,27 @@ class BCP(Taught):
 
     Each pair of a clean and an unlabelled image gives two images for the student: the clean one with a box of the
     unlabelled one in it, and the reverse. Where there are fewer of one kind, neighbours share one.
-
-    Args:
-        student: The network, with the weights of stage 1 (the paper pastes clean images into each other there).
-        teacher_decay: a_max of the teacher (the paper: 0.99).
-        box: Sides of the box, as share of the patch's (the paper: 2/3).
-        pseudo_weight: Factor of the unlabelled parts' loss (the paper: 0.5).
-        largest: Keep only the largest component of each class of a pseudo label, as the paper does; this waits for
-            the CPU at every step.
     """
 
     uses_unlabelled = True
     predicts = "student"  # docs/benchmarks.md has how it compares with its teacher
 
-    def __init__(
-        self,
-        student: nn.Module,
-        *,
-        teacher_decay: float = 0.99,
-        box: float = 2 / 3,
-        pseudo_weight: float = 0.5,
-        largest: bool = True,
-    ) -> None:
-        super().__init__(student, teacher_decay)
-        self.box = box
-        self.pseudo_weight = pseudo_weight
-        self.largest = largest
+    class Settings(Taught.Settings):
+        """What a user can set."""
+
+        box: float = Field(
+            2 / 3, gt=0, lt=1, description="sides of the box, as a share of the patch's (the paper: 2/3)"
+        )
+        pseudo_weight: Weight = Field(
+            0.5, description="factor of the unlabelled parts' loss (the paper: 0.5)"
+        )
+        largest: bool = Field(
+            True,
+            description="keep only the largest component of each class of a pseudo label, as the paper does; this "
+            "waits for the CPU at every step",
+        )
+
+    settings: Settings
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -56,7 +53,7 @@ class BCP(Taught):
         # Pairs in blocks, not in turn: so a rank's pairs are those that one rank with the whole batch would make.
         place = torch.arange(count, device=image.device)
         ours, theirs = (place * len(kind) // count for kind in (batch.clean_image, image))
-        box = boxes(self.seeds(count, batch.seed, _BOX), image[theirs], self.box ** (image.ndim - 2))
+        box = boxes(self.seeds(count, batch.seed, _BOX), image[theirs], self.settings.box ** (image.ndim - 2))
         clean = torch.cat([~box, box])  # (2 * pairs, 1, *S), True where the clean image shows
         ours, theirs = ours.repeat(2), theirs.repeat(2)
         mixed = torch.where(clean, batch.clean_image[ours], image[theirs])
@@ -64,9 +61,9 @@ class BCP(Taught):
         label = torch.where(clean, batch.clean_label[ours], pseudo[theirs])
         logits = widened(self.student(mixed))
         yield {
-            "clean": supervised_loss(logits, label, weight=clean.to(logits.dtype), ranks=self.ranks),
-            "pseudo": self.pseudo_weight
-            * supervised_loss(logits, label, weight=(~clean).to(logits.dtype), ranks=self.ranks),
+            "clean": self.loss(logits, label, weight=clean.to(logits.dtype)),
+            "pseudo": self.settings.pseudo_weight
+            * self.loss(logits, label, weight=(~clean).to(logits.dtype)),
         }
 
     @torch.no_grad()
@@ -74,7 +71,7 @@ class BCP(Taught):
         """Return the teacher's classes of the unlabelled images (U, *S), `IGNORE` beyond the scan."""
         inside = inside_scan(batch)
         label = self.teacher(unlabelled_image(batch)).argmax(1)
-        if self.largest:
+        if self.settings.largest:
             # A component is as large as what the scan shows of it.
             kept = [torch.from_numpy(largest_components(each)) for each in (label * inside).cpu().numpy()]
             label = torch.stack(kept).to(label.device)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mlbseg.core.features import (
@@ -14,9 +16,10 @@ from mlbseg.core.features import (
     deepest_layer,
     features_with_noise,
 )
-from mlbseg.core.losses import prediction_distance, supervised_loss, widened
+from mlbseg.core.losses import prediction_distance, widened
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.methods.base import Context, Method, inside_scan, unlabelled_image
+from mlbseg.settings import Ramp, Section, Weight
 from mlbseg.types import Batch, Losses
 
 # Each has a stream of random numbers.
@@ -33,21 +36,32 @@ class CCT(Method):
     The features are those of the deepest layer (see `deepest_layer`), changed in three ways: by noise, without their
     most active places, without half of their channels. The paper has a decoder of its own for each change; here all
     share the student's, which therefore learns from these terms too.
-
-    Args:
-        student: The network, with the weights of stage 1.
-        consistency_weight: Factor of the distance once the ramp is over (the authors' code: 30).
-        ramp: Share of the stage over which the factor rises (`sigmoid_ramp`; the authors' code: 0.1).
     """
 
     uses_unlabelled = True
-    passes = 3
 
-    def __init__(self, student: nn.Module, *, consistency_weight: float = 30.0, ramp: float = 0.1) -> None:
-        super().__init__(student)
-        self.consistency_weight = consistency_weight
-        self.ramp = ramp
+    class Settings(Method.Settings):
+        """What a user can set."""
+
+        consistency_weight: Weight = Field(
+            30.0, description="factor of the distance once the ramp is over (the authors' code: 30)"
+        )
+        ramp: Ramp = Field(
+            0.1, description="share of the stage over which the factor rises (the authors' code: 0.1)"
+        )
+
+    settings: Settings
+
+    def __init__(
+        self, student: nn.Module, settings: Section | None = None, context: Context | None = None
+    ) -> None:
+        super().__init__(student, settings, context)
         self._deepest: str | None = None
+
+    @classmethod
+    def passes(cls, settings: Any) -> int:
+        """Return one for each change of the features."""
+        return len(_CHANGES)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -66,9 +80,9 @@ class CCT(Method):
         with changed_features(self.student, self._deepest, change, first=count):
             clean, logits = widened(self.student(seen)).tensor_split([count])
         target = torch.cat([target] * len(_CHANGES))
-        factor = self.ramped(self.consistency_weight, self.ramp, step)
+        factor = self.ramped(self.settings.consistency_weight, self.settings.ramp, step)
         valid = torch.cat([inside_scan(batch).unsqueeze(1)] * len(_CHANGES))
         yield {
-            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "clean": self.loss(clean, batch.clean_label),
             "features": factor * prediction_distance(logits, target, valid, ranks=self.ranks),
         }

@@ -4,52 +4,61 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from mlbseg.core.losses import mean_cross_entropy, supervised_loss, widened
+from mlbseg.core.losses import mean_cross_entropy, widened
 from mlbseg.core.scope import parameters_in_scope, redraw
-from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.methods.base import Context, Method, inside_scan, unlabelled_image
+from mlbseg.settings import Ramp, Section, Weight
 from mlbseg.types import IGNORE, Batch, Losses
 
 
 class CPS(Method):
-    """Supervised loss of both networks, and the cross-entropy of each on the other's classes of unlabelled images.
-
-    Args:
-        student: The first network, with the weights of stage 1.
-        redrawn: The part of the second network that is drawn anew at the first step (see `parameters_in_scope`), lest
-            both be the same; the rest has the weights of stage 1. The paper's share a trained backbone, as ``decoder``
-            does; a network without coarser layers has ``head`` or ``all`` only.
-        pseudo_weight: Factor of the unlabelled images' loss once the ramp is over (the paper: 1.5 on PASCAL VOC).
-        ramp: Share of the stage over which the factor rises (`sigmoid_ramp`); what is drawn anew must learn first.
-    """
+    """Supervised loss of both networks, and the cross-entropy of each on the other's classes of unlabelled images."""
 
     uses_unlabelled = True
-    passes = 3  # the second network's clean pass among them
+
+    class Settings(Method.Settings):
+        """What a user can set."""
+
+        # The paper's networks share a trained backbone, as ``decoder`` does.
+        redrawn: Literal["decoder", "head", "all"] = Field(
+            "decoder",
+            description="part of the second network that is drawn anew at the first step, lest both be the same; "
+            "the rest has the weights of stage 1. A network without coarser layers has head or all only",
+        )
+        pseudo_weight: Weight = Field(
+            1.5,
+            description="factor of the unlabelled images' loss once the ramp is over (the paper: 1.5 on PASCAL VOC)",
+        )
+        ramp: Ramp = Field(
+            0.4,
+            description="share of the stage over which the factor rises; what is drawn anew must learn first",
+        )
+
+    settings: Settings
 
     def __init__(
-        self,
-        student: nn.Module,
-        *,
-        redrawn: Literal["decoder", "head", "all"] = "decoder",
-        pseudo_weight: float = 1.5,
-        ramp: float = 0.4,
+        self, student: nn.Module, settings: Section | None = None, context: Context | None = None
     ) -> None:
-        super().__init__(student)
+        super().__init__(student, settings, context)
         self.second = copy.deepcopy(student)
-        self.redrawn = redrawn
-        self.pseudo_weight = pseudo_weight
-        self.ramp = ramp
+
+    @classmethod
+    def passes(cls, settings: Any) -> int:
+        """Return 3: those of both networks, and the second's of the clean images."""
+        return 3
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
         if step == 0:
             # Where the layers lie is only known with an image; a run that goes on has them from its checkpoint.
-            names = parameters_in_scope(self.second, batch.clean_image, self.redrawn)
+            names = parameters_in_scope(self.second, batch.clean_image, self.settings.redrawn)
             redraw(self.second, names, batch.seed)
         count = len(batch.clean_image)
         seen = torch.cat([batch.clean_image, image])
@@ -57,10 +66,9 @@ class CPS(Method):
         two_clean, two = widened(self.second(seen)).tensor_split([count])
         inside = inside_scan(batch)
         ones, twos = (torch.where(inside, logits.argmax(1), IGNORE) for logits in (one, two))
-        factor = self.ramped(self.pseudo_weight, self.ramp, step)
+        factor = self.ramped(self.settings.pseudo_weight, self.settings.ramp, step)
         yield {
-            "clean": supervised_loss(one_clean, batch.clean_label, ranks=self.ranks)
-            + supervised_loss(two_clean, batch.clean_label, ranks=self.ranks),
+            "clean": self.loss(one_clean, batch.clean_label) + self.loss(two_clean, batch.clean_label),
             "pseudo": factor
             * (
                 mean_cross_entropy(one, twos, ranks=self.ranks)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from mlbseg.core.losses import confident_label, mean_cross_entropy, supervised_loss, widened
+from mlbseg.core.losses import confident_label, mean_cross_entropy, widened
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.settings import Below1, Share, Weight
 from mlbseg.types import IGNORE, Batch, Losses
 
 _STRONG = 0  # stream of random numbers
@@ -20,28 +22,24 @@ class FixMatch(Method):
     """Supervised loss, and the cross-entropy of unlabelled images, strongly changed, on what the student says of them.
 
     The weakly changed image, whose prediction is the label, is the image as it is drawn (`augment` has changed it).
-
-    Args:
-        student: The network, with the weights of stage 1.
-        threshold: Least probability of a pixel's label; other pixels count nothing (the paper: 0.95).
-        strength: Of the strong change (see `strongly_changed`), in place of the paper's changes of photographs.
-        pseudo_weight: Factor of the unlabelled images' loss (the paper: 1).
     """
 
     uses_unlabelled = True
 
-    def __init__(
-        self,
-        student: nn.Module,
-        *,
-        threshold: float = 0.95,
-        strength: float = 0.6,
-        pseudo_weight: float = 1.0,
-    ) -> None:
-        super().__init__(student)
-        self.threshold = threshold
-        self.strength = strength
-        self.pseudo_weight = pseudo_weight
+    class Settings(Method.Settings):
+        """What a user can set."""
+
+        threshold: Share = Field(
+            0.95,
+            description="least probability that makes a pixel's label; other pixels do not count (the paper: 0.95)",
+        )
+        strength: Below1 = Field(
+            0.6,
+            description="of the strong change of an image, in place of the paper's changes of photographs",
+        )
+        pseudo_weight: Weight = Field(1.0, description="factor of the unlabelled images' loss (the paper: 1)")
+
+    settings: Settings
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -51,8 +49,8 @@ class FixMatch(Method):
         seen = torch.cat([batch.clean_image, self.changed(image, batch.seed, _STRONG)])
         clean, logits = widened(self.student(seen)).tensor_split([count])
         yield {
-            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
-            "pseudo": self.pseudo_weight * mean_cross_entropy(logits, label, ranks=self.ranks),
+            "clean": self.loss(clean, batch.clean_label),
+            "pseudo": self.settings.pseudo_weight * mean_cross_entropy(logits, label, ranks=self.ranks),
         }
 
     def label(self, batch: Batch) -> Tensor:
@@ -61,7 +59,7 @@ class FixMatch(Method):
         They are `UNLABELLED` where it is not confident, and `IGNORE` beyond the scan.
         """
         inside = inside_scan(batch)
-        label = confident_label(prediction(self.student, unlabelled_image(batch)), self.threshold)
+        label = confident_label(prediction(self.student, unlabelled_image(batch)), self.settings.threshold)
         label = torch.where(inside, label, IGNORE)
         kept, count = self.ranks.sum_each((label >= 0).sum(), inside.sum())
         self.monitors["kept_pseudo"] = kept / count.clamp(min=1)
@@ -69,4 +67,4 @@ class FixMatch(Method):
 
     def changed(self, image: Tensor, seed: int, stream: int) -> Tensor:
         """Return the images strongly changed."""
-        return strongly_changed(self.seeds(len(image), seed, stream), image, self.strength)
+        return strongly_changed(self.seeds(len(image), seed, stream), image, self.settings.strength)

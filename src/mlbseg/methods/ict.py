@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from mlbseg.core.losses import probability_distance, supervised_loss, widened
+from mlbseg.core.losses import probability_distance, widened
 from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Taught, inside_scan, neighbours, unlabelled_image
+from mlbseg.settings import Ramp, Weight
 from mlbseg.types import Batch, Losses
 
 _SHARES = 0  # stream of random numbers
@@ -22,33 +24,29 @@ class ICT(Taught):
     Neighbours in the batch are mixed, λ of the one with 1 - λ of the other and the other way round; the target is
     the teacher's predictions of both, mixed alike. The last of an odd number is mixed with itself: with a single
     unlabelled image in the batch nothing is interpolated.
-
-    Args:
-        student: The network, with the weights of stage 1.
-        teacher_decay: a_max of the teacher.
-        alpha: Of λ ~ Beta(α, α), drawn for each pair: below 1, most mixes are nearly one of the two (the paper
-            chose it by data set; SSL4MIS, a code for medical images: 0.2).
-        consistency_weight: Factor of the distance once the ramp is over, that of our mean teacher (the paper chose
-            it by data set; SSL4MIS: 0.1, in 30000 steps).
-        ramp: Share of the stage over which the factor rises (`sigmoid_ramp`).
     """
 
     uses_unlabelled = True
     mixes_pairs = True
 
-    def __init__(
-        self,
-        student: nn.Module,
-        *,
-        teacher_decay: float = 0.99,
-        alpha: float = 0.2,
-        consistency_weight: float = 10.0,
-        ramp: float = 0.4,
-    ) -> None:
-        super().__init__(student, teacher_decay)
-        self.alpha = alpha
-        self.consistency_weight = consistency_weight
-        self.ramp = ramp
+    class Settings(Taught.Settings):
+        """What a user can set."""
+
+        alpha: float = Field(
+            0.2,
+            ge=1e-3,
+            le=1e3,
+            description="of λ ~ Beta(α, α), drawn for each pair: below 1, most mixes are nearly one of the two (the"
+            " paper chose it by data set; SSL4MIS: 0.2)",
+        )
+        consistency_weight: Weight = Field(
+            10.0,
+            description="factor of the distance once the ramp is over (the paper chose it by data set; SSL4MIS: "
+            "0.1, in 30,000 steps)",
+        )
+        ramp: Ramp = Field(0.4, description="share of the stage over which the factor rises")
+
+    settings: Settings
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -62,15 +60,17 @@ class ICT(Taught):
         valid = (inside & inside[neighbours(len(image))]).unsqueeze(1)
         distance = probability_distance(torch.softmax(logits, 1), taught, valid, ranks=self.ranks)
         yield {
-            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
-            "teacher": self.ramped(self.consistency_weight, self.ramp, step) * distance,
+            "clean": self.loss(clean, batch.clean_label),
+            "teacher": self.ramped(self.settings.consistency_weight, self.settings.ramp, step) * distance,
         }
 
     def _shares(self, image: Tensor, seed: int) -> Tensor:
         """Return how much of itself each image keeps, (U): λ, the same for both of a pair."""
         # Ranks have even shares of the batch, so a pair's first image has one place in it, whoever draws.
         firsts = self.seeds(len(image), seed, _SHARES)[::2]
-        drawn = [np.random.default_rng(first).beta(self.alpha, self.alpha) for first in firsts]
+        drawn = [
+            np.random.default_rng(first).beta(self.settings.alpha, self.settings.alpha) for first in firsts
+        ]
         return image.new_tensor(drawn).repeat_interleave(2)[: len(image)]
 
 

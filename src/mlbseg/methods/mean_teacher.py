@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from mlbseg.core.losses import prediction_distance, supervised_loss, widened
+from mlbseg.core.losses import prediction_distance, widened
 from mlbseg.core.perturb import noisy
 from mlbseg.core.teacher import prediction
 from mlbseg.methods.base import Taught, inside_scan, unlabelled_image
+from mlbseg.settings import Noise, Ramp, Weight
 from mlbseg.types import Batch, Losses
 
 # Streams of random numbers; a method that builds on this one has its own from the last on.
@@ -18,31 +20,21 @@ _NOISE, _TEACHER_NOISE, STREAMS = range(3)
 
 
 class MeanTeacher(Taught):
-    """Supervised loss of the clean batch, and the squared distance to the teacher's prediction of unlabelled images.
-
-    Args:
-        student: The network, with the weights of stage 1.
-        teacher_decay: a_max of the teacher (the paper: 0.99 while the student moves fast).
-        noise: SD of the Gaussian noise on either network's input, in units of the normalised intensity.
-        consistency_weight: Factor of the distance once the ramp is over.
-        ramp: Share of the stage over which the factor rises (`sigmoid_ramp`).
-    """
+    """Supervised loss of the clean batch, and the squared distance to the teacher's prediction of unlabelled images."""
 
     uses_unlabelled = True
 
-    def __init__(
-        self,
-        student: nn.Module,
-        *,
-        teacher_decay: float = 0.99,
-        noise: float = 0.1,
-        consistency_weight: float = 10.0,
-        ramp: float = 0.4,
-    ) -> None:
-        super().__init__(student, teacher_decay)
-        self.noise = noise
-        self.consistency_weight = consistency_weight
-        self.ramp = ramp
+    class Settings(Taught.Settings):
+        """What a user can set."""
+
+        noise: Noise = Field(
+            0.1,
+            description="SD of the Gaussian noise on either network's input, in units of the normalised intensity",
+        )
+        consistency_weight: Weight = Field(10.0, description="factor of the distance once the ramp is over")
+        ramp: Ramp = Field(0.4, description="share of the stage over which the factor rises")
+
+    settings: Settings
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -52,9 +44,9 @@ class MeanTeacher(Taught):
             taught = prediction(self.teacher, self.noisy(image, batch.seed, _TEACHER_NOISE))
             seen = torch.cat([batch.clean_image, self.noisy(image, batch.seed, _NOISE)])
             clean, logits = widened(self.student(seen)).tensor_split([len(batch.clean_image)])
-        factor = self.ramped(self.consistency_weight, self.ramp, step)
+        factor = self.ramped(self.settings.consistency_weight, self.settings.ramp, step)
         yield {
-            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "clean": self.loss(clean, batch.clean_label),
             "teacher": factor * prediction_distance(logits, taught, counted, ranks=self.ranks),
         }
 
@@ -64,4 +56,4 @@ class MeanTeacher(Taught):
 
     def noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
         """Return images (U, C, *S) under the noise of a stream."""
-        return noisy(self.seeds(len(image), seed, stream), image, self.noise)
+        return noisy(self.seeds(len(image), seed, stream), image, self.settings.noise)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mlbseg.core.features import changed_features, channels_dropped, deepest_layer
-from mlbseg.core.losses import mean_cross_entropy, supervised_loss, widened
+from mlbseg.core.losses import mean_cross_entropy, widened
 from mlbseg.core.perturb import boxes, uniform
-from mlbseg.methods.base import neighbours, unlabelled_image
+from mlbseg.methods.base import Context, neighbours, unlabelled_image
 from mlbseg.methods.fixmatch import FixMatch
+from mlbseg.settings import Below1, Section, Share
 from mlbseg.types import Batch, Losses
 
 _FIRST, _SECOND, _FEATURES = range(3)  # streams of random numbers
@@ -25,33 +28,32 @@ class UniMatch(FixMatch):
     Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. The features are
     those of the deepest layer, whose channels are dropped (see `deepest_layer`); a U-Net's skip connections stay.
     The last of an odd number of images has no neighbour, and no box.
-
-    Args:
-        student: The network, with the weights of stage 1.
-        threshold: Least probability of a pixel's label; other pixels count nothing (the paper: 0.95).
-        strength: Of the strong change (see `strongly_changed`).
-        mix: Probability that an image has a box of its neighbour's (the paper: 0.5).
-        drop: Probability of dropping a channel of the features (the paper: 0.5).
-        pseudo_weight: Factor of the unlabelled images' loss: a half for either kind, as in the paper.
     """
 
     mixes_pairs = True
-    passes = 3
+
+    class Settings(FixMatch.Settings):
+        """What a user can set."""
+
+        mix: Share = Field(
+            0.5, description="probability that an image has a box of its neighbour (the paper: 0.5)"
+        )
+        drop: Below1 = Field(
+            0.5, description="probability of dropping a channel of the features (the paper: 0.5)"
+        )
+
+    settings: Settings
 
     def __init__(
-        self,
-        student: nn.Module,
-        *,
-        threshold: float = 0.95,
-        strength: float = 0.6,
-        mix: float = 0.5,
-        drop: float = 0.5,
-        pseudo_weight: float = 1.0,
+        self, student: nn.Module, settings: Section | None = None, context: Context | None = None
     ) -> None:
-        super().__init__(student, threshold=threshold, strength=strength, pseudo_weight=pseudo_weight)
-        self.mix = mix
-        self.drop = drop
+        super().__init__(student, settings, context)
         self._deepest: str | None = None
+
+    @classmethod
+    def passes(cls, settings: Any) -> int:
+        """Return 3: two strongly changed images, and one with changed features."""
+        return 3
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -66,12 +68,15 @@ class UniMatch(FixMatch):
         seen = torch.cat([batch.clean_image, *strong, image])
         ends = [len(batch.clean_image), len(seen) - len(image)]
         with changed_features(
-            self.student, self._deepest, lambda z: channels_dropped(seeds, z, self.drop), first=ends[1]
+            self.student,
+            self._deepest,
+            lambda z: channels_dropped(seeds, z, self.settings.drop),
+            first=ends[1],
         ):
             clean, changed, dropped = widened(self.student(seen)).tensor_split(ends)
-        factor = self.pseudo_weight / 2
+        factor = self.settings.pseudo_weight / 2
         yield {
-            "clean": supervised_loss(clean, batch.clean_label, ranks=self.ranks),
+            "clean": self.loss(clean, batch.clean_label),
             "pseudo": factor * mean_cross_entropy(changed, torch.cat(labels), ranks=self.ranks),
             "features": factor * mean_cross_entropy(dropped, label, ranks=self.ranks),
         }
@@ -81,7 +86,7 @@ class UniMatch(FixMatch):
         strong = self.changed(image, seed, stream)
         seeds = self.seeds(len(image), seed, _MIXING + stream)
         box = boxes(seeds, image, _BOX)
-        box &= uniform([s + 1 for s in seeds], (1,) * (image.ndim - 1), image) < self.mix
+        box &= uniform([s + 1 for s in seeds], (1,) * (image.ndim - 1), image) < self.settings.mix
         neighbour = neighbours(len(image))
         mixed = torch.where(box, strong[neighbour], strong)
         return mixed, torch.where(box.squeeze(1), label[neighbour], label)

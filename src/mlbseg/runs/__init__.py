@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, device, nn
 
-from mlbseg.config import Config, MLBSettings, load_config
+from mlbseg.config import Config, load_config
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
@@ -20,8 +20,7 @@ from mlbseg.data.records import PathText, read_as
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest, printable
 from mlbseg.memory import free_memory
-from mlbseg.methods import Method, find_method
-from mlbseg.methods.mlb.weighing import Weighing
+from mlbseg.methods import LOSSES, Context, Method, find_method
 from mlbseg.networks import make_network
 from mlbseg.runs.weights import WEIGHTS, load_weights, require_numbers
 from mlbseg.types import Case
@@ -217,30 +216,20 @@ def _require_room(plan: Plan) -> None:
 
 
 def make_method(student: nn.Module, run: Run) -> Method:
-    """Return the method of a run around a network, with the settings of the section of its name, if there is one.
+    """Return the method of a run around a network, with the settings of its section.
 
     Raises:
         UserError: for settings that the method refuses.
     """
-    section = getattr(run.config, run.config.method.replace("-", "_"), None)
-    settings: dict[str, Any] = {} if section is None else section.model_dump()
-    if isinstance(section, MLBSettings):
-        sources = section.weighed(noisy=bool(run.split.noisy))
-        settings |= {"flip_axes": run.plan.flip_axes, "sources": sources}
-    return find_method(run.config.method)(student, **settings)
+    name = run.config.method
+    return find_method(name)(student, run.config.of(name), context_of(run))
 
 
-def weighing(settings: MLBSettings, *, noisy: bool) -> Weighing:
-    """Return how MLB will weigh pixels.
+def context_of(run: Run) -> Context:
+    """Return what a run tells its methods.
 
-    Args:
-        settings: Of MLB.
-        noisy: Whether labels that nobody trusts come with cases.
+    Raises:
+        UserError: there is no such loss.
     """
-    return Weighing(
-        settings.weighed(noisy=noisy),
-        settings.weighting,
-        settings.decides,
-        settings.per_source,
-        settings.per_image,
-    )
+    loss = LOSSES.find(run.config.train.loss)
+    return Context(flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss)

@@ -24,7 +24,7 @@ from mlbseg.device import available_memory, environment, use_bf16
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.runs import CONFIG, Run, make_method, make_student, weighing
+from mlbseg.runs import CONFIG, Run, make_method, make_student
 from mlbseg.staging import in_use, staged, sweep_around
 from mlbseg.terminal import say
 from mlbseg.types import Case, Role
@@ -166,9 +166,7 @@ def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) 
 def views_of(config: Config) -> int:
     """Return how many views of each unlabelled patch a step looks at, the patch itself among them; see `make_plan`."""
     method = find_method(config.method)
-    if config.method == "mlb":
-        return 1 + len(config.mlb.views)
-    return method.passes * method.uses_unlabelled
+    return method.passes(config.of(config.method)) if method.uses_unlabelled else 0
 
 
 def require_cases(data: Path, config: Config, split: Split) -> None:
@@ -179,21 +177,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
     """
     method = find_method(config.method)
     meta = config.train.meta_cases
-    if meta and not method.needs_initial_labels:
-        raise UserError(
-            f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
-        )
-    idle = _idle(config, noisy=bool(split.noisy))
-    if idle:
-        why, remedy = (
-            ("mlb.weighting=confidence follows no direction", "choose another weighting")
-            if weighing(config.mlb, noisy=bool(split.noisy)).may_differ
-            else (
-                "with these settings no weight is left to decide",
-                "add -o mlb.decides=everywhere or -o mlb.sources=initial,pseudo",
-            )
-        )
-        raise UserError(f"{idle}: changes nothing, as {why} (leave it out, or {remedy})")
+    method.require_useful(config.of(config.method), noisy=bool(split.noisy), meta_cases=meta)
     if meta >= len(split.clean):
         raise UserError(
             f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
@@ -204,21 +188,6 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
             f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
             "(add scans without a label, or use --method supervised)"
         )
-
-
-def _idle(config: Config, *, noisy: bool) -> str | None:
-    """Return a setting of weights that was asked for although no weight is decided, if there is one."""
-    if config.method != "mlb" or weighing(config.mlb, noisy=noisy).asks_direction:
-        return None
-    if config.train.meta_cases:
-        return "train.meta_cases"
-    if config.mlb.weighting == "uniform":
-        return None
-    asked = config.mlb.model_dump(exclude_defaults=True)
-    idle = ["direction", "scope"]
-    if not weighing(config.mlb, noisy=noisy).may_differ:
-        idle += ["weighting", "per_source"]
-    return next((f"mlb.{name}" for name in idle if name in asked), None)
 
 
 def write_run(

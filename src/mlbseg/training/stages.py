@@ -18,7 +18,7 @@ from rich.console import Console
 from mlbseg import processes
 from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
-from mlbseg.data.augment import Augment
+from mlbseg.data.augment import AUGMENTATIONS
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
@@ -32,7 +32,7 @@ from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.runs import Run, checkpoints, make_method, make_student
+from mlbseg.runs import Run, checkpoints, context_of, make_method, make_student
 from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
@@ -163,7 +163,7 @@ class Training:
             initialiser = self._first_stage()
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
-                frozen = self.run.config.mlb.freezes_labels
+                frozen = self._freezes_labels
                 labels = self._initial_labels(initialiser.predictor()) if frozen else {}
             method = make_method(initialiser.student, self.run)
             title = f"stage 2, {self.run.config.method}"
@@ -223,7 +223,7 @@ class Training:
 
     def _first_stage(self) -> Supervised:
         """Train on the clean cases alone, unless stage 2 has all that it needs."""
-        initialiser = Supervised(make_student(self.run.plan, self.run.config))
+        initialiser = Supervised(make_student(self.run.plan, self.run.config), context=context_of(self.run))
         if not processes.of_first(self.ranks, self._first_is_idle):
             self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
         return initialiser
@@ -232,10 +232,14 @@ class Training:
         """Return whether stage 1's checkpoints were deleted when stage 2 had its own, and all initial labels."""
         if {checkpoint.stage for checkpoint in checkpoints.find(self.folder)} != {2}:
             return False
-        config = self.run.config
-        if not (find_method(config.method).needs_initial_labels and config.mlb.freezes_labels):
+        if not self._freezes_labels:
             return True
         return all(self._initial_label(case).is_file() for case in self._unlabelled)
+
+    @property
+    def _freezes_labels(self) -> bool:
+        config = self.run.config
+        return find_method(config.method).freezes_labels(config.of(config.method))
 
     @property
     def _unlabelled(self) -> list[Case]:
@@ -265,6 +269,7 @@ class Training:
 
     def _dataset(self, number: int, steps: int, labels: Mapping[str, Path] | None) -> StepDataset:
         plan, config = self.run.plan, self.run.config
+        changes = config.train.augmentation
         return StepDataset(
             self.cache,
             self.clean,
@@ -278,7 +283,7 @@ class Training:
             seed=config.seed,
             stage=number,
             foreground=config.train.foreground,
-            augment=Augment(plan.ndim, flip_axes=plan.flip_axes, **config.augment.model_dump()),
+            augment=AUGMENTATIONS.find(changes)(plan.ndim, config.of(changes), flip_axes=plan.flip_axes),
             ranks=self.ranks,
         )
 

@@ -12,9 +12,10 @@ import yaml
 from markupsafe import Markup
 
 from mlbseg.apps.report.page import Cell, Section, number, paragraphs, table, terms
-from mlbseg.apps.report.weights import absence, snapshots, strips
+from mlbseg.apps.report.weights import snapshots, strips
 from mlbseg.data.records import read_record
 from mlbseg.errors import UserError
+from mlbseg.methods import find_method
 from mlbseg.runs import Run
 
 PARTS = {
@@ -91,8 +92,9 @@ def weights_section(run: Run) -> Section | None:
     """Return how the weight maps changed, or why there are none; None for a method without weights."""
     files = snapshots(run.root / "weights")
     if not files:
-        why = absence(run.config, noisy=bool(run.split.noisy))
-        return Section("Weight maps", paragraphs(why)) if run.config.method == "mlb" else None
+        name = run.config.method
+        why = find_method(name).why_no_weights(run.config.of(name), noisy=bool(run.split.noisy))
+        return None if why is None else Section("Weight maps", paragraphs(why))
     try:
         body = strips(files)
     except UserError as error:

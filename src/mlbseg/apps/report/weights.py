@@ -18,10 +18,8 @@ from PIL import Image
 
 from mlbseg.apps.report.page import render
 from mlbseg.apps.report.slices import MAP_COLOURS
-from mlbseg.config import Config
 from mlbseg.errors import UserError
 from mlbseg.pictures import COLOURS
-from mlbseg.runs import weighing
 
 MOST_STEPS = 7
 """That are shown; of more, so many at even distances, the first and the last among them."""
@@ -122,17 +120,3 @@ def _uri(picture: npt.NDArray[np.float64]) -> str:
     content = io.BytesIO()
     Image.fromarray((255 * picture).round().astype(np.uint8)).save(content, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def absence(config: Config, *, noisy: bool) -> str:
-    """Return why a run of MLB has no weight maps.
-
-    Args:
-        config: Of the run.
-        noisy: Whether labels that nobody trusts came with cases.
-    """
-    if not weighing(config.mlb, noisy=noisy).may_differ:
-        return (
-            "With these settings no weight is decided (mlb.decides, mlb.sources): every pixel counts alike."
-        )
-    return "The run has no weight maps in its folder weights/."
