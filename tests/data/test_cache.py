@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,11 +21,11 @@ from mlbseg.data import cache as cache_module
 from mlbseg.data import entries as entries_module
 from mlbseg.data.cache import FORMAT, Cache
 from mlbseg.data.cache_root import default_cache_root
-from mlbseg.data.entries import STALE_SECONDS
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_label, prepare_scan
 from mlbseg.data.readers import read_label, read_scan, write_image, write_label
 from mlbseg.errors import ReadError, UserError
+from mlbseg.temporaries import temporary_folder
 from mlbseg.types import Case, Geometry, Role
 
 PLAN = Plan(
@@ -473,17 +472,15 @@ def test_an_entry_is_not_made_anew_of_a_scan_that_has_changed(tmp_path: Path) ->
     assert entries(tmp_path / "cache") == []
 
 
-def test_remains_of_killed_builds_are_swept_after_a_day(tmp_path: Path) -> None:
+def test_remains_of_killed_builds_are_swept_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / f"v{FORMAT}"
-    old, young, entry = folder / ".image-00.aa", folder / ".image-00.bb", folder / "image-00"
-    for path in (old, young, entry):
+    entry, remain = folder / "image-00", folder / f".mlbseg-{'0' * 32}"
+    for path in (entry, remain):
         path.mkdir(parents=True)
-    past = time.time() - 2 * STALE_SECONDS
-    for path in (old, entry):
-        os.utime(path, (past, past))
-    Cache(tmp_path, PLAN)
-    assert not old.exists()
-    assert young.is_dir()
+    with temporary_folder(folder) as in_use:
+        Cache(tmp_path, PLAN)
+        assert in_use.is_dir()
+    assert not remain.exists()
     assert entry.is_dir()
 
 
@@ -575,11 +572,12 @@ def test_a_build_killed_half_way_leaves_no_entry(tmp_path: Path) -> None:
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    (remains,) = entries(tmp_path / "cache")
-    assert remains.startswith(".")
+    remains = entries(tmp_path / "cache")
+    assert len(remains) == 2  # a folder and its lock
+    assert all(name.startswith(".") for name in remains)
     image = Cache(tmp_path / "cache", PLAN).image(case)
     assert np.array_equal(image.array[:], prepare_scan(read_scan(case.images), PLAN)[0])
-    assert len(entries(tmp_path / "cache")) == 2
+    assert len(entries(tmp_path / "cache")) == 1
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from mlbseg.cli.arguments import (
     Devices,
     Json,
     Patient,
+    Processes,
     Quiet,
     Threads,
     Timeout,
@@ -184,19 +185,27 @@ def check(
     labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Cache folder: unchanged files are not read again.")
+    ] = None,
+    processes: Processes = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Read every scan and label once and report all faults together."""
     from mlbseg.data.cases import find_cases, with_patients
     from mlbseg.data.check import check as run_check
+    from mlbseg.data.reading import Reading
     from mlbseg.errors import FaultsError
     from mlbseg.progress import StepProgress
 
     dataset = with_patients(find_cases(data, allow_empty=allow_empty), patient)
     with StepProgress(progress_console(quiet or as_json), "reading", len(dataset.cases)) as progress:
         result = run_check(
-            dataset, labels=label_values(labels), progress=lambda done, _: progress.update(done)
+            dataset,
+            labels=label_values(labels),
+            reading=Reading.of(processes, cache),
+            progress=lambda done, _: progress.update(done),
         )
     if as_json:
         print(
@@ -259,6 +268,7 @@ def train(
     allow_empty: AllowEmpty = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
+    processes: Processes = None,
     with_report: Annotated[
         bool, typer.Option("--report/--no-report", help="Leave report.html in the run folder.")
     ] = True,
@@ -280,7 +290,7 @@ def train(
         validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient,
         seed=seed, preset=preset, config=config,
         overrides=override or (), allow_empty=allow_empty, skip_bad=skip_bad, device=device, devices=devices,
-        accelerator=accelerator, timeout=timeout, cache=cache,
+        accelerator=accelerator, timeout=timeout, cache=cache, processes=processes,
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     if not speaks():
@@ -491,6 +501,7 @@ def bench(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed scans are kept.")] = None,
+    processes: Processes = None,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="GPUs to spread the cells over.", min=1)] = 1,
     threads: Annotated[int | None, typer.Option(help="CPU threads, of all jobs together.", min=1)] = None,
@@ -508,7 +519,7 @@ def bench(
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
         upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
         config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
-        cache=cache, retry=retry,
+        cache=cache, processes=processes, retry=retry,
         command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:

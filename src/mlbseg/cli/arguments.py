@@ -27,6 +27,13 @@ Patient = Annotated[
         "(default: recognised; '(.*)': each case is one)."
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Read scans in N processes (default: as many as there are cores). Fewer where memory is short.",
+        min=1,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
 
 AllowEmpty = Annotated[

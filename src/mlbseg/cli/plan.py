@@ -10,7 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.cli.arguments import AllowEmpty, Device, Json, Patient, Quiet, count_or_ids, label_values
+from mlbseg.cli.arguments import (
+    AllowEmpty,
+    Device,
+    Json,
+    Patient,
+    Processes,
+    Quiet,
+    count_or_ids,
+    label_values,
+)
 from mlbseg.cli.printing import print_names, progress_console, result_console
 from mlbseg.errors import printable
 
@@ -36,11 +45,13 @@ def plan(
     allow_empty: AllowEmpty = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
     device: Device = "auto",
+    processes: Processes = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print the plan that train would follow, each decision with its reason. Nothing is trained or written."""
     from mlbseg.config import load_config
+    from mlbseg.data.reading import Reading
     from mlbseg.device import device_name, pick_device
     from mlbseg.training.prepare import plan_run
 
@@ -48,7 +59,7 @@ def plan(
     found = plan_run(
         data, settings, labelled=count_or_ids(labelled), test=count_or_ids(test), validation=0,
         labels=label_values(labels), patient=patient, allow_empty=allow_empty, skip_bad=skip_bad,
-        device=pick_device(device_name(device)),
+        device=pick_device(device_name(device)), reading=Reading.of(processes),
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     if as_json:

@@ -23,9 +23,9 @@ from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry
 from mlbseg.data.facts import remembered_image
 from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.inputs import Inputs
+from mlbseg.data.lattice import at_spacing, reorient
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
-from mlbseg.data.lattice import at_spacing, reorient
 from mlbseg.data.readers import announced, read_label, read_scan
 from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered, combined_hash

@@ -17,11 +17,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.remembered import Remembered
 from mlbseg.errors import Fault, ReadError, UserError
 from mlbseg.memory import free_memory
@@ -56,7 +58,30 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.processes is not None and self.processes < 1:
-            raise UserError(f"processes: found {self.processes}, expected at least 1")
+            raise UserError(f"--processes: found {self.processes}, expected at least 1")
+
+    @classmethod
+    def of(cls, processes: int | None = None, cache: Path | None = None) -> Reading:
+        """Return how a command reads: what was read is remembered in its cache folder.
+
+        Args:
+            processes: In how many processes; as many as there are cores when None.
+            cache: The folder; the user's when None.
+
+        Raises:
+            UserError: The number of processes is none.
+        """
+        try:
+            root = default_cache_root() if cache is None else cache
+        except UserError:  # no folder can be written: nothing is remembered then
+            return cls(processes)
+        return cls(processes, Remembered.at(root))
+
+    def shared(self, count: int) -> Reading:
+        """Return how each of several processes is to read that do so at once."""
+        if count == 1:
+            return self
+        return replace(self, processes=max(1, (self.processes or _cores()) // count))
 
     def each(
         self,

@@ -13,12 +13,12 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -66,7 +66,7 @@ class Remembered:
         if checksum.decode(errors="replace") != _checksum(text):
             return None
         try:
-            return _adapter(kind).validate_python(json.loads(text))
+            return _adapter(cast(Any, kind)).validate_python(json.loads(text))
         except (ValueError, ValidationError, RecursionError):
             return None
 
@@ -74,7 +74,7 @@ class Remembered:
         """Keep something under a name. Where it cannot be written it is not kept: it will be read again."""
         if self.folder is None or not self.writable:
             return
-        text = _adapter(kind).dump_json(value)
+        text = _adapter(cast(Any, kind)).dump_json(value)
         with suppress(OSError), temporary_file(self.folder) as temporary:
             temporary.write_bytes(_checksum(text).encode() + b"\n" + text)
             temporary.replace(self.folder / f"{name}.json")
@@ -102,5 +102,5 @@ def _checksum(text: bytes) -> str:
 
 
 @functools.cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mlbseg import processes
 from mlbseg.config import load_config
 from mlbseg.device import device_name
 from mlbseg.errors import OtherRank, UserError
 from mlbseg.launch import Killed, Signalled, launch
+from mlbseg.processes import TIMEOUT, joined, of_first, own_device, require_no_launch
 from mlbseg.runs import Run, checkpoints
 from mlbseg.runs.lock import sole_trainer
 from mlbseg.training.prepare import prepare_run, require_shares
@@ -46,8 +46,9 @@ def train(
     device: str = "auto",
     devices: int = 1,
     accelerator: str | None = None,
-    timeout: float = processes.TIMEOUT,
+    timeout: float = TIMEOUT,
     cache: str | Path | None = None,
+    processes: int | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model from a folder of scans of which some are labelled.
@@ -77,6 +78,8 @@ def train(
         accelerator: ``auto``, ``cpu`` or ``gpu``: the kind of the devices, in place of `device`.
         timeout: Minutes that a rank waits for another before it takes it for lost.
         cache: Where preprocessed scans are kept; the user's cache folder when None.
+        processes: In how many processes scans are read and prepared; as many as there are cores when None. Fewer are
+            used where memory is short.
         console: Where progress is shown; silent when None.
 
     Raises:
@@ -85,8 +88,8 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
     name = device_name(device, accelerator, devices)
-    processes.require_no_launch(devices)
-    target = processes.own_device(name)
+    require_no_launch(devices)
+    target = own_device(name)
 
     def begin(count: int) -> Path:
         if resume is not None:
@@ -117,35 +120,48 @@ def train(
         prepare_run(
             Path(data), Path(out), settings, labelled=labelled, test=test, validation=validation, labels=labels,
             patient=patient, allow_empty=allow_empty, skip_bad=skip_bad, device=target, count=count,
-            cache=cache, console=console,
+            cache=cache, console=console, processes=processes,
         )  # fmt: skip
         return Path(out)
 
     if devices > 1:
-        return _launch(begin(devices), name, devices, timeout, shown=console is not None)
-    return _train_as_rank(begin, target, timeout, console)
+        return _launch(begin(devices), name, devices, timeout, processes, shown=console is not None)
+    return _train_as_rank(begin, target, timeout, processes, console)
 
 
 def _train_as_rank(
-    begin: Callable[[int], Path], target: torch.device, timeout: float, console: Console | None
+    begin: Callable[[int], Path],
+    target: torch.device,
+    timeout: float,
+    processes: int | None,
+    console: Console | None,
 ) -> TrainResult:
     """Train in this process: by itself, or as one of the ranks that were started."""
     root: Path | None = None
     try:
-        with processes.joined(target, timeout) as ranks, ExitStack() as held:
-            root = processes.of_first(ranks, lambda: begin(ranks.count))
-            processes.of_first(ranks, lambda: held.enter_context(sole_trainer(root)))
+        with joined(target, timeout) as ranks, ExitStack() as held:
+            root = of_first(ranks, lambda: begin(ranks.count))
+            of_first(ranks, lambda: held.enter_context(sole_trainer(root)))
             run = Run.open(root)
-            return Training(run, target, console if ranks.index == 0 else None, ranks).run_stages()
+            shown = console if ranks.index == 0 else None
+            return Training(run, target, shown, ranks, processes=processes).run_stages()
     except OtherRank as lost:
         if root is None or lost.told:
             raise
         raise OtherRank(f"{lost} ({how_to_continue(root)})", told=False) from None
 
 
-def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool) -> TrainResult:
+def _launch(
+    root: Path, device: str, count: int, timeout: float, processes: int | None, *, shown: bool
+) -> TrainResult:
     """Train a run that is prepared with several processes of this machine."""
-    arguments = {"root": str(root), "device": device, "timeout": timeout, "shown": shown}
+    arguments = {
+        "root": str(root),
+        "device": device,
+        "timeout": timeout,
+        "processes": processes,
+        "shown": shown,
+    }
     try:
         return TrainResult(root, **launch("mlbseg.training:_launched", arguments, count)[0])
     except Signalled as stop:
@@ -156,8 +172,8 @@ def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool)
         raise UserError(f"{error} ({how_to_continue(root)})") from None
 
 
-def _launched(root: str, device: str, timeout: float, shown: bool) -> dict[str, Any]:
+def _launched(root: str, device: str, timeout: float, processes: int | None, shown: bool) -> dict[str, Any]:
     """Be a rank of those that `_launch` starts."""
     console = Console(stderr=True) if shown else None
-    result = train(resume=root, device=device, timeout=timeout, console=console)
+    result = train(resume=root, device=device, timeout=timeout, processes=processes, console=console)
     return {name: value for name, value in asdict(result).items() if name != "run"}

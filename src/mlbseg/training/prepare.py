@@ -18,6 +18,7 @@ from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
+from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.device import available_memory, environment, use_bf16
@@ -46,6 +47,7 @@ def prepare_run(
     console: Console | None,
     patient: str | None = None,
     allow_empty: bool = False,
+    processes: int | None = None,
 ) -> None:
     """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
     find_method(config.method)
@@ -53,6 +55,7 @@ def prepare_run(
     decided = plan_run(
         data, config, labelled=labelled, test=test, validation=validation, labels=labels, allow_empty=allow_empty,
         skip_bad=skip_bad, device=device, console=console, patient=patient,
+        reading=Reading.of(processes, None if cache is None else Path(cache)),
     )  # fmt: skip
     require_shares(decided.plan, config, count)
     write_run(
@@ -101,8 +104,9 @@ def plan_run(
     device: torch.device,
     console: Console | None,
     patient: str | None = None,
+    reading: Reading = HERE,
 ) -> Decided:
-    """Split, check and measure the data, and decide; nothing is written. Arguments as those of `mlbseg.training.train`.
+    """Split, check and measure the data, and decide; no run is written. Arguments as those of `mlbseg.training.train`.
 
     Raises:
         UserError: for faults of data and settings.
@@ -119,11 +123,13 @@ def plan_run(
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
-    inputs = Inputs(since="the run began")
-    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
+    inputs = Inputs(since="the run began", remembered=reading.remembered)
+    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)
     labels = labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
-        result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
+        result = check(
+            dataset, labels=labels, reading=reading, progress=lambda done, _: progress.update(done)
+        )
     if labels is None and not dataset.class_names and (skip_bad or not result.faults):
         good = leave_out(split, [fault.case_id for fault in result.faults if fault.case_id is not None])
         result = replace(result, faults=(*result.faults, *unknown_values(result, good.clean)))
@@ -139,7 +145,7 @@ def plan_run(
     require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
-        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+        facts = fingerprint(training, reading=reading, progress=lambda done, _: progress.update(done))
     names = dataset.class_names
     if labels is not None:
         names = {value: names.get(value, f"label {value}") for value in labels if value or value in names}
@@ -155,12 +161,10 @@ def plan_run(
     return Decided(split, plan, skipped, found.patients, inputs)
 
 
-def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
+def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:
     """Note what the files of cases hold before they are read: what has been read is known then."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:
-        for number, case in enumerate(cases, start=1):
-            inputs.note(case)
-            progress.update(number)
+        inputs.note_all(cases, reading=reading, progress=lambda done, _: progress.update(done))
 
 
 def views_of(config: Config) -> int:

@@ -19,6 +19,7 @@ from mlbseg.apps.bench.report import tables, write_tables
 from mlbseg.apps.bench.results import Results, gather
 from mlbseg.apps.bench.setup import Request, begin, load_settings
 from mlbseg.apps.bench.workers import Done, Place
+from mlbseg.data.reading import Reading
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
 
@@ -79,6 +80,7 @@ def bench(
     devices: int = 1,
     threads: int | None = None,
     cache: str | Path | None = None,
+    processes: int | None = None,
     retry: bool = False,
     command: str = "",
     console: Console | None = None,
@@ -106,6 +108,8 @@ def bench(
         devices: GPUs to spread the jobs over.
         threads: Of the CPU, of all jobs together; as many as torch would take when None.
         cache: Where prepared scans are kept; the user's cache folder when None.
+        processes: In how many processes scans are read and prepared; as many as there are cores when None. Fewer are
+            used where memory is short.
         retry: Run cells again that have failed.
         command: As typed, for the record.
         console: Where progress is shown; silent when None.
@@ -126,6 +130,7 @@ def bench(
         Path(data), rows, labelled, seeds, test, split_seed, upper, labels,
         load_settings(None if config is None else Path(config), preset, overrides),
         None if cache is None else Path(cache), command, patient, allow_empty,
+        Reading.of(processes, None if cache is None else Path(cache)),
     )  # fmt: skip
     setup = begin(folder, request, target, console)
     asked = _asked(setup, request)

@@ -22,6 +22,8 @@ from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan, make_plan
+from mlbseg.data.reading import HERE, Reading
+from mlbseg.data.remembered import Remembered
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.device import available_memory
 from mlbseg.errors import FaultsError, UserError
@@ -69,6 +71,7 @@ class Request:
     command: str
     patient: str | None = None
     allow_empty: bool = False
+    reading: Reading = HERE
 
 
 def load_settings(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Config:
@@ -140,7 +143,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
             row = rows[cell.row]
             config = with_row(request.config, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
-    inputs = _inputs(folder)
+    inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
     if existing is None and fresh.patients is not None:
@@ -193,10 +196,12 @@ def _existing(folder: Path) -> Setup | None:
     return None
 
 
-def _inputs(folder: Path) -> Inputs:
+def _inputs(folder: Path, remembered: Remembered = HERE.remembered) -> Inputs:
     """Return what is known of the files of a bench's cases."""
     since = "the bench began"
-    return Inputs.read(folder / INPUTS, since=since) if (folder / INPUTS).exists() else Inputs(since=since)
+    if (folder / INPUTS).exists():
+        return Inputs.read(folder / INPUTS, since=since, remembered=remembered)
+    return Inputs(since=since, remembered=remembered)
 
 
 def _make(folder: Path) -> None:
@@ -268,9 +273,11 @@ def _check(
     ]
     kept = replace(dataset, cases=tuple(seen))
     read = [case for case in seen if case.role is not Role.TEST]
-    note_inputs(inputs, read, console)
+    note_inputs(inputs, read, request.reading, console)
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
-        result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
+        result = check(
+            kept, labels=labels, reading=request.reading, progress=lambda done, _: progress.update(done)
+        )
     if result.faults:
         raise FaultsError(result.faults, str(request.data), "fix them, or take these cases out of the data")
     inputs.require(read)
@@ -314,7 +321,7 @@ def _decide(
     cases = {case.id: case for case in apply_split(dataset.cases, narrow)}
     training = [cases[i] for i in (*narrow.clean, *narrow.noisy, *narrow.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
-        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+        facts = fingerprint(training, reading=request.reading, progress=lambda done, _: progress.update(done))
     plan = make_plan(
         facts,
         class_names=names,
@@ -328,11 +335,7 @@ def _decide(
     used = [case for case in result.dataset.cases if case.role is not Role.TEST]
     # Here and not in the cells: the first of them would pay for all, in time and in memory.
     with StepProgress(console, "preprocessing", len(used)) as progress:
-        for number, case in enumerate(used, start=1):
-            cache.image(case)
-            if case.role in (Role.CLEAN, Role.NOISY):
-                cache.label(case)
-            progress.update(number, {"case": case.id})
+        cache.fill(used, reading=request.reading, progress=lambda done, _: progress.update(done))
     return plan
 
 
