@@ -26,7 +26,7 @@ from mlbseg.data.inputs import Inputs
 from mlbseg.data.lattice import at_spacing, reorient
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
-from mlbseg.data.readers import announced, read_label, read_scan
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
 from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered, combined_hash
 from mlbseg.errors import ReadError, UserError, printable
@@ -39,8 +39,7 @@ FORMAT = 2
 FOREGROUND_VOXELS = 2_000
 """Positions kept per foreground class."""
 
-_NATIVE_BYTES, _GRID_BYTES = 28, 16
-"""Memory for each number of a scan, and for each number of the grid that it is brought onto, while it is prepared."""
+_GRID_BYTES = 12  # most memory for each number of a prepared scan, beside what reading takes; measured
 _ATTEMPTS = 10  # to have a whole entry: others may be mending it, and a disk may be failing
 
 _IMAGE_FIELDS = ("scan_ndim", "channels", "spacing", "normalisation", "intensity", "crop", "orientation")
@@ -157,7 +156,8 @@ class Cache:
         else:
             lattice = at_spacing(reorient(known.geometry, self.plan.orientation), self.plan.spacing)
             native, grid = (known.channels * math.prod(place.size) for place in (known.geometry, lattice))
-        return _NATIVE_BYTES * native + _GRID_BYTES * grid
+        label = announced(case.label, label=True) if _is_labelled(case) and case.label else 0
+        return max(SCAN_BYTES * native + _GRID_BYTES * grid, LABEL_BYTES * label)
 
     def image(self, case: Case) -> CachedImage:
         """Return the prepared scan of `case`."""

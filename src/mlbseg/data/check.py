@@ -17,7 +17,7 @@ from mlbseg.data.cases import Dataset
 from mlbseg.data.facts import ImageFacts, LabelFacts, image_facts, label_facts
 from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
 from mlbseg.data.grey import grey_fault
-from mlbseg.data.readers import announced
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced
 from mlbseg.data.reading import HERE, KILLED, Reading
 from mlbseg.data.remembered import Remembered
 from mlbseg.errors import Fault, FaultsError, ReadError
@@ -25,8 +25,6 @@ from mlbseg.types import Case, Geometry, Role
 
 SPACING_FACTOR = 4.0
 """A case whose spacing is further off the median than this, on any axis, is a fault."""
-_BYTES = 28
-"""Memory for each number of a file that is read for its facts: float32 or int32, its source and masks; measured."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def _read_case(case: Case, remembered: Remembered) -> _Read:
 def _need(case: Case) -> int:
     image = sum(announced(path) for path in case.images)
     label = 0 if case.label is None else announced(case.label, label=True)
-    return _BYTES * max(image, label)  # one after the other
+    return max(SCAN_BYTES * image, LABEL_BYTES * label)  # one after the other
 
 
 def _lost(case: Case) -> _Read:

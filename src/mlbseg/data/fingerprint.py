@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mlbseg.data.facts import Intensity, facts_of, image_facts
 from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.lattice import array_shape, reorient
-from mlbseg.data.readers import announced, read_label, read_scan
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
 from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered
 from mlbseg.data.structures import Structure, structures
@@ -22,10 +22,6 @@ from mlbseg.types import Case, Role, Scan
 
 MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
-
-
-_BYTES = 40
-"""Memory for each number of an image and its label together, in float32 and int32 with what is made of them."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,7 @@ def fingerprint(
 def _need(case: Case) -> int:
     image = sum(announced(path) for path in case.images)
     label = announced(case.label, label=True) if _has_label(case) and case.label is not None else 0
-    return _BYTES * max(image, label)
+    return SCAN_BYTES * image + LABEL_BYTES * label
 
 
 def _has_label(case: Case) -> bool:

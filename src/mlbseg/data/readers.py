@@ -67,6 +67,8 @@ _OPENERS = {
 }
 _PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
+SCAN_BYTES, LABEL_BYTES = 20, 44
+"""Most memory for each number of a scan or a label, while it is read and described; measured, of float64 files."""
 _ROUNDED = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
