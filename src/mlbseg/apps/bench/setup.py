@@ -27,10 +27,10 @@ from mlbseg.data.remembered import Remembered
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.device import available_memory
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.runs.lock import locked
-from mlbseg.temporaries import is_temporary
+from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
 from mlbseg.types import Role
@@ -56,6 +56,7 @@ class Request:
         command: As typed.
         patient: A regular expression that finds the patient in a case id.
         allow_empty: Labels without any structure are meant.
+        reading: In how many processes scans are read, and what is remembered of them.
     """
 
     data: Path
@@ -150,12 +151,12 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, inputs, console).as_dict())
-    _make(folder)
+    make_folder(folder)
     with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
             settings = _pinned(request.config, Plan.from_dict(fresh.plan))
-            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            text = yaml.safe_dump(settings.as_record(), sort_keys=False)
             write_atomic(folder / SETTINGS, text.encode())
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -177,19 +178,9 @@ def _existing(folder: Path) -> Setup | None:
     """Return the record of a folder that holds a bench; None of one that is free."""
     if (folder / RECORD).is_file():
         return Setup.read(folder)
-    try:
-        names = {path.name for path in folder.iterdir()}
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
-    # Of a bench that was killed at its beginning. The lock is made first: without it, the settings are the user's.
-    ours = {
-        name
-        for name in names
-        if name == LOCK or (LOCK in names and (name in (SETTINGS, INPUTS) or is_temporary(name)))
-    }
-    if others := names - ours:
+    # A bench that was killed at its beginning leaves the lock first. Without it, the settings are the user's.
+    found = contents(folder)
+    if others := found - ({LOCK, SETTINGS, INPUTS} if LOCK in found else set()):
         raise UserError(
             f"{folder}: holds something else than a bench, such as {sorted(others)[0]} (choose another --out)"
         )
@@ -202,15 +193,6 @@ def _inputs(folder: Path, remembered: Remembered = HERE.remembered) -> Inputs:
     if (folder / INPUTS).exists():
         return Inputs.read(folder / INPUTS, since=since, remembered=remembered)
     return Inputs(since=since, remembered=remembered)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be made a folder for the bench: {error.strerror or error}"
-        ) from None
 
 
 def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
@@ -230,7 +212,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         clean=wide.clean,
         test=wide.test,
         scored=scored,
-        asked=request.config.model_dump(mode="json"),
+        asked=request.config.as_record(),
         plan={},
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
