@@ -121,8 +121,8 @@ def test_it_predicts_on_several_devices_as_on_one(
 def test_it_is_audited_and_exported(installed: Installed, run: Path, tmp_path: Path) -> None:
     installed.run("audit", run, "--out", tmp_path / "audit", "--quiet")
     assert (tmp_path / "audit/cases.csv").is_file()
-    installed.run("export", run, tmp_path / "half.onnx", "--format", "onnx")
-    assert (tmp_path / "half.onnx").is_file()
+    installed.run("export", run, tmp_path / "half", "--format", "onnx")
+    assert (tmp_path / "half/model.onnx").is_file()
 
 
 def test_it_is_a_row_of_a_bench(installed: Installed, scans: Path, tmp_path: Path) -> None:

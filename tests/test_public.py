@@ -67,7 +67,8 @@ def test_no_module_hides_a_function_once_everything_is_imported() -> None:
 
 @pytest.mark.parametrize("module", ["mlbseg", "mlbseg.cli"])
 def test_importing_the_package_loads_nothing_heavy(module: str) -> None:
-    script = f"import sys, {module}; sys.exit(', '.join({{'torch', 'monai', 'numpy', 'pandas'}} & set(sys.modules)) or 0)"
+    heavy = "{'torch', 'monai', 'numpy', 'pandas'}"
+    script = f"import sys, {module}; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
