@@ -28,6 +28,6 @@ def test_the_benchmark_of_reading_scans_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("4 cases, the fastest of 1, seconds\n")
-    rows = re.findall(r"^\| ([12]) \| (first|second) \|( \d+\.\d\d \|){5}$", done.stdout, re.M)
+    rows = re.findall(r"^\| ([12]) \| (first|second) \|( \d+\.\d\d \|){6}$", done.stdout, re.M)
     assert [row[:2] for row in rows] == [("1", "first"), ("1", "second"), ("2", "first"), ("2", "second")]
     assert re.search(r"^one process / 2 processes, first time: \d+\.\d\d$", done.stdout, re.M)
