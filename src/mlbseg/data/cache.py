@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry
-from mlbseg.data.facts import remembered_image
+from mlbseg.data.facts import ImageFacts, recalled
 from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.inputs import Inputs
 from mlbseg.data.lattice import at_spacing, reorient
@@ -150,7 +150,7 @@ class Cache:
 
     def _need(self, case: Case, remembered: Remembered) -> int:
         """Return the memory that preparing a case takes, bytes: of the whole grid, as a crop is not known yet."""
-        known = remembered_image(case.images, remembered)
+        known = recalled(ImageFacts, case.images, remembered)
         if known is None:
             native = grid = sum(announced(path) for path in case.images)
         else:

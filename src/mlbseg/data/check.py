@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
-from mlbseg.data.facts import ImageFacts, LabelFacts, image_facts, label_facts
+from mlbseg.data.facts import ImageFacts, LabelFacts, image_facts, label_facts, recalled
 from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
 from mlbseg.data.grey import grey_fault
 from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced
@@ -103,7 +103,7 @@ def check(
     seen = []
     read = reading.each(
         partial(_read_case, remembered=reading.remembered), dataset.cases,
-        need=_need, lost=_lost, short=_is_short, progress=progress,
+        need=partial(_need, reading.remembered), lost=_lost, short=_is_short, progress=progress,
     )  # fmt: skip
     with closing(read):
         for case, (image, label) in zip(dataset.cases, read, strict=True):
@@ -189,9 +189,13 @@ def _read_case(case: Case, remembered: Remembered) -> _Read:
     return image, label
 
 
-def _need(case: Case) -> int:
-    image = sum(announced(path) for path in case.images)
-    label = 0 if case.label is None else announced(case.label, label=True)
+def _need(remembered: Remembered, case: Case) -> int:
+    """Return the memory that a case takes, bytes; what is remembered takes none."""
+    image = label = 0
+    if recalled(ImageFacts, case.images, remembered) is None:
+        image = sum(announced(path) for path in case.images)
+    if case.label is not None and recalled(LabelFacts, [case.label], remembered) is None:
+        label = announced(case.label, label=True)
     return max(SCAN_BYTES * image, LABEL_BYTES * label)  # one after the other
 
 

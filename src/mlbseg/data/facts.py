@@ -129,10 +129,10 @@ def image_facts(
     )  # fmt: skip
 
 
-def remembered_image(paths: Sequence[Path], remembered: Remembered) -> ImageFacts | None:
-    """Return what is remembered of a scan, which is not read; None if nothing is."""
-    name = None if remembered.folder is None else _name(ImageFacts, paths, remembered, ())
-    return None if name is None else remembered.recall(ImageFacts, name)
+def recalled(kind: type[T], paths: Sequence[Path], remembered: Remembered, *asked: object) -> T | None:
+    """Return facts that are remembered of files, which are not read; None if there are none. See `facts_of`."""
+    name = None if remembered.folder is None else _name(kind, paths, remembered, asked)
+    return None if name is None else remembered.recall(kind, name)
 
 
 def label_facts(path: Path, remembered: Remembered) -> LabelFacts:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.data.facts import Intensity, facts_of, image_facts
+from mlbseg.data.facts import ImageFacts, Intensity, facts_of, image_facts, recalled
 from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.lattice import array_shape, reorient
 from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
@@ -171,7 +171,9 @@ def fingerprint(
     measured = {clean[i * len(clean) // MEASURED] for i in range(MEASURED)} if clean else set()
     read = functools.partial(_case_facts, measured=frozenset(measured), remembered=reading.remembered)
     facts: list[CaseFacts] = []
-    with closing(reading.each(read, training, need=_need, progress=progress)) as found:
+    with closing(
+        reading.each(read, training, need=functools.partial(_need, reading.remembered), progress=progress)
+    ) as found:
         for last in found:
             facts.append(last)
             first = facts[0]
@@ -183,7 +185,10 @@ def fingerprint(
     return Fingerprint(tuple(facts))
 
 
-def _need(case: Case) -> int:
+def _need(remembered: Remembered, case: Case) -> int:
+    """Return the memory that a case takes, bytes; a case without a label takes none if its scan is remembered."""
+    if not _has_label(case) and recalled(ImageFacts, case.images, remembered) is not None:
+        return 0
     image = sum(announced(path) for path in case.images)
     label = announced(case.label, label=True) if _has_label(case) and case.label is not None else 0
     return SCAN_BYTES * image + LABEL_BYTES * label

@@ -36,6 +36,8 @@ R = TypeVar("R")
 
 SOON = 1.0
 """Seconds: what takes no longer is done in this process, as others take as long to start."""
+WORTH = 3.0
+"""Seconds: where no more is left to do, at the pace so far, other processes are not started."""
 SMALL = 256 * 2**20
 """Bytes of memory: what may need more is done in another process, in case it is killed."""
 PROCESS_BYTES = 256 * 2**20
@@ -114,7 +116,9 @@ class Reading:
         processes = 1 if total < 2 else self.processes
         done = 0
         for item in items:
-            if processes != 1 and (time.monotonic() - began > SOON or need(item) > SMALL):
+            spent = time.monotonic() - began
+            long = spent > SOON and (done == 0 or spent / done * (total - done) > WORTH)
+            if processes != 1 and (long or need(item) > SMALL):
                 processes = processes or _cores()
                 if processes > 1:
                     break
