@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # it takes seconds to import, and whoever only reads scans does without it
-    import torch
+if TYPE_CHECKING:
+    import torch  # `mlbseg check` does without, and its seconds
 
 IGNORE = -1
 """The label of a pixel that no loss may look at (padding, outside a view)."""
@@ -144,11 +144,12 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which a GPU copies while it computes; DataLoader calls it."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, **pinned)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
         return replace(self, **moved)
 
     def _tensors(self) -> dict[str, Any]:

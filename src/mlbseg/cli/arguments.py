@@ -32,7 +32,10 @@ Processes = Annotated[
         help="Processes that read scans (default: one per core). Fewer are used when memory is short.", min=1
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Total CPU threads, shared by all --devices.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.", min=1)]
+SharedThreads = Annotated[
+    int | None, typer.Option("--threads", help="Total CPU threads, shared by all --devices.", min=1)
+]
 
 Labels = Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")]
 Patient = Annotated[
