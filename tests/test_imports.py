@@ -76,7 +76,7 @@ def unknown(_):
 pwd.getpwuid = unknown
 before = dict(os.environ)
 import mlbseg.networks
-from mlbseg.data.cache import default_cache_root
+from mlbseg.data.cache_root import default_cache_root
 print(default_cache_root())
 print(sorted(os.environ.items() ^ before.items()))
 """

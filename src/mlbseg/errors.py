@@ -10,6 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 _MOST_LISTED = 20
 _FIRST = 3
@@ -56,6 +57,16 @@ class UserError(Exception):
     def __init__(self, message: str, *, faults: Sequence[Fault] = ()) -> None:
         super().__init__(printable(message))
         self.faults = tuple(faults)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Kinds of this error are made of other arguments than the message, which is all that pickle has.
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(kind: type[UserError], arguments: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class ReadError(UserError):

@@ -19,6 +19,7 @@ from mlbseg.cli.arguments import (
     Override,
     Patient,
     Preset,
+    Processes,
     Quiet,
     count_or_ids,
     label_values,
@@ -74,6 +75,7 @@ def bench(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
     cache: Cache = None,
+    processes: Processes = None,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of GPUs to spread the cells over.", min=1)] = 1,
     threads: Annotated[
@@ -92,7 +94,8 @@ def bench(
         data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
         upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
-        config=config, overrides=tuple(override or ()), cache=cache, command=shlex.join(["mlbseg", *sys.argv[1:]]),
+        config=config, overrides=tuple(override or ()), cache=cache, processes=processes,
+        command=shlex.join(["mlbseg", *sys.argv[1:]]),
     )  # fmt: skip
     result = run_bench(
         out, request, jobs=jobs, device=device, devices=devices, threads=threads, retry=retry,

@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from mlbseg.config import Config
-from mlbseg.data.cache import default_cache_root
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
+from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.device import available_memory, environment, use_bf16
@@ -36,7 +37,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def prepare_run(request: TrainRequest, *, device: torch.device, count: int, console: Console | None) -> Path:
+def prepare_run(
+    request: TrainRequest,
+    *,
+    device: torch.device,
+    count: int,
+    console: Console | None,
+    processes: int | None = None,
+) -> Path:
     """Split, check the data, plan, and write all decisions into a new run folder.
 
     Args:
@@ -44,6 +52,7 @@ def prepare_run(request: TrainRequest, *, device: torch.device, count: int, cons
         device: Where the run will be trained.
         count: Number of ranks that will train it.
         console: Where progress is shown; silent when None.
+        processes: Number of processes that read; one per core when None.
 
     Returns:
         The run folder.
@@ -56,7 +65,7 @@ def prepare_run(request: TrainRequest, *, device: torch.device, count: int, cons
     root = request.out
     hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
     require_new(root, overwrite=False, remedy=f"choose another --out{hint}")
-    decided = plan_run(request, device=device, console=console)
+    decided = plan_run(request, device=device, console=console, processes=processes)
     require_shares(decided.plan, decided.config, count)
     write_run(
         root,
@@ -109,8 +118,10 @@ class Planned:
         )
 
 
-def plan_run(request: TrainRequest, *, device: torch.device, console: Console | None) -> Planned:
-    """Split, check and measure the data, and decide; nothing is written. Arguments as those of `prepare_run`.
+def plan_run(
+    request: TrainRequest, *, device: torch.device, console: Console | None, processes: int | None = None
+) -> Planned:
+    """Split, check and measure the data, and decide; no run is written. Arguments as those of `prepare_run`.
 
     Raises:
         UserError: for faults of data and settings.
@@ -129,11 +140,14 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
-    inputs = Inputs(since="the run began")
-    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
+    reading = Reading.of(processes, request.cache)
+    inputs = Inputs(since="the run began", remembered=reading.remembered)
+    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)
     labels = source.labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
-        result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
+        result = check(
+            dataset, labels=labels, reading=reading, progress=lambda done, _: progress.update(done)
+        )
     if labels is None and not dataset.class_names and (request.skip_bad or not result.faults):
         good = leave_out(split, [fault.case_id for fault in result.faults if fault.case_id is not None])
         result = replace(result, faults=(*result.faults, *unknown_values(result, good.clean)))
@@ -151,7 +165,7 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
-        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+        facts = fingerprint(training, reading=reading, progress=lambda done, _: progress.update(done))
     names = dataset.class_names
     if labels is not None:
         names = {value: names.get(value, f"label {value}") for value in labels if value or value in names}
@@ -167,12 +181,10 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     return Planned(config, split, plan, skipped, found.patients, inputs)
 
 
-def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
+def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:
     """Record the content of the cases' files before they are read, so that later changes are noticed."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:
-        for number, case in enumerate(cases, start=1):
-            inputs.note(case)
-            progress.update(number)
+        inputs.note_all(cases, reading=reading, progress=lambda done, _: progress.update(done))
 
 
 def views_of(config: Config) -> int:

@@ -92,6 +92,7 @@ def bench(
     devices: int = 1,
     threads: int | None = None,
     cache: str | Path | None = None,
+    processes: int | None = None,
     retry: bool = False,
     command: str = "",
     console: Console | None = None,
@@ -119,6 +120,8 @@ def bench(
         devices: Number of GPUs to spread the jobs over.
         threads: Total CPU threads, shared by all jobs; torch's own choice when None.
         cache: Folder for preprocessed scans; the user's cache folder when None.
+        processes: Number of processes that read and prepare scans; one per core when None. Fewer are used when memory
+            is short.
         retry: Run failed cells again.
         command: As typed, for the record.
         console: Where progress is shown; silent when None.
@@ -131,7 +134,7 @@ def bench(
         data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds, test=test,
         split_seed=split_seed, upper=upper, labels=labels, patient=patient, allow_empty=allow_empty, preset=preset,
         config=None if config is None else Path(config), overrides=tuple(overrides),
-        cache=None if cache is None else Path(cache), command=command,
+        cache=None if cache is None else Path(cache), processes=processes, command=command,
     )  # fmt: skip
     return run_bench(
         Path(out),

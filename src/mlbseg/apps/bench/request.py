@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlbseg.apps.bench.cells import FIXED, Row, parse_rows
 from mlbseg.config import Config, load_config, parse_override
+from mlbseg.data.reading import Reading
 from mlbseg.errors import UserError
 
 
@@ -32,6 +33,7 @@ class BenchRequest:
         config: YAML file of settings.
         overrides: Settings as ``key=value``.
         cache: Folder for preprocessed scans.
+        processes: Number of processes that read scans; one per core when None.
         command: As typed, for the record.
 
     Raises:
@@ -53,6 +55,7 @@ class BenchRequest:
     config: Path | None = None
     overrides: Sequence[str] = ()
     cache: Path | None = None
+    processes: int | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -66,6 +69,11 @@ class BenchRequest:
     def rows(self) -> list[Row]:
         """The rows of the table."""
         return parse_rows(self.methods, self.variants)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """In how many processes scans are read, and what is remembered of them."""
+        return Reading.of(self.processes, self.cache)
 
     @cached_property
     def settings(self) -> Config:

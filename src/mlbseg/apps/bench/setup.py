@@ -16,12 +16,15 @@ from mlbseg.apps.bench.record import RECORD, SETTINGS, Setup, shares_stage1, wit
 from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.same import require_planned, require_same, shown
 from mlbseg.config import Config, load_config
-from mlbseg.data.cache import Cache, default_cache_root
+from mlbseg.data.cache import Cache
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.cases import Dataset, find_cases, with_patients
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan, make_plan
+from mlbseg.data.reading import HERE
+from mlbseg.data.remembered import Remembered
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.device import available_memory
 from mlbseg.errors import FaultsError, UserError
@@ -91,7 +94,7 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             row = rows[cell.row]
             config = with_row(request.settings, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
-    inputs = _inputs(folder)
+    inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
     if existing is None and fresh.patients is not None:
@@ -134,10 +137,12 @@ def _existing(folder: Path) -> Setup | None:
     return None
 
 
-def _inputs(folder: Path) -> Inputs:
+def _inputs(folder: Path, remembered: Remembered = HERE.remembered) -> Inputs:
     """Return what is known of the files of a bench's cases."""
     since = "the bench began"
-    return Inputs.read(folder / INPUTS, since=since) if (folder / INPUTS).exists() else Inputs(since=since)
+    if (folder / INPUTS).exists():
+        return Inputs.read(folder / INPUTS, since=since, remembered=remembered)
+    return Inputs(since=since, remembered=remembered)
 
 
 def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
@@ -200,9 +205,11 @@ def _check(
     ]
     kept = replace(dataset, cases=tuple(seen))
     read = [case for case in seen if case.role is not Role.TEST]
-    note_inputs(inputs, read, console)
+    note_inputs(inputs, read, request.reading, console)
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
-        result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
+        result = check(
+            kept, labels=labels, reading=request.reading, progress=lambda done, _: progress.update(done)
+        )
     if result.faults:
         raise FaultsError(
             result.faults, str(request.data), "correct them, or take these cases out of the data"
@@ -250,7 +257,7 @@ def _decide(
     cases = {case.id: case for case in apply_split(dataset.cases, narrow)}
     training = [cases[i] for i in (*narrow.clean, *narrow.noisy, *narrow.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
-        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+        facts = fingerprint(training, reading=request.reading, progress=lambda done, _: progress.update(done))
     plan = make_plan(
         facts,
         class_names=names,
@@ -264,11 +271,7 @@ def _decide(
     used = [case for case in result.dataset.cases if case.role is not Role.TEST]
     # Here and not in the cells: the first of them would pay for all, in time and in memory.
     with StepProgress(console, "preprocessing", len(used)) as progress:
-        for number, case in enumerate(used, start=1):
-            cache.image(case)
-            if case.role in (Role.CLEAN, Role.NOISY):
-                cache.label(case)
-            progress.update(number, {"case": case.id})
+        cache.fill(used, reading=request.reading, progress=lambda done, _: progress.update(done))
     return plan
 
 
