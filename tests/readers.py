@@ -61,6 +61,15 @@ def in_use(marks: Path, number: int) -> int:
     return most
 
 
+def refuse_once(marks: Path, number: int) -> int:
+    """Say of one item, in the words of a reader, that memory was short; when it comes again, it is not."""
+    if number == 2 and not (marks / "2").exists():
+        (marks / "2").touch()
+        fault = Fault("two", "its header announces 9 GiB of pixels", kind="memory")
+        raise UserError(f"two: {fault}", faults=[fault])
+    return number
+
+
 def warn(number: int) -> int:
     if number == 1:
         warnings.warn("one is odd", UserWarning, stacklevel=1)

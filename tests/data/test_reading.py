@@ -89,6 +89,13 @@ def test_what_was_short_of_memory_is_done_again_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
+def test_an_error_for_lack_of_memory_is_no_error_if_there_is_enough_alone(tmp_path: Path) -> None:
+    assert list(TWO.each(partial(readers.refuse_once, tmp_path), range(6))) == list(range(6))
+    assert (tmp_path / "2").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("elsewhere")
 def test_no_more_at_once_than_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three = Reading(3)
     monkeypatch.setattr(module, "free_memory", lambda: 8 * module.PROCESS_BYTES)

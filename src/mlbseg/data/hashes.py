@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import time
+from io import BufferedReader
 from pathlib import Path
 
 from mlbseg.data.formats import dicom
@@ -44,7 +45,7 @@ def content_hash(path: Path, remembered: Remembered = _NOTHING) -> str:
         if path.is_dir():
             files = dicom.slice_files(path) or sorted(p for p in path.iterdir() if p.is_file())
         files += _data_files(path)
-        looks = [_look(file.stat()) for file in files]
+        looks = [_look_at(file) for file in files]
         name = combined_hash("content", looks)
         if _lasts(looks) and (known := remembered.recall(str, name)):
             return known
@@ -61,10 +62,8 @@ def content_hash(path: Path, remembered: Remembered = _NOTHING) -> str:
 
 def _file_hash(path: Path) -> tuple[str, _Known]:
     """Hash a file once per process, as long as the file system says that it is the same."""
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
-        raise OSError(errno.EINVAL, "not a file of bytes")
     began = time.time_ns()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         look = _look(os.fstat(file.fileno()))
         if look in _hashes:
             return _hashes[look], look
@@ -72,6 +71,18 @@ def _file_hash(path: Path) -> tuple[str, _Known]:
     if _settled(look, began):
         _hashes[look] = digest
     return digest, look
+
+
+def _look_at(path: Path) -> _Known:
+    """Look at an open file: only when a file is opened does NFS ask the server whether another machine changed it."""
+    with _opened(path) as file:
+        return _look(os.fstat(file.fileno()))
+
+
+def _opened(path: Path) -> BufferedReader:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+        raise OSError(errno.EINVAL, "not a file of bytes")
+    return path.open("rb")
 
 
 def _look(found: os.stat_result) -> _Known:

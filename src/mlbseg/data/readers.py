@@ -28,7 +28,7 @@ from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.formats.tiff import is_stack, write_stack
 from mlbseg.data.geometry import onto, written
 from mlbseg.data.places import is_file
-from mlbseg.errors import ReadError, UserError
+from mlbseg.errors import ReadError, UserError, out_of_memory
 from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
@@ -67,8 +67,10 @@ _OPENERS = {
 }
 _PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
-SCAN_BYTES, LABEL_BYTES = 20, 44
-"""Most memory for each number of a scan or a label, while it is read and described; measured, of float64 files."""
+_NO_MEMORY = "not enough memory for this scan"
+SCAN_BYTES, LABEL_BYTES = 20, 72
+"""Most memory for each number of a scan or a label, while it is read and described; measured, of float64 scans and of a
+label with interpolated edges (one with two values takes 17)."""
 _ROUNDED = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
@@ -196,10 +198,12 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except MemoryError:
-        fail(path, "not enough memory for this scan", kind="memory")
+        fail(path, _NO_MEMORY, kind="memory")
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror or error})")
     except Exception as error:
+        if out_of_memory(error):  # as ITK says it
+            fail(path, _NO_MEMORY, kind="memory")
         found = f"reading failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fail(path, found, remedy="leave the scan out, and report this line to mlbseg")
 

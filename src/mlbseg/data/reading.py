@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.remembered import Remembered
-from mlbseg.errors import Fault, ReadError, UserError
+from mlbseg.errors import Fault, ReadError, UserError, out_of_memory
 from mlbseg.memory import free_memory
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class _Pool(Generic[T, R]):
             self.outcomes[index] = _call(self.lost, self.items[index])
             return True
         outcome = future.result()
-        if self.is_wide and (isinstance(outcome.error, MemoryError) or _says(self.short, outcome)):
+        if self.is_wide and (_is_short(outcome.error) or _says(self.short, outcome)):
             self.alone.append(index)
             return False
         self.outcomes[index] = outcome
@@ -249,6 +249,14 @@ class _Pool(Generic[T, R]):
             ):  # without psutil and pgrep loky warns, and kills them all the same
                 warnings.simplefilter("ignore")
                 executor.shutdown(kill_workers=kill)
+
+
+def _is_short(error: BaseException | None) -> bool:
+    """Say whether an error means that memory was short, which it may not be with no other process beside this one."""
+    if error is None:
+        return False
+    faults = error.faults if isinstance(error, UserError) else ()
+    return out_of_memory(error) or any(fault.kind == "memory" for fault in faults)
 
 
 def _says(short: Callable[[R], bool], outcome: _Outcome[R]) -> bool:
