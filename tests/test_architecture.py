@@ -245,6 +245,35 @@ def test_an_undeclared_import_is_seen() -> None:
     assert len(undeclared("a.py", "from nowhere_installed import x", {"torch"})) == 1
 
 
+UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+"""Modules that Python does not have on Windows."""
+
+
+def imported_at_once(source: str) -> set[str]:
+    """Return the packages that a module imports when it is imported itself: not those of its functions, nor guarded."""
+    body = ast.parse(source).body
+    statements = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {
+        name.partition(".")[0]
+        for node in statements
+        for _, name in imported_names(ast.Module([node], []), "")
+    }
+
+
+def test_every_module_can_be_imported_on_windows() -> None:
+    found = {
+        str(path.relative_to(SOURCE)): names
+        for path in SOURCE.rglob("*.py")
+        if (names := imported_at_once(path.read_text(encoding="utf-8")) & UNIX)
+    }
+    assert found == {}
+
+
+def test_an_import_that_windows_lacks_is_seen() -> None:
+    assert imported_at_once("import os, resource\nfrom fcntl import flock") == {"os", "resource", "fcntl"}
+    assert imported_at_once("def f():\n    import resource") == set()
+
+
 def test_every_dependency_is_explained_and_pinned() -> None:
     explained = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
     rows = {canonical(row) for row in re.findall(r"^\| (\S+) \|", explained, flags=re.MULTILINE)} - {

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from kills import killed_at
+from mlbseg import temporaries
 from mlbseg.files import write_atomic
-from mlbseg.temporaries import is_temporary, sweep, sweep_tree, temporary_file, temporary_folder
+from mlbseg.temporaries import (
+    is_temporary,
+    sweep,
+    sweep_tree,
+    temporary_file,
+    temporary_folder,
+    unless_held,
+)
 
 HOLDING = """
 import sys
@@ -98,10 +106,10 @@ def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.Monk
     remain = tmp_path / f".mlbseg-{'0' * 32}"
     remain.write_text("of a process that may live")
 
-    def flock(*_: object) -> None:
+    def lock(*_: object, **__: object) -> bool:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(filelock, "lock_descriptor", lock)
     write_atomic(tmp_path / "whole", b"1")
     assert sorted(tmp_path.iterdir()) == [remain, tmp_path / "whole"]
 
@@ -109,17 +117,58 @@ def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_file_that_another_process_took_for_a_remain_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = fcntl.flock
+    lock = filelock.lock_descriptor
 
-    def late(handle: int, flags: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", lock)
+    def late(handle: int, *, blocking: bool) -> bool:
+        monkeypatch.setattr(filelock, "lock_descriptor", lock)
         sweep(tmp_path)  # in another process, just before this one holds its file
-        lock(handle, flags)
+        return lock(handle, blocking=blocking)
 
     with temporary_file(tmp_path):
         sweep(tmp_path)
         assert len(names(tmp_path)) == 1
     (tmp_path / "other").mkdir()
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(filelock, "lock_descriptor", late)
     with temporary_file(tmp_path) as file:
         assert file.exists()
+
+
+def test_a_file_that_another_process_is_about_to_remove_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, met = filelock.lock_descriptor, []
+
+    def held(handle: int, *, blocking: bool) -> bool:
+        if not met:  # another process sweeps: it holds the new file, and has not removed it yet
+            met.extend(names(tmp_path))
+            return False
+        return lock(handle, blocking=blocking)
+
+    monkeypatch.setattr(filelock, "lock_descriptor", held)
+    with temporary_file(tmp_path) as file:
+        assert len(met) == 1
+        assert file.name not in met
+
+
+def test_windows_where_no_file_that_is_held_can_be_renamed_holds_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remain = tmp_path / f".mlbseg-{'0' * 32}"
+    remain.write_text("of a process that may live")
+    monkeypatch.setattr(temporaries, "_WINDOWS", True)
+    monkeypatch.setattr(filelock, "lock_descriptor", None)
+
+    def opened() -> set[str]:
+        handles = Path("/proc/self/fd")
+        if not handles.is_dir():
+            pytest.skip("only Linux lists the files that a process has open")
+        return {str(handle.readlink()) for handle in handles.iterdir() if handle.is_symlink()}
+
+    with temporary_file(tmp_path) as file, temporary_folder(tmp_path) as folder:
+        assert not {path for path in opened() if path.startswith(str(tmp_path))}
+        file.rename(tmp_path / "kept")
+        folder.rename(tmp_path / "folder")
+    with unless_held(tmp_path / "note", make=True) as free:
+        assert free is None
+        (tmp_path / "note").unlink()
+    assert names(tmp_path) == sorted([remain.name, "folder", "kept"])

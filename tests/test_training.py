@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -1029,7 +1028,9 @@ def test_a_run_folder_that_cannot_be_locked_for_writing_is_named(half_done: Path
 def test_a_file_system_without_locks_is_trained_on_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", fail(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    monkeypatch.setattr(
+        "mlbseg.runs.lock.lock_descriptor", fail(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)))
+    )
     with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"), sole_trainer(tmp_path):
         pass
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,17 +34,26 @@ def free_memory(system: Path = Path("/")) -> int:
     Args:
         system: The folder with ``proc`` and ``sys``.
     """
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    free = int(pages * size) // 2  # where no one says how much is free, half of the installed has to do
+    return max(0, min([_machines(system), *_control_groups(system), *_address_space(system)]))
+
+
+def _machines(system: Path) -> int:
+    """Return what the machine has left, bytes."""
     with contextlib.suppress(OSError):  # only Linux has it
         for line in (system / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    return max(0, min([free, *_control_groups(system), *_address_space(system)]))
+                return int(line.split()[1]) * 1024
+    import psutil  # here, as Linux does without
+
+    return int(psutil.virtual_memory().available)
 
 
 def _address_space(system: Path) -> Iterator[int]:
     """Yield what `ulimit -v`, as schedulers set it, leaves to this process, bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         with contextlib.suppress(OSError):  # only Linux says how much is taken

@@ -4,12 +4,11 @@ A killed process cannot tidy up. So every temporary has a name of one pattern an
 it; the operating system frees the lock when that process ends, however it ends. What has such a name and no lock is a
 remain, and the next process that writes there removes it. A folder is locked through a file beside it, which is made
 before it and removed after it, as not every file system locks folders. Where a file system has no locks nothing is
-swept: nothing is known to be a remain there.
+swept: nothing is known to be a remain there. So it is on Windows, which renames no file that is held.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -21,6 +20,10 @@ from pathlib import Path
 
 _NAME = re.compile(r"\.mlbseg-[0-9a-f]{32}(\.[A-Za-z.]+)?")
 _LOCK = ".lock"
+_WINDOWS = os.name == "nt"
+_CAUTIOUS = getattr(os, "O_NOFOLLOW", 0) | getattr(
+    os, "O_NONBLOCK", 0
+)  # neither follows a link nor waits for a pipe
 
 
 def is_temporary(name: str) -> bool:
@@ -47,7 +50,8 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
         try:
             path.unlink(missing_ok=True)
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
 
 
 @contextmanager
@@ -91,8 +95,8 @@ def sweep_tree(root: Path) -> None:
 def unless_held(path: Path, *, make: bool = False) -> Iterator[bool | None]:
     """Yield whether no process holds a file; if so, no other can hold it until the end of the block.
 
-    A file that is not there is held by no process. What cannot be known, on a file system without locks or of another
-    user's file, is None.
+    A file that is not there is held by no process. What cannot be known, on a file system without locks, on Windows or
+    of another user's file, is None.
 
     Args:
         path: The file.
@@ -102,14 +106,18 @@ def unless_held(path: Path, *, make: bool = False) -> Iterator[bool | None]:
         OSError: if it cannot be made.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if make else 0), 0o666)
+        handle = os.open(path, os.O_RDWR | _CAUTIOUS | (os.O_CREAT if make else 0), 0o666)
     except OSError as error:
         if make:
             raise
         yield True if isinstance(error, FileNotFoundError) else None
         return
+    if _WINDOWS:
+        os.close(handle)
+        yield None
+        return
     try:
-        yield _lock(handle, fcntl.LOCK_NB)
+        yield _lock(handle)
     finally:
         os.close(handle)
 
@@ -120,25 +128,28 @@ def _sweep_once(folder: Path) -> None:
     sweep(folder)
 
 
-def _locked_file(folder: Path, suffix: str) -> tuple[Path, int]:
-    """Make a new file and hold it; return it with what holds it until it is closed."""
+def _locked_file(folder: Path, suffix: str) -> tuple[Path, int | None]:
+    """Make a new file and hold it; return it with what holds it until it is closed, None on Windows."""
     while True:
         path = folder / f".mlbseg-{uuid.uuid4().hex}{suffix}"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        _lock(handle, 0)
-        if path.exists():
+        if _WINDOWS:
+            os.close(handle)
+            return path, None
+        if _lock(handle) is not False and path.exists():
             return path, handle
-        os.close(handle)  # another process took it for a remain before it was held
+        os.close(handle)  # another process took it for a remain before it was held, and removes it
 
 
-def _lock(handle: int, flags: int) -> bool | None:
+def _lock(handle: int) -> bool | None:
+    """Hold an open file, and return whether that went: False if another process holds it, None without locks."""
+    # Here, as every command pays for an import at the top, and few write.
+    from filelock import lock_descriptor
+
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | flags)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(handle, blocking=False)
     except OSError:  # a file system without locks
         return None
-    return True
 
 
 def _remove_remain(path: Path) -> None:

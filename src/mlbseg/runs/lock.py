@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from mlbseg.errors import UserError
 from mlbseg.staging import finish_moving
@@ -56,13 +57,14 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {error.strerror or error} (fix the rights)") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(busy) from None
-        except OSError as error:  # no reason not to train
+            free = lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:  # a file system without locks is no reason not to train
             warnings.warn(
                 f"{path}: cannot be locked ({error.strerror or error}); "
                 "make sure that no other process works there",
                 stacklevel=5,
             )
+            free = True
+        if not free:
+            raise Busy(busy)
         yield
