@@ -57,7 +57,7 @@ def facts(
 def structure(extent: tuple[float, ...], finest: float, kept: tuple[float, ...]) -> Structure:
     """A structure of this extent (mm) that keeps these Dices at the coarser spacings."""
     coarser = [(finest * factor, dice) for factor, dice in zip(COARSER, kept, strict=True)]
-    return Structure(1, extent, 1, ((finest, 1.0), *coarser))
+    return Structure(1, extent, (0.5,) * len(extent), 1, ((finest, 1.0), *coarser))
 
 
 def plan_for(data: Fingerprint, **arguments: Any) -> Plan:
@@ -243,6 +243,36 @@ def test_2d_scans() -> None:
     assert (plan.ndim, plan.scan_ndim, plan.spacing) == (2, 2, (1.0, 1.0))
     assert plan.flip_axes == (0, 1)
     assert plan.patch_size == (144, 200)
+
+
+def images_with(*centres: dict[int, tuple[float, float]]) -> Fingerprint:
+    """Facts of 2D images whose structures lie at these places, as shares of the sides."""
+    kept = (0.999,) * len(COARSER)
+    cases = tuple(
+        replace(
+            facts(1, size=(200, 200), spacing=(1.0, 1.0), unlabelled=0).cases[0],
+            structures=tuple(
+                replace(structure((50.0, 50.0), 1.0, kept), value=value, centre=place)
+                for value, place in structures.items()
+            ),
+        )
+        for structures in centres
+    )
+    return Fingerprint(cases)
+
+
+def test_images_are_flipped_only_along_axes_without_a_pose() -> None:
+    anywhere = [{1: (0.5, 0.6)}, {1: (0.4, 0.5)}, {1: (0.6, 0.45)}]
+    assert plan_for(images_with(*anywhere)).flip_axes == (0, 1)
+    above = [{1: (0.20, 0.6)}, {1: (0.25, 0.5)}, {1: (0.3, 0.45)}]
+    assert plan_for(images_with(*above)).flip_axes == (1,)
+    # Either is anywhere, and yet the second is always at the first one's right.
+    beside = [{1: (0.5, x), 2: (0.5, x + 0.2 + 0.1 * x)} for x in (0.1, 0.5, 0.7)]
+    plan = plan_for(images_with(*beside))
+    assert plan.flip_axes == (0,)
+    assert "along axis 1 of the images" in plan.reasons["flip_axes"]
+    assert plan_for(images_with(*above[:2])).flip_axes == (0, 1)  # two labels show no pose
+    assert plan_for(images_with({1: (0.2, 0.5)}, {1: (0.2, 0.5)}, {2: (0.3, 0.5)})).flip_axes == (0, 1)
 
 
 def test_small_scans_are_trained_on_whole() -> None:
