@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -62,84 +62,110 @@ class Augmentation(ABC):
 
 
 class Augment(Augmentation):
-    """Flips, affine and elastic deformations, changes of brightness, contrast and gamma, and noise.
+    """Flips, affine and elastic deformations; brightness, contrast, gamma, blur, low resolution and noise.
 
+    The kinds of changes and their order follow nnU-Net (Isensee et al., Nature Methods 2021, supplementary note 4).
     Each allowed axis is flipped half the time.
     """
 
     class Settings(Augmentation.Settings):
         """Random changes of the training patches; each probability is per patch."""
 
-        rotate: float = Field(15.0, ge=0, le=180, description="largest rotation about each axis, degrees")
-        scale: Below1 = Field(0.15, description="largest relative change of size")
-        affine: Share = Field(0.5, description="probability of rotation and scaling")
-        elastic: Share = Field(0.0, description="probability of an elastic deformation")
+        rotate: Annotated[float, Field(ge=0, le=180)] | None = Field(
+            None,
+            description="largest rotation about each axis, degrees; empty: 180 for images that may be flipped along "
+            "both axes, else 30",
+        )
+        scale: Below1 = Field(
+            0.4,
+            description="largest relative change of size: 0.4 makes a structure up to 1.4 times smaller or larger",
+        )
+        affine: Share = Field(0.8, description="probability of rotation and scaling")
+        elastic: Share = Field(0.2, description="probability of an elastic deformation")
         intensity: Share = Field(
-            0.5, description="probability of a change of brightness and, independently, of contrast"
+            0.3, description="probability of a change of brightness and, independently, of contrast"
         )
         gamma: Share = Field(0.3, description="probability of a change of gamma")
-        noise: Share = Field(0.2, description="probability of Gaussian noise")
+        invert: Share = Field(0.1, description="probability of a change of gamma of the inverted image")
+        blur: Share = Field(0.2, description="probability of a Gaussian blur")
+        low_resolution: Share = Field(0.2, description="probability of a lower resolution of the image")
+        noise: Share = Field(0.15, description="probability of Gaussian noise")
 
     settings: Settings
 
     def __init__(self, ndim: int, settings: Section | None = None, *, flip_axes: Sequence[int] = ()) -> None:
         super().__init__(ndim, settings, flip_axes=flip_axes)
-        self._compose = self._transforms()
-
-    def _transforms(self) -> Any:
         # Here, as `mlbseg.config` needs the settings alone, and MONAI takes seconds.
         from monai.transforms.compose import Compose
-        from monai.transforms.intensity.dictionary import (
-            RandAdjustContrastd,
-            RandGaussianNoised,
-            RandScaleIntensityd,
-            RandShiftIntensityd,
-        )
+
+        self._compose = Compose([*self._moves(), *self._greys()])
+
+    def _moves(self) -> list[Any]:
+        """Return the changes of place, of image and label alike."""
         from monai.transforms.spatial.dictionary import (
             Rand2DElasticd,
             Rand3DElasticd,
             RandAffined,
             RandFlipd,
         )
-        from monai.transforms.transform import Transform
 
-        settings, ndim, flip_axes = self.settings, self.ndim, self.flip_axes
-        both, modes = ("image", "label"), ("bilinear", "nearest")
-        angles = [math.radians(settings.rotate)] * (1 if ndim == 2 else 3)
-        steps: list[Transform] = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in flip_axes]
+        settings, ndim = self.settings, self.ndim
+        both, how = ("image", "label"), {"mode": ("bilinear", "nearest"), "padding_mode": "border"}
+        steps: list[Any] = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in self.flip_axes]
         if settings.affine:
+            turn = settings.rotate
+            if turn is None:
+                turn = 180.0 if ndim == len(set(self.flip_axes)) == 2 else 30.0
             steps.append(
                 RandAffined(
                     both,
                     prob=settings.affine,
-                    rotate_range=angles,
-                    scale_range=[settings.scale] * ndim,
-                    mode=modes,
-                    padding_mode="border",
+                    rotate_range=[math.radians(turn)] * (1 if ndim == 2 else 3),
+                    # Of the coordinates, less 1: a structure shrinks as much as it grows.
+                    scale_range=[(1 / (1 + settings.scale) - 1, settings.scale)] * ndim,
+                    **how,
                 )
             )
         if settings.elastic and ndim == 2:
-            steps.append(
-                Rand2DElasticd(
-                    both, (16, 16), (1, 2), prob=settings.elastic, mode=modes, padding_mode="border"
-                )
-            )
+            steps.append(Rand2DElasticd(both, (16, 16), (0, 2), prob=settings.elastic, **how))
         elif settings.elastic:
-            steps.append(
-                Rand3DElasticd(
-                    both, (4, 6), (20, 60), prob=settings.elastic, mode=modes, padding_mode="border"
-                )
-            )
+            steps.append(Rand3DElasticd(both, (4, 6), (20, 60), prob=settings.elastic, **how))
+        return steps
+
+    def _greys(self) -> list[Any]:
+        """Return the changes of the image's intensities."""
+        from monai.transforms.intensity.dictionary import (
+            RandAdjustContrastd,
+            RandGaussianNoised,
+            RandGaussianSmoothd,
+            RandScaleIntensityd,
+            RandShiftIntensityd,
+        )
+        from monai.transforms.spatial.dictionary import RandSimulateLowResolutiond
+
+        settings, gamma, sigma = self.settings, (0.7, 1.5), (0.5, 1.5)
+        steps: list[Any] = []
+        if settings.blur:
+            steps.append(RandGaussianSmoothd("image", sigma, sigma, sigma, prob=settings.blur))
         if settings.intensity:
             steps.append(RandScaleIntensityd("image", factors=0.25, prob=settings.intensity))
             steps.append(RandShiftIntensityd("image", offsets=0.25, prob=settings.intensity))
-        if settings.gamma:
+        if settings.low_resolution:
+            upsample = "bilinear" if self.ndim == 2 else "trilinear"
             steps.append(
-                RandAdjustContrastd("image", prob=settings.gamma, gamma=(0.7, 1.5), retain_stats=True)
+                RandSimulateLowResolutiond("image", prob=settings.low_resolution, upsample_mode=upsample)
             )
+        if settings.invert:
+            steps.append(
+                RandAdjustContrastd(
+                    "image", prob=settings.invert, gamma=gamma, invert_image=True, retain_stats=True
+                )
+            )
+        if settings.gamma:
+            steps.append(RandAdjustContrastd("image", prob=settings.gamma, gamma=gamma, retain_stats=True))
         if settings.noise:
             steps.append(RandGaussianNoised("image", prob=settings.noise, std=0.15))
-        return Compose(steps)
+        return steps
 
     def __call__(
         self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
