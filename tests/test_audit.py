@@ -186,7 +186,7 @@ def test_a_label_that_cannot_be_used_stops_no_other(audited: tuple[Path, Path], 
         (["--threshold", "1"], "--threshold: found 1.0, expected a number between 0 and 1"),
         (["--scans", "x"], "--scans names the scans of --labels"),
         (["--labels", "nowhere"], "nowhere"),
-        ([], "holds something already (pass --overwrite, or another --out)"),
+        ([], "exists already and is not empty (pass --overwrite, or choose another OUT)"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(

@@ -184,7 +184,10 @@ def test_which_labels_are_kept(way: str, scans: Path, tmp_path: Path, command: C
         (["--seed", "many"], "Invalid value for '--seed'"),
         (["--threads", "0"], "Invalid value for '--threads'"),
         (["--bogus"], "No such option"),
-        (["--resume", "elsewhere"], "found also: data, out, override"),
+        (
+            ["--resume", "elsewhere"],
+            "--resume cannot change data or settings, found also: data, out, override",
+        ),
     ],
 )
 def test_a_wrong_option_says_what_was_expected(
@@ -261,7 +264,7 @@ def test_predict_passes_its_options_on(
         (["--only", "3"], "no scan found for 1 cases, such as 3"),
         (["--only", "noisy"], "no case is in the noisy part"),
         (["--network", "teacher"], "has no 'teacher' network"),
-        (["--flips"], "no flip keeps the anatomy valid"),
+        (["--flips"], "the run's plan allows no flips"),
         (["--overlap", "1.5"], "Invalid value for '--overlap'"),
         (["--device", "cuda:99"], "device 'cuda:99': not on this machine"),
     ],
@@ -457,7 +460,7 @@ def test_the_machines_limits_are_no_traceback(
     def limited(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("mlbseg.data.cases.find_cases", limited)
+    monkeypatch.setattr("mlbseg.data.source.find_cases", limited)
     outcome = command("check", scans)
     assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {message}\n")
 
@@ -472,7 +475,7 @@ def test_a_machine_without_a_temporary_folder_is_no_traceback(
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     with monkeypatch.context() as patch:  # pytest itself has use for temporary files
-        patch.setattr("mlbseg.data.cases.find_cases", matplotlib_without)
+        patch.setattr("mlbseg.data.source.find_cases", matplotlib_without)
         patch.setattr(tempfile, "gettempdir", none)
         outcome = command("check", scans)
     assert (outcome.code, outcome.out) == (2, "")
@@ -495,7 +498,7 @@ def test_what_nobody_expected_is_one_line_and_a_file_to_report_it_with(
         known = "name of a patient"
         raise error from RuntimeError(len(known))
 
-    monkeypatch.setattr("mlbseg.data.cases.find_cases", faulty)
+    monkeypatch.setattr("mlbseg.data.source.find_cases", faulty)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     outcome = command("check", scans)
     (file,) = tmp_path.glob("mlbseg-error-*.txt")
@@ -519,7 +522,7 @@ def test_a_report_that_cannot_be_written_is_printed(
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlbseg.data.cases.find_cases", None)
+    monkeypatch.setattr("mlbseg.data.source.find_cases", None)
     monkeypatch.setattr("mlbseg.cli.crash.tempfile.mkstemp", full)
     outcome = command("check", scans)
     assert outcome.code == 1
@@ -529,8 +532,8 @@ def test_a_report_that_cannot_be_written_is_printed(
 
 def test_a_fault_of_ours_ends_with_code_1(scans: Path) -> None:
     script = (
-        "import sys; from mlbseg import cli; import mlbseg.data.cases as cases\n"
-        "cases.find_cases = None\nsys.argv = ['mlbseg', 'check', sys.argv[1]]\ncli.main()"
+        "import sys; from mlbseg import cli; import mlbseg.data.source as source\n"
+        "source.find_cases = None\nsys.argv = ['mlbseg', 'check', sys.argv[1]]\ncli.main()"
     )
     done = subprocess.run([sys.executable, "-c", script, str(scans)], capture_output=True, text=True)
     assert done.returncode == 1
@@ -543,7 +546,7 @@ def test_a_reader_that_has_gone_is_no_error_of_ours(
     def broken(*_: object, **__: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("mlbseg.cli.print_summary", broken)
+    monkeypatch.setattr("mlbseg.cli.ending.result_console", broken)
     with monkeypatch.context() as patch:  # it puts something else in their place, for good
         patch.setattr(sys, "stdout", sys.stdout)
         patch.setattr(sys, "stderr", sys.stderr)
@@ -564,15 +567,15 @@ def test_ctrl_c_ends_with_130(scans: Path, command: Command, monkeypatch: pytest
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlbseg.data.cases.find_cases", interrupted)
+    monkeypatch.setattr("mlbseg.data.source.find_cases", interrupted)
     outcome = command("check", scans)
     assert (outcome.code, outcome.out, outcome.err) == (
         130,
         "",
-        "error: interrupted; what was written is whole\n",
+        "error: interrupted; all files that were written are complete\n",
     )
     assert command("check", scans, "--json").json == {
-        "error": "interrupted; what was written is whole",
+        "error": "interrupted; all files that were written are complete",
         "faults": [],
     }
 
@@ -609,7 +612,7 @@ def test_a_warning_is_a_line_without_its_place_in_the_source(
         raise UserError("and that was it")
 
     usual = warnings.formatwarning
-    monkeypatch.setattr("mlbseg.data.cases.find_cases", warn)
+    monkeypatch.setattr("mlbseg.data.source.find_cases", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda *a, **_: sys.stderr.write(warnings.formatwarning(*a[:4]))

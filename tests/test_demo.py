@@ -80,7 +80,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, comman
     assert [p.name for p in tmp_path.iterdir()] == ["scans"]
     assert (tmp_path / "scans" / "mine.txt").read_text() == "mine"
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be made a folder for the demo"):
+    with pytest.raises(UserError, match="file: is a file, expected a folder"):
         demo(tmp_path / "file")
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from blocks import TINY, write_blocks
 from conftest import REPOSITORY, Command, Outcome
 from mlbseg import predict, train
-from mlbseg.config import load_config
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.errors import UserError
@@ -33,6 +32,7 @@ from mlbseg.runs.lock import sole_trainer
 from mlbseg.training import Interrupted, stages
 from mlbseg.training.loop import Loop
 from mlbseg.training.prepare import prepare_run
+from mlbseg.training.request import TrainRequest
 from mlbseg.types import Batch
 from ranks import together
 
@@ -123,11 +123,8 @@ def trained_in_double(ranks: Ranks, folder: str) -> dict[str, Tensor]:
 
 def test_two_ranks_train_the_parameters_that_one_trains(scans: Path, tmp_path: Path) -> None:
     for variant, (method, more) in VARIANTS.items():
-        config = load_config(overrides=[*EVEN, *more], method=method)
-        prepare_run(
-            scans, tmp_path / variant / "1", config, labelled=None, test=None, validation=0, labels=None,
-            skip_bad=False, device=CPU, count=2, cache=None, console=None,
-        )  # fmt: skip
+        request = TrainRequest(scans, tmp_path / variant / "1", method, overrides=(*EVEN, *more))
+        prepare_run(request, device=CPU, count=2, console=None)
         shutil.copytree(tmp_path / variant / "1", tmp_path / variant / "2")
     one = trained_in_double(ALONE, str(tmp_path))
     for rank in together(2, trained_in_double, str(tmp_path)):

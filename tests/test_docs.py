@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from conftest import Command
-from mlbseg.cli import _LISTS, _UsageError, app
+from mlbseg.cli import app
 from mlbseg.cli.arguments import case_ids, count_or_ids, join_lists, label_values, names, numbers, part_of
+from mlbseg.cli.bench import LISTS
+from mlbseg.cli.ending import UsageError
 from mlbseg.config import load_config, parse_override
 from mlbseg.errors import UserError
 
@@ -84,7 +86,7 @@ def require_valid(words: list[str]) -> None:
 def require_parsed(arguments: list[str]) -> None:
     """Parse the arguments of mlbseg as it does, down to the settings."""
     if arguments[0] == "bench":
-        arguments = join_lists(arguments, _LISTS)
+        arguments = join_lists(arguments, LISTS)
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert arguments[0] in commands, f"no command {arguments[0]}"
     with commands[arguments[0]].make_context(arguments[0], arguments[1:]) as context:
@@ -142,7 +144,7 @@ def test_commands_can_be_given(block: Block, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_wrong_command_is_seen(line: str) -> None:
-    with pytest.raises((UserError, AssertionError, pytest.fail.Exception, _UsageError)):
+    with pytest.raises((UserError, AssertionError, pytest.fail.Exception, UsageError)):
         require_valid(shlex.split(line))
 
 

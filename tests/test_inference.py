@@ -166,7 +166,7 @@ def test_student_and_teacher_answer_differently(mlb_run: Path, scans: Path, tmp_
 
 def test_flips_and_overlap_change_the_answer_a_little(supervised_run: Path, tmp_path: Path) -> None:
     scan = save(tmp_path / "a.nii.gz", blocks(1, (16, 18, 40))[0])
-    with pytest.raises(UserError, match="--flips: the run's plan says that no flip keeps the anatomy valid"):
+    with pytest.raises(UserError, match="--flips: the run's plan allows no flips"):
         predict(supervised_run, scan, tmp_path / "none", flips=True)
     assert not (tmp_path / "none").exists()
     run = tmp_path / "run"

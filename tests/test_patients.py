@@ -17,11 +17,11 @@ from data.broken import dicom_series
 from mlbseg.apps.bench.cells import parse_rows
 from mlbseg.apps.bench.record import Setup
 from mlbseg.apps.bench.setup import Request, begin, load_settings
-from mlbseg.config import load_config
 from mlbseg.data.cases import find_cases
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError
 from mlbseg.training.prepare import prepare_run
+from mlbseg.training.request import TrainRequest
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,8 @@ def sides(split: Split) -> list[set[str]]:
 
 def prepared(data: Path, out: Path, **options: Any) -> str:
     printed = io.StringIO()
-    asked: dict[str, Any] = {"labelled": None, "test": 1, "validation": 1, "labels": None, "skip_bad": False}
-    prepare_run(
-        data, out, load_config(overrides=TINY), **{**asked, **options}, device=torch.device("cpu"), count=1,
-        cache=None, console=Console(file=printed, width=200),
-    )  # fmt: skip
+    request = TrainRequest(data, out, overrides=TINY, **{"test": 1, "validation": 1, **options})
+    prepare_run(request, device=torch.device("cpu"), count=1, console=Console(file=printed, width=200))
     return printed.getvalue()
 
 
@@ -141,5 +138,5 @@ def test_the_command_takes_an_expression_and_resume_does_not(
     assert "patients: 12 cases of 6 patients, by --patient" in done.err
     assert len(Split.read(tmp_path / "run" / "split.json").test) == 2
     again = command("train", "--resume", tmp_path / "run", "--patient", "(x)")
-    assert "--resume continues" in again.err
+    assert "--resume cannot change data or settings" in again.err
     assert "patient" in again.err

@@ -28,20 +28,17 @@ from mlbseg.errors import FaultsError, UserError
 from mlbseg.runs import Run
 from mlbseg.runs.lock import sole_trainer
 from mlbseg.training.prepare import prepare_run, require_shares
+from mlbseg.training.request import TrainRequest
 from mlbseg.types import Batch
 
 
-def prepared(data: Path, out: Path, *overrides: str, method: str = "mlb", **options: Any) -> str:
+def prepared(
+    data: Path, out: Path, *overrides: str, method: str = "mlb", count: int = 1, **options: Any
+) -> str:
     """Prepare a run and return what was printed."""
-    asked: dict[str, Any] = {
-        "labelled": None, "test": None, "validation": 0, "labels": None, "skip_bad": False,
-        "device": torch.device("cpu"), "count": 1,
-        "cache": None,
-    }  # fmt: skip
-    config = load_config(overrides=[*TINY, *overrides], method=method)
+    request = TrainRequest(data, out, method, overrides=(*TINY, *overrides), **options)
     printed = io.StringIO()
-    console = Console(file=printed, width=200)
-    prepare_run(data, out, config, **{**asked, **options}, console=console)
+    prepare_run(request, device=torch.device("cpu"), count=count, console=Console(file=printed, width=200))
     return printed.getvalue()
 
 
@@ -301,10 +298,8 @@ def test_the_paper_preset_trains_on_slices_of_the_left_atrium(
 
 def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
     root = write_blocks(tmp_path / "scans", count=3, labelled=2)
-    prepare_run(
-        root, tmp_path / "run", load_config(preset="paper"), labelled=None, test=None, validation=0, labels=None,
-        skip_bad=False, device=torch.device("cpu"), count=1, cache=None, console=None,
-    )  # fmt: skip
+    request = TrainRequest(root, tmp_path / "run", preset="paper")
+    prepare_run(request, device=torch.device("cpu"), count=1, console=None)
     plan = Plan.read(tmp_path / "run" / "plan.json")
     assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")
     assert plan.network_channels == (64, 128, 256, 512, 1024)

@@ -9,7 +9,7 @@ import pytest
 
 from kills import killed_at
 from mlbseg.errors import UserError
-from mlbseg.staging import in_use, staged
+from mlbseg.staging import contents, staged
 from mlbseg.temporaries import unless_held
 
 MADE = {"a", "b", "b/c", "done"}
@@ -110,13 +110,13 @@ def test_a_process_that_is_just_moving_is_not_disturbed(tmp_path: Path) -> None:
             make(out)
         (out / ".mlbseg-moving").write_text("a\n")
         (out / "a").write_text("theirs")
-        assert in_use(out)
-    assert not in_use(out)
+        assert contents(out)
+    assert not contents(out)
 
 
 def test_a_name_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="file: a file, expected the name of a folder"):
+    with pytest.raises(UserError, match="file: is a file, expected a folder"):
         make(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be made a folder: Not a directory"):
         make(tmp_path / "file" / "out")

@@ -125,9 +125,23 @@ class Config(Section):
         section: Section = getattr(self, section_name(name))
         return section
 
+    def as_record(self) -> dict[str, Any]:
+        """Return the settings as nested mappings, for YAML and JSON.
+
+        What other packages bring and this run does not use is left out where it is as it was: the record can then be
+        read where those packages are not installed.
+        """
+        record = self.model_dump(mode="json")
+        used = {section_name(self.method), section_name(self.train.augmentation)}
+        for name in (METHODS.keys() - METHODS.own.keys()) | (AUGMENTATIONS.keys() - AUGMENTATIONS.own.keys()):
+            section = section_name(name)
+            if section in record and section not in used and self.of(name) == type(self.of(name))():
+                del record[section]
+        return record
+
     def write(self, path: Path) -> None:
         """Write the configuration as YAML."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump(self.as_record(), sort_keys=False), encoding="utf-8")
 
 
 def section_name(name: str) -> str:

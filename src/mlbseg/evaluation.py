@@ -6,12 +6,11 @@ that is listed; it does not stop the others.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +22,22 @@ from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.places import is_file, is_folder
 from mlbseg.data.readers import is_scan_file, read_label, stem
 from mlbseg.data.unread import passed_over
-from mlbseg.errors import Fault, FaultsError, ReadError, UserError
-from mlbseg.files import require_free, write_atomic
+from mlbseg.errors import Fault, FaultsError, ReadError, UserError, brief, one_case
+from mlbseg.files import require_free, write_table
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
+from mlbseg.tables import data_frame
 from mlbseg.terminal import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LabelMap = npt.NDArray[np.int32]
 
 ABSENT = Scores(
     1.0, 1.0, 0.0, 0.0, 0.0, 0.0
 )  # a class that neither mask has: both empty, by the rule of `metrics`
+COLUMNS = ("case", "class", "name", *SCORE_NAMES)
+"""Of the CSV file."""
 HEADINGS = {
     "dice": "Dice",
     "jaccard": "Jaccard",
@@ -72,8 +77,8 @@ class Evaluation:
         faults: Cases that were not scored, and label values that no class covers.
         not_predicted: References without a prediction.
         not_referenced: Predictions without a reference.
-        notes: Files of both folders that were passed over.
-        unknown: Voxels by case whose class the reference leaves open, where there are any: they count for nothing.
+        notes: Files of both folders that were ignored.
+        unknown: Number of unknown voxels by case, where there are any; they are not scored.
         unknown_value: What stands for them in the references.
     """
 
@@ -99,37 +104,34 @@ class Evaluation:
         assert mean is not None  # noqa: S101 (an Evaluation has a row, and Dice is never missing)
         return mean
 
-    def write_csv(self, path: Path) -> None:
-        """Write one line per case and class; a missing distance is an empty cell.
+    def rows_as_dicts(self) -> list[dict[str, Any]]:
+        """Return one row per case and class, with `COLUMNS`; a missing distance is None."""
+        return [
+            {"case": row.case, "class": row.value, "name": row.name, **row.scores.as_dict()}
+            for row in self.rows
+        ]
 
-        The file appears whole or not at all. Text that a spreadsheet would run as a formula gets a leading
-        apostrophe.
+    def write_csv(self, path: Path) -> None:
+        """Write one line per case and class, whole or not at all; a missing distance is an empty cell.
 
         Raises:
             UserError: If `path` cannot be written.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "class", "name", *SCORE_NAMES])
-        for row in self.rows:
-            cells = ["" if v is None else f"{v:.6g}" for v in row.scores.as_dict().values()]
-            writer.writerow([harmless(row.case), row.value, harmless(row.name), *cells])
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written: {path.parent} is no folder and cannot be made one ({error.strerror})"
-            ) from None
-        write_atomic(path, text.getvalue().encode())
+        write_table(path, self.rows_as_dicts(), COLUMNS)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per case and class, with `COLUMNS`; a missing distance is NaN.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return data_frame(self.rows_as_dicts(), COLUMNS)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as lists, strings and finite numbers, for JSON."""
         return {
             "mean_dice": self.mean_dice,
-            "cases": [
-                {"case": row.case, "class": row.value, "name": row.name, **row.scores.as_dict()}
-                for row in self.rows
-            ],
+            "cases": self.rows_as_dicts(),
             "summary": [
                 {"class": value, "name": self._name(value), **{n: asdict(s) for n, s in scores.items()}}
                 for value, scores in self.summary.items()
@@ -161,101 +163,181 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: str | Path,
-    references: str | Path | Mapping[str, Path],
+    predictions: str | Path | npt.NDArray[Any],
+    references: str | Path | Mapping[str, Path] | npt.NDArray[Any],
     *,
+    spacing: Sequence[float] | None = None,
     classes: Mapping[int, str] | None = None,
     unknown: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Score every predicted mask that has a reference label.
+    """Score every predicted mask that has a reference label, or one mask in memory.
 
     Args:
-        predictions: Folder of masks, one file per case.
+        predictions: Folder of masks, one file per case; or one mask, (*S) label values.
         references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
             `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label file of each case, by the case's name. A
-            mask without a reference and a reference without a mask are listed, not scored.
+            mask without a reference and a reference without a mask are listed, not scored. Of a mask in memory its
+            reference, (*S).
+        spacing: mm between voxels of arrays, in their order: (z, y, x). Files state their own.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named ``label 1`` and so on.
         unknown: The value of the references that stands for "not known here": such voxels count for nothing. When None,
             the value that a `dataset.json` in the folder of references, or beside it, calls ``ignore``.
         out: CSV file to write.
-        overwrite: Replace one that is there.
+        overwrite: Replace an existing file.
         progress: Called after each case with the number done and the number in all.
 
     Returns:
         The scores, with faults for cases that could not be scored, and for values in a prediction that
-        neither `classes` nor any reference has: such voxels are scored as background.
+        neither `classes` nor any reference has: such voxels are scored as background. The case of arrays is called
+        ``array``.
 
     Raises:
         FaultsError: If not one case could be scored.
-        UserError: If a folder is missing or holds no masks, no class can be found, or `out` is there already, is
-            no name of a table, or cannot be written.
+        UserError: If a folder is missing or holds no masks, no class can be found, arrays do not fit each other or lack
+            their spacing, or `out` is there already, is no name of a table, or cannot be written.
     """
     if out is not None:
         require_free(Path(out), overwrite=overwrite, suffixes=(".csv",))
-    predicted, faults = mask_files(Path(predictions), "predicted masks")
-    notes = passed_over(Path(predictions))
-    if isinstance(references, Mapping):
-        known, where = dict(references), Path("the references")
+    if isinstance(predictions, np.ndarray) or isinstance(references, np.ndarray):
+        result = _evaluate_arrays(predictions, references, spacing, classes, unknown)
+    elif spacing is not None:
+        raise UserError("spacing: only arrays need one, and files state their own (leave it out)")
     else:
-        where = Path(references)
-        known, doubles = mask_files(where, "reference labels")
-        faults += doubles
-        notes += passed_over(where)
-        unknown = declared_unknown(where, where.resolve().parent) if unknown is None else unknown
-    paired = sorted(predicted.keys() & known.keys())
-    ambiguous = {fault.case_id for fault in faults}
-    alone = sorted(predicted.keys() - known.keys() - ambiguous)
-    scored: dict[str, dict[int, Scores]] = {}
-    stray: dict[str, set[int]] = {}
-    left_out: dict[str, int] = {}
-    in_references: set[int] = set()
-    for done, case in enumerate(paired, start=1):
-        try:
-            prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
-            if classes is None:
-                _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
-        except ReadError as error:
-            faults.append(replace(error.fault, case_id=case))
-        else:
-            left_out[case] = leave_out(prediction, reference, unknown)
-            values = _values(reference)
-            in_references |= values
-            stray[case] = _values(prediction) - ({unknown} if unknown is not None else set())
-            # A class that both masks lack needs no look; it is filled in when all cases' classes are known.
-            chosen = values | stray[case] if classes is None else set(classes)
-            scored[case] = score_classes(prediction, reference, spacing, sorted(chosen))
-        if progress is not None:
-            progress(done, len(paired))
-    if not scored:
-        faults += [_unmatched(predicted[case], case, where) for case in alone]
-        raise FaultsError(faults, f"{predictions}: no case could be scored")
-    names = dict(classes) if classes else {v: f"label {v}" for v in sorted(in_references)}
-    if not names:
-        raise UserError(f"{where}: every label is empty, expected values above 0 (name the classes to score)")
-    for case, values in stray.items():
-        if beyond := values - names.keys() - in_references:
-            faults.append(_stray_fault(case, beyond, names))
-    table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in scored.items()}
-    result = Evaluation(
-        classes=names,
-        rows=tuple(
-            Row(case, c, names[c], s) for case, by_class in table.items() for c, s in by_class.items()
-        ),
-        summary=summarise(table.values()),
-        faults=tuple(faults),
-        not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
-        not_referenced=tuple(alone),
-        notes=notes,
-        unknown={case: count for case, count in left_out.items() if count},
-        unknown_value=unknown,
-    )
+        known = dict(references) if isinstance(references, Mapping) else Path(references)
+        result = _evaluate_files(Path(predictions), known, classes, unknown, progress)
     if out is not None:
         result.write_csv(Path(out))
     return result
+
+
+def _evaluate_arrays(
+    prediction: object,
+    reference: object,
+    spacing: Sequence[float] | None,
+    classes: Mapping[int, str] | None,
+    unknown: int | None,
+) -> Evaluation:
+    """Score one mask in memory."""
+    if not isinstance(prediction, np.ndarray) or not isinstance(reference, np.ndarray):
+        raise UserError("found an array and a path, expected two arrays or two folders")
+    if prediction.shape != reference.shape or prediction.ndim not in (2, 3):
+        raise UserError(
+            f"the mask has {prediction.shape} voxels and its reference {reference.shape}, expected two arrays of one "
+            "shape, (z, y, x) or (y, x)"
+        )
+    if prediction.dtype.kind not in "biu" or reference.dtype.kind not in "biu":
+        raise UserError(f"the arrays hold {prediction.dtype} and {reference.dtype}, expected whole numbers")
+    if spacing is None or len(spacing) != prediction.ndim or not all(0 < step < math.inf for step in spacing):
+        raise UserError(
+            f"spacing: found {brief(spacing)}, expected {prediction.ndim} positive numbers, mm in the arrays' order"
+        )
+    scoring = _Scoring(classes, unknown)
+    scoring.add("array", prediction.astype(np.int32), reference.astype(np.int32), tuple(map(float, spacing)))
+    return scoring.result("the reference")
+
+
+def _evaluate_files(
+    predictions: Path,
+    references: dict[str, Path] | Path,
+    classes: Mapping[int, str] | None,
+    unknown: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Evaluation:
+    """Score the masks of a folder."""
+    predicted, faults = mask_files(predictions, "predicted masks")
+    notes = passed_over(predictions)
+    if isinstance(references, dict):
+        known, where = references, "the references"
+    else:
+        where = str(references)
+        known, doubles = mask_files(references, "reference labels")
+        faults += doubles
+        notes += passed_over(references)
+        unknown = declared_unknown(references, references.resolve().parent) if unknown is None else unknown
+    ambiguous = {fault.case_id for fault in faults}
+    alone = sorted(predicted.keys() - known.keys() - ambiguous)
+    paired = sorted(predicted.keys() & known.keys())
+    scoring = _Scoring(classes, unknown)
+    for done, case in enumerate(paired, start=1):
+        with one_case(case, faults, "evaluate", "pair of masks"):
+            prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
+            if classes is None:
+                _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
+            scoring.add(case, prediction, reference, spacing)
+        if progress is not None:
+            progress(done, len(paired))
+    if not scoring.scored:
+        faults += [_unmatched(predicted[case], case, where) for case in alone]
+        raise FaultsError(faults, f"{predictions}: no case could be scored")
+    result = scoring.result(where)
+    return replace(
+        result,
+        faults=(*faults, *result.faults),
+        not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
+        not_referenced=tuple(alone),
+        notes=notes,
+    )
+
+
+class _Scoring:
+    """Scores case by case; the classes are known when all cases are.
+
+    Args:
+        classes: Label value to name of the classes; when None, they are the values of the references.
+        unknown: The value of the references that stands for "not known here".
+    """
+
+    def __init__(self, classes: Mapping[int, str] | None, unknown: int | None) -> None:
+        self.classes = classes
+        self.unknown = unknown
+        self.scored: dict[str, dict[int, Scores]] = {}
+        self.stray: dict[str, set[int]] = {}
+        self.left_out: dict[str, int] = {}
+        self.in_references: set[int] = set()
+
+    def add(self, case: str, prediction: LabelMap, reference: LabelMap, spacing: tuple[float, ...]) -> None:
+        """Score a case: two (*S), which are changed, and their spacing in array order, mm."""
+        left_out = leave_out(prediction, reference, self.unknown)
+        values = _values(reference)
+        stray = _values(prediction) - ({self.unknown} if self.unknown is not None else set())
+        # A class that both masks lack needs no look; it is filled in when all cases' classes are known.
+        chosen = values | stray if self.classes is None else set(self.classes)
+        self.scored[case] = score_classes(prediction, reference, spacing, sorted(chosen))
+        self.stray[case] = stray
+        self.left_out[case] = left_out
+        self.in_references |= values
+
+    def result(self, where: str) -> Evaluation:
+        """Return the scores of all cases.
+
+        Args:
+            where: The references, in words.
+
+        Raises:
+            UserError: if no class is known.
+        """
+        names = dict(self.classes) if self.classes else {v: f"label {v}" for v in sorted(self.in_references)}
+        if not names:
+            raise UserError(
+                f"{where}: every label is empty, expected values above 0 (name the classes to score)"
+            )
+        stray = {case: values - names.keys() - self.in_references for case, values in self.stray.items()}
+        table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in self.scored.items()}
+        return Evaluation(
+            classes=names,
+            rows=tuple(
+                Row(case, c, names[c], s) for case, by_class in table.items() for c, s in by_class.items()
+            ),
+            summary=summarise(table.values()),
+            faults=tuple(_stray_fault(case, values, names) for case, values in stray.items() if values),
+            not_predicted=(),
+            unknown={case: count for case, count in self.left_out.items() if count},
+            unknown_value=self.unknown,
+        )
 
 
 def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
@@ -305,8 +387,11 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
     Raises:
         ReadError: If one cannot be read or they do not lie on one another.
     """
-    predicted, geometry = read_label(prediction)
-    expected, reference_geometry = read_label(reference)
+    try:
+        predicted, geometry = read_label(prediction)
+        expected, reference_geometry = read_label(reference)
+    except ReadError as error:
+        raise ReadError(replace(error.fault, case_id=case)) from None
     if isinstance(reference_geometry, Incomplete):
         expected = onto(
             expected, reference_geometry, geometry, where=reference.name, whose="the mask", case_id=case
@@ -351,7 +436,7 @@ def _values(label: LabelMap) -> set[int]:
     return {int(v) for v in np.unique(label)} - {0}
 
 
-def _unmatched(mask: Path, case: str, references: Path) -> Fault:
+def _unmatched(mask: Path, case: str, references: str) -> Fault:
     found = f"no reference label named {case} in {references}"
     return Fault(mask.name, found, "", "add the label", case, "no-reference")
 
@@ -372,8 +457,3 @@ def _cell(summary: Summary, digits: int) -> str:
         return "–"
     spread = "" if summary.sd is None else f" ± {summary.sd:.{digits}f}"
     return f"{summary.mean:.{digits}f}{spread}"
-
-
-def harmless(text: str) -> str:
-    """Return `text` so that no spreadsheet takes it for a formula (OWASP, CSV injection)."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,12 +1,15 @@
-"""Writing files whole or not at all."""
+"""Writing files, tables among them, whole or not at all."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlbseg.errors import UserError
 from mlbseg.temporaries import temporary_file, temporary_folder
@@ -95,3 +98,35 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error} (free some space or fix the rights)"
         ) from None
+
+
+def write_table(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, digits: int = 6
+) -> None:
+    """Write a CSV file, whole or not at all, and the folder for it.
+
+    Text that a spreadsheet would run as a formula gets a leading apostrophe. None is an empty cell.
+
+    Args:
+        path: The file.
+        rows: The value of each column, by name. What is in no column is left out.
+        columns: The columns, in order.
+        digits: Significant digits of a number with a fraction.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_cell(name, digits) for name in columns])
+    writer.writerows([_cell(row.get(name), digits) for name in columns] for row in rows)
+    make_folder(path.parent)
+    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def _cell(value: Any, digits: int) -> Any:
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    # OWASP, CSV injection
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value

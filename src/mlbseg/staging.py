@@ -20,36 +20,47 @@ can be given again.
 """
 
 
-def in_use(folder: Path) -> bool:
-    """Return whether something is there that is not a remain of a killed process.
+REPLACE = "pass --overwrite, or choose another OUT"
+"""What to do about a folder that holds something, where a command may replace it."""
+
+
+def contents(folder: Path) -> set[str]:
+    """Return the names of what lies in a folder, remains of killed processes left out; none of a folder that is absent.
 
     Raises:
-        UserError: if the folder cannot be looked into.
+        UserError: if it is a file, or cannot be looked into.
     """
     try:
         if not folder.is_dir():
-            return folder.exists()
+            if folder.exists():
+                raise UserError(f"{folder}: is a file, expected a folder (choose another name)")
+            return set()
         with unless_held(folder / _MOVING) as dead:
-            return bool(_names(folder) - (_noted(folder) if dead else set()))
+            return _names(folder) - (_noted(folder) if dead else set())
     except OSError as error:
         raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
 
 
-def require_new(out: Path, *, overwrite: bool) -> None:
+def require_new(out: Path, *, overwrite: bool, remedy: str = REPLACE) -> None:
     """Refuse a folder that holds something already, unless it may be replaced; sweep what killed processes left.
 
+    Args:
+        out: The folder to make.
+        overwrite: It may hold something.
+        remedy: What the user can do otherwise.
+
     Raises:
-        UserError: if it does, or is no folder.
+        UserError: if it holds something, or is no folder.
     """
     sweep_around(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file, expected the name of a folder to make (choose another OUT)")
-    if in_use(out) and not overwrite:
-        raise UserError(f"{out}: exists already and is not empty (pass --overwrite, or choose another OUT)")
+    if contents(out) and not overwrite:
+        raise UserError(f"{out}: exists already and is not empty ({remedy})")
 
 
 @contextmanager
-def staged(out: Path, *, overwrite: bool = False, last: str | None = None) -> Iterator[Path]:
+def staged(
+    out: Path, *, overwrite: bool = False, last: str | None = None, remedy: str = REPLACE
+) -> Iterator[Path]:
     """Yield an empty folder; what is written into it appears in `out` at the end, and not before.
 
     It lies in `out` where that exists, which may be another disk than the folder around it, else beside it.
@@ -59,11 +70,12 @@ def staged(out: Path, *, overwrite: bool = False, last: str | None = None) -> It
         out: The folder to make.
         overwrite: It may hold something already.
         last: The file whose presence says that all of it is there.
+        remedy: What the user can do if `out` holds something, and may not.
 
     Raises:
         UserError: if `out` is in use, or cannot be written.
     """
-    require_new(out, overwrite=overwrite)
+    require_new(out, overwrite=overwrite, remedy=remedy)
     try:
         parent = out if out.exists() else out.parent
         _make(parent)

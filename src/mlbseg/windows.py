@@ -142,7 +142,27 @@ def case_probability(
         UserError: if the scan cannot be read, or is not of the plan's dimension and channels.
     """
     # Only the scan's geometry is needed to go back, so no name keeps its array.
-    image, frame = prepare_scan(_noted(read_scan(case.images), notes), plan)
+    return scan_probability(
+        _noted(read_scan(case.images), notes), network, plan, device, flips=flips, overlap=overlap
+    )
+
+
+def scan_probability(
+    scan: Scan,
+    network: nn.Module,
+    plan: Plan,
+    device: torch.device,
+    *,
+    flips: bool = False,
+    overlap: float = 0.5,
+) -> tuple[npt.NDArray[np.float32], Frame]:
+    """Return the class probabilities of a scan in memory. See `case_probability`.
+
+    Raises:
+        UserError: if it is not of the plan's dimension and channels.
+    """
+    image, frame = prepare_scan(scan, plan)
+    del scan  # the caller may have let go of it
     axes = plan.flip_axes if flips else ()
     probability = predict_grid(
         network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap

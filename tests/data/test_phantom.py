@@ -152,10 +152,10 @@ def test_an_existing_empty_folder_is_used(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="exists already and is not empty"):
         write_phantoms(tmp_path, count=1, seed=0)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="is a file, expected a folder"):
         write_phantoms(tmp_path / "thesis.txt", count=1, seed=0)
     with pytest.raises(UserError, match="cannot be made a folder"):
         write_phantoms(tmp_path / "thesis.txt" / "below", count=1, seed=0)

@@ -19,7 +19,6 @@ from mlbseg.config import load_config
 from mlbseg.errors import UserError
 from mlbseg.methods import METHODS, Method, find_method
 from mlbseg.networks import make_network
-from mlbseg.training.log import COLUMNS
 from mlbseg.types import IGNORE, Batch
 
 # What a method's defaults ask of a network that `conv_net` has not: coarser layers, confident predictions.
@@ -175,7 +174,7 @@ def test_losses_are_scalars_whose_gradient_reaches_every_parameter(
     for losses in method.losses(batch, 0):
         count += 1
         assert losses
-        assert losses.keys() <= set(COLUMNS)  # of log.csv
+        assert all(key.replace("_", "").isalnum() for key in losses)  # a column of log.csv each
         for term in losses.values():
             assert term.shape == ()
             assert term.dtype == torch.float32
@@ -191,7 +190,7 @@ def test_losses_are_scalars_whose_gradient_reaches_every_parameter(
         optimiser.step()
     assert count >= 1
     for key, value in method.monitors.items():
-        assert key in COLUMNS
+        assert key.replace("_", "").isalnum()
         assert value.shape == (), key
         assert torch.isfinite(value), key
         assert not value.requires_grad, key

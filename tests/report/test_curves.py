@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlbseg.apps.report.charts import line_chart
-from mlbseg.apps.report.curves import MOST_POINTS, Log, charts, read_log
+from mlbseg.apps.report.curves import MOST_POINTS, WORDS, Log, charts, read_log
 from mlbseg.apps.report.findings import Finding, findings, shown
 from mlbseg.apps.report.scoring import Scored
 from mlbseg.apps.report.sections import weights_section
@@ -20,7 +20,7 @@ from mlbseg.errors import Fault, UserError
 from mlbseg.evaluation import Evaluation, Row
 from mlbseg.methods.mlb import MLB
 from mlbseg.metrics import Scores, summarise
-from mlbseg.training.log import COLUMNS, append_row
+from mlbseg.training.log import append_row, cut_log
 from report.pages import EVIL
 
 
@@ -58,11 +58,32 @@ def test_no_log_and_a_damaged_one(tmp_path: Path) -> None:
 
 
 def test_every_column_of_the_log_has_its_chart() -> None:
-    names = [name for name in COLUMNS if name not in ("stage", "step")]
+    values = ("lr", "validation_dice", "kept_pseudo", "kept_teacher", "mass_initial", "mass_pseudo")
+    names = [*WORDS, *values, "of_a_package"]
     html = charts(Log({name: [(1, 0.25), (2, 0.5)] for name in names}, None, (1,)))
-    assert html.count("<figure") == 5
+    assert html.count("<figure") == 6
+    assert "of a package" in html
     drawn = len(re.findall('class="line"', html)) - len(re.findall('class="sample"', html))
     assert drawn == len(names)
+
+
+def test_a_new_name_becomes_a_column_of_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    write_log(
+        path,
+        [{"stage": 1, "step": 10, "lr": 0.5, "clean": 1}, {"stage": 2, "step": 10, "lr": 0.25, "pale": 3}],
+    )
+    assert path.read_text() == "stage,step,lr,clean,pale\n1,10,0.5,1,\n2,10,0.25,,3\n"
+    with path.open("a") as file:
+        file.write("2,20,0.1")  # what a kill leaves
+    cut_log(path, 2, 20)
+    write_log(path, [{"stage": 2, "step": 20, "lr": 0.1, "clean": 4, "paleness": 5}])
+    assert path.read_text().splitlines() == [
+        "stage,step,lr,clean,pale,paleness", "1,10,0.5,1,,", "2,10,0.25,,3,", "2,20,0.1,4,,5",
+    ]  # fmt: skip
+    assert read_log(path).columns["paleness"] == [(30, 5)]
+    with pytest.raises(ValueError, match="letters"):
+        append_row(path, {"a,b": 1})
 
 
 def test_a_chart_goes_where_its_values_go() -> None:

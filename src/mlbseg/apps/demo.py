@@ -15,8 +15,10 @@ from mlbseg.data.readers import read_label, read_scan
 from mlbseg.data.records import write_record
 from mlbseg.errors import UserError
 from mlbseg.evaluation import Evaluation, evaluate
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.inference import predict
 from mlbseg.pictures import Row, overlay
+from mlbseg.staging import contents
 from mlbseg.training import train
 
 SCANS, TESTED, LABELLED = 50, 12, 4
@@ -147,13 +149,10 @@ def demo(out: Path, *, seed: int = 0, steps: int | None = None, console: Console
 
 def _clear(out: Path) -> None:
     """Make room for the demo in its own folder; touch nobody else's."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()) and not (out / MARKER).is_file():
-            raise UserError(f"{out}: holds something else than a demo (choose another --out)")
-        (out / MARKER).touch()
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made a folder for the demo: {error.strerror or error}") from None
+    if (there := contents(out)) and MARKER not in there:
+        raise UserError(f"{out}: holds something else than a demo (choose another --out)")
+    make_folder(out)
+    write_atomic(out / MARKER, b"")
     for name in ("scans", "runs", "masks"):
         shutil.rmtree(out / name, ignore_errors=True)
 

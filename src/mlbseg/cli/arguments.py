@@ -10,35 +10,62 @@ import typer
 
 from mlbseg.errors import UserError, brief
 
+Data = Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")]
+Run = Annotated[Path, typer.Argument(help="Run folder of `mlbseg train`.")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Devices = Annotated[int, typer.Option(help="Devices of this machine to use together, a process each.", min=1)]
+
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 ...")]
+Devices = Annotated[
+    int, typer.Option(help="Number of devices of this machine to use together, one process each.", min=1)
+]
 Accelerator = Annotated[
-    str | None, typer.Option(help="auto, cpu or gpu: the kind of the devices, in place of --device.")
+    str | None, typer.Option(help="Kind of device, instead of --device: auto, cpu or gpu.")
 ]
 Timeout = Annotated[
-    float, typer.Option(help="Minutes that one of several processes waits for another.", min=0.01)
+    float, typer.Option(help="Minutes that a process waits for another before it gives up.", min=0.01)
 ]
+Threads = Annotated[int | None, typer.Option(help="Total CPU threads, shared by all --devices.", min=1)]
+
+Labels = Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")]
 Patient = Annotated[
     str | None,
     typer.Option(
-        help="Regular expression whose first group, found in a case id, is the patient, such as '(patient[0-9]+)_' "
-        "(default: recognised; '(.*)': each case is one)."
+        help="Regular expression whose first group is the patient's name within a case id, such as "
+        "'(patient[0-9]+)_' (default: recognised; '(.*)': every case is a patient of its own)."
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads, of all --devices together.", min=1)]
-
 AllowEmpty = Annotated[
     bool,
     typer.Option(
-        "--allow-empty", help="Labels without any structure are meant: these scans hold nothing to find."
+        "--allow-empty", help="Accept labels without any structure: these scans have nothing to find."
     ),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty cases.")]
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="paper: the settings of the public MLB-Seg code, on 2D slices of 144x144 pixels, without its 120 epochs "
+        "(see -o steps=N) and without resizing images (see -o plan.spacing=MM)."
+    ),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o", "--override", help="A setting as key=value, such as -o plan.spacing=1.25; repeatable."
+    ),
+]
+Cache = Annotated[Path | None, typer.Option(help="Folder for preprocessed scans.")]
+Network = Annotated[
+    str | None, typer.Option(help="Network to use: student, teacher ... (default: the method's choice).")
 ]
 
 
 def set_threads(threads: int | None) -> None:
-    """Have torch compute on so many CPU threads; on as many as it likes when None."""
+    """Let torch use so many CPU threads; as many as it chooses when None."""
     if threads is not None:
         import torch
 
@@ -66,7 +93,7 @@ def part_of(text: str | None) -> tuple[int, int] | None:
     """Return k and n of ``k/n``.
 
     Raises:
-        UserError: if it says no such thing.
+        UserError: if the text is anything else.
     """
     if text is None:
         return None

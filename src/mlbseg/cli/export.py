@@ -1,82 +1,74 @@
-"""``mlbseg export``."""
+"""`mlbseg export`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mlbseg.cli.arguments import Device, Json, Quiet, Threads, names, set_threads
-from mlbseg.cli.printing import print_line, progress_console
+from mlbseg.cli.arguments import Device, Json, Network, Quiet, Run, Threads, names, set_threads
+from mlbseg.cli.ending import finish
+from mlbseg.cli.printing import case_progress
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder of `mlbseg train`.")],
+    run: Run,
     out: Annotated[Path, typer.Argument(help="Folder to write into.")],
     format: Annotated[str, typer.Option("--format", help="bundle, onnx, nnunet, itksnap or dicom-seg.")],
-    network: Annotated[
-        str | None, typer.Option(help="student, teacher ... (default: the method's choice).")
-    ] = None,
+    network: Network = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="nnunet: where the run's scans are now (default: where training found them)."),
+        typer.Option(help="nnunet: folder of the run's scans, if they have moved since training."),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="nnunet: name, such as Dataset501_Heart.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="nnunet: name of the dataset, such as Dataset501_Heart.")
+    ] = None,
     trust: Annotated[
         float | None,
-        typer.Option(help="nnunet: ignore voxels of pseudo labels with less trust (default: 0.8)."),
+        typer.Option(help="nnunet: ignore voxels of pseudo labels with a lower trust (default: 0.8)."),
     ] = None,
     trust_maps: Annotated[
-        Path | None, typer.Option(help="nnunet: folder of trust maps, in place of the predicted probability.")
+        Path | None,
+        typer.Option(help="nnunet: folder of trust maps, instead of the predicted probability."),
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="nnunet: further parts of the split: noisy, validation, test.")
+        list[str] | None,
+        typer.Option(help="nnunet: further parts of the split to export: noisy, validation, test."),
     ] = None,
     scans: Annotated[
-        Path | None, typer.Option(help="dicom-seg: a DICOM series, or a folder of series (a folder each).")
+        Path | None, typer.Option(help="dicom-seg: a DICOM series, or a folder with one folder per series.")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="dicom-seg: masks of `mlbseg predict` (default: predict now).")
+        Path | None, typer.Option(help="dicom-seg: masks of `mlbseg predict` (default: predict them now).")
     ] = None,
     codes: Annotated[
         Path | None, typer.Option(help="dicom-seg: JSON file: class name -> [code, scheme, meaning].")
     ] = None,
     fractional: Annotated[
-        bool, typer.Option("--fractional", help="dicom-seg: probabilities in place of masks.")
+        bool, typer.Option("--fractional", help="dicom-seg: write probabilities instead of masks.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Hand a run over: MONAI bundle, ONNX, nnU-Net dataset, ITK-SNAP and Slicer labels, DICOM segmentations."""
+    """Export a run to other programs. MONAI bundle, ONNX, nnU-Net dataset, ITK-SNAP and Slicer labels, DICOM SEG."""
     from mlbseg.apps.export import export as run_export
-    from mlbseg.errors import FaultsError
-    from mlbseg.progress import StepProgress
 
     set_threads(threads)
-    console = progress_console(quiet or as_json)
-    with StepProgress(console, "exporting", 0) as progress:
+    with case_progress(quiet or as_json, "exporting") as progress:
         result = run_export(
             run, out, format, network=network, data=data, dataset=dataset, trust=trust, trust_maps=trust_maps,
             also=names(also) or None, scans=scans, masks=masks, codes=codes, fractional=fractional or None,
-            overwrite=overwrite, device=device,
-            progress=None if console is None else lambda done, total, case: progress.update(
-                done, {"case": case}, total=total
-            ),
+            overwrite=overwrite, device=device, progress=progress,
         )  # fmt: skip
-    if as_json:
-        print(json.dumps({"files": [str(path) for path in result.files], "next": result.next,
-                          "faults": [f.as_dict() for f in result.faults]}))  # fmt: skip
-        if result.faults:
-            raise typer.Exit(2)
-        return
-    for path in result.files:
-        print_line(f"wrote {path}")
-    if result.next and result.files:
-        print_line(f"next: {result.next}")
-    if result.faults:
-        raise FaultsError(result.faults, str(out), "the others were exported" if result.files else "")
+    files = [str(path) for path in result.files]
+    lines = [f"wrote {file}" for file in files]
+    if result.next and files:
+        lines.append(f"next: {result.next}")
+    finish(
+        {"files": files, "next": result.next, "faults": [f.as_dict() for f in result.faults]}, as_json=as_json,
+        lines=lines, faults=result.faults, where=str(out), advice="the others were exported" if files else "",
+    )  # fmt: skip

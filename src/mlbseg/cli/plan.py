@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mlbseg.cli.arguments import AllowEmpty, Device, Json, Patient, Quiet, count_or_ids, label_values
-from mlbseg.cli.printing import print_names, progress_console, result_console
+from mlbseg.cli.arguments import (
+    AllowEmpty,
+    ConfigFile,
+    Data,
+    Device,
+    Json,
+    Labels,
+    Override,
+    Patient,
+    Preset,
+    Quiet,
+    SkipBad,
+    count_or_ids,
+    label_values,
+)
+from mlbseg.cli.ending import finish
+from mlbseg.cli.printing import names_note, progress_console
 from mlbseg.errors import printable
 
 if TYPE_CHECKING:
@@ -19,43 +32,44 @@ if TYPE_CHECKING:
 
 
 def plan(
-    data: Annotated[Path, typer.Argument(help="Folder of scans, or a CSV/JSON list of them.")],
+    data: Data,
     method: Annotated[str | None, typer.Option(help="Method to plan for (default: mlb).")] = None,
     labelled: Annotated[
-        str | None, typer.Option(help="Plan from K labels only, or from those of a file or id,id,...")
+        str | None,
+        typer.Option(
+            help="Plan with the first K labels, or with those of the cases in a file or in id,id,..."
+        ),
     ] = None,
-    test: Annotated[str | None, typer.Option(help="Set N cases (or a file, or id,id,...) apart.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Set N cases (or a file, or id,id,...) apart for testing.")
+    ] = None,
+    labels: Labels = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the split.")] = None,
-    preset: Annotated[str | None, typer.Option(help="As for train.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-o", "--override", help="key=value, such as -o plan.spacing=1.25")
-    ] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    override: Override = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty cases out.")] = False,
+    skip_bad: SkipBad = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the plan that train would follow, each decision with its reason. Nothing is trained or written."""
-    from mlbseg.config import load_config
-    from mlbseg.device import device_name, pick_device
+    """Print the plan that train would follow, with its reasons. Nothing is trained or written."""
+    from mlbseg.device import pick_device
+    from mlbseg.training import TrainRequest
     from mlbseg.training.prepare import plan_run
 
-    settings = load_config(config, preset=preset, overrides=override or (), method=method, seed=seed)
-    found = plan_run(
-        data, settings, labelled=count_or_ids(labelled), test=count_or_ids(test), validation=0,
-        labels=label_values(labels), patient=patient, allow_empty=allow_empty, skip_bad=skip_bad,
-        device=pick_device(device_name(device)),
-        console=progress_console(quiet or as_json),
+    request = TrainRequest(
+        data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
+        labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
+        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
     )  # fmt: skip
-    if as_json:
-        print(json.dumps({"plan": found.plan.as_dict(), "skipped": found.skipped}))
-        return
-    result_console().print(_table(found.plan, str(data)))
-    print_names(found.skipped, "left out")
+    found = plan_run(request, device=pick_device(device), console=progress_console(quiet or as_json))
+    finish(
+        found.as_dict(), as_json=as_json,
+        tables=[_table(found.plan, str(data))], lines=names_note(found.skipped, "left out"),
+    )  # fmt: skip
 
 
 def _table(decided: Plan, title: str) -> Table:

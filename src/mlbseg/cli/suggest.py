@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mlbseg.cli.arguments import Device, Json, Quiet, Threads, set_threads
-from mlbseg.cli.printing import print_line, print_names, print_notes, progress_console, result_console
+from mlbseg.cli.arguments import Device, Json, Quiet, Run, Threads, set_threads
+from mlbseg.cli.ending import finish
+from mlbseg.cli.printing import case_progress, names_note
 
 
 def suggest(
-    run: Annotated[Path, typer.Argument(help="Run folder of `mlbseg train`.")],
-    n: Annotated[int, typer.Option("--n", "-n", help="Scans to suggest.", min=1)] = 10,
+    run: Run,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of scans to suggest.", min=1)] = 10,
     scans: Annotated[
-        Path | None, typer.Option(help="Choose from these scans (default: the run's unlabelled ones).")
+        Path | None,
+        typer.Option(help="Folder of scans to choose from (default: the run's unlabelled scans)."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file to write, a line per suggestion.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write, one line per suggestion.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     rule: Annotated[
-        str, typer.Option(help="spread: what is unlike all others first; cover: what many scans are like.")
+        str,
+        typer.Option(
+            help="spread: scans unlike all labelled ones first; cover: scans that many others are like first."
+        ),
     ] = "spread",
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank unlabelled scans by what labelling them is worth, each with its reason."""
+    """Rank unlabelled scans by how much labelling them would help. Each has its reason."""
     from mlbseg.apps.suggest import suggest as run_suggest
-    from mlbseg.errors import FaultsError
-    from mlbseg.progress import StepProgress
 
     set_threads(threads)
-    with StepProgress(progress_console(quiet or as_json), "looking", 0) as progress:
+    with case_progress(quiet or as_json, "looking at the scans") as progress:
         result = run_suggest(
-            run, n=n, scans=scans, out=out, overwrite=overwrite, rule=rule, device=device,
-            progress=lambda done, total, case: progress.update(done, {"case": case}, total=total),
-        )  # fmt: skip
-    if as_json:
-        print(json.dumps(result.as_dict()))
-        raise typer.Exit(2 if result.faults else 0)
-    result_console().print(result.table())
-    print_notes(result.notes)
-    print_names(result.left_out, "labelled or set apart for testing already, passed over")
-    if out is not None:
-        print_line(f"wrote {out}")
-    if result.faults:
-        raise FaultsError(result.faults, "the scans", "the other scans were looked at")
+            run, n=n, scans=scans, out=out, overwrite=overwrite, rule=rule, device=device, progress=progress
+        )
+    finish(
+        result.as_dict(), as_json=as_json, tables=[result.table()], notes=result.notes,
+        lines=[
+            *names_note(result.left_out, "already labelled or set apart for testing, left out"),
+            *([] if out is None else [f"wrote {out}"]),
+        ],
+        faults=result.faults, where="the scans", advice="the other scans were ranked",
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,11 @@ from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
 from mlbseg.data.grey import find_greys, grey_fault, value_counts
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import Fault, FaultsError, ReadError
+from mlbseg.tables import data_frame
 from mlbseg.types import Case, Geometry, Role
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPACING_FACTOR = 4.0
 """A case whose spacing is further off the median than this, on any axis, is a fault."""
@@ -38,6 +42,27 @@ class CheckResult:
     faults: tuple[Fault, ...]
     warnings: tuple[Fault, ...]
     summary: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what was found, for `--json`."""
+        return {
+            "faults": [fault.as_dict() for fault in self.faults],
+            "warnings": [fault.as_dict() for fault in self.warnings],
+            "summary": self.summary,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row per case: role, channels, size and spacing ((x, y, z), mm), voxels of each label value, faults.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        faults: dict[str | None, list[str]] = {}
+        for fault in self.faults:
+            faults.setdefault(fault.case_id, []).append(str(fault))
+        return data_frame(
+            {**entry, "faults": "; ".join(faults.get(entry["id"], ()))} for entry in self.summary["per_case"]
+        )
 
 
 @dataclass

@@ -23,8 +23,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from mlbseg.data.readers import write_image, write_label
-from mlbseg.errors import UserError
-from mlbseg.staging import in_use, staged, sweep_around
+from mlbseg.staging import staged
 from mlbseg.types import Geometry
 
 Field = npt.NDArray[np.float64]
@@ -73,11 +72,8 @@ def write_phantoms(out: Path, *, count: int, seed: int, size: tuple[int, int, in
     Raises:
         UserError: If `out` is not an empty folder, or nothing can be written there.
     """
-    sweep_around(out)
-    if in_use(out):
-        raise UserError(f"{out} is not an empty folder, expected a new or empty one (name another)")
     seeds = np.random.SeedSequence(seed).generate_state(count)
-    with staged(out) as folder:
+    with staged(out, remedy="name a new or empty folder") as folder:
         for part in ("images", "labels"):
             (folder / part).mkdir()
         for i, one in enumerate(seeds):

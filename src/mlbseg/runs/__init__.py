@@ -14,6 +14,7 @@ from torch import Tensor, device, nn
 
 from mlbseg.config import Config, load_config
 from mlbseg.core.directional import forked_random, seed_random
+from mlbseg.data.augment import AUGMENTATIONS, Augmentation
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import PathText, read_as
@@ -22,10 +23,12 @@ from mlbseg.errors import UserError, nearest, printable
 from mlbseg.memory import free_memory
 from mlbseg.methods import LOSSES, Context, Method, find_method
 from mlbseg.networks import make_network
+from mlbseg.runs.plugins import require_plugins
 from mlbseg.runs.weights import WEIGHTS, load_weights, require_numbers
 from mlbseg.types import Case
 
 CONFIG = "config.yaml"
+ENVIRONMENT = "env.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Run:
         """
         if not (root / CONFIG).is_file():
             raise UserError(f"{root}: not a run folder, expected one that `mlbseg train --out` made")
+        require_plugins(root / ENVIRONMENT)
         return cls(
             root,
             load_config(root / CONFIG),
@@ -223,6 +227,16 @@ def make_method(student: nn.Module, run: Run) -> Method:
     """
     name = run.config.method
     return find_method(name)(student, run.config.of(name), context_of(run))
+
+
+def augmentation_of(run: Run) -> Augmentation:
+    """Return the random changes of a run's patches.
+
+    Raises:
+        UserError: there is no such augmentation.
+    """
+    name, plan = run.config.train.augmentation, run.plan
+    return AUGMENTATIONS.find(name)(plan.ndim, run.config.of(name), flip_axes=plan.flip_axes)
 
 
 def context_of(run: Run) -> Context:

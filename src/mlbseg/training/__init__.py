@@ -12,18 +12,21 @@ import torch
 from rich.console import Console
 
 from mlbseg import processes
-from mlbseg.config import load_config
-from mlbseg.device import device_name
+from mlbseg.device import device_name, pick_device
 from mlbseg.errors import OtherRank, UserError
 from mlbseg.launch import Killed, Signalled, launch
 from mlbseg.runs import Run, checkpoints
 from mlbseg.runs.lock import sole_trainer
-from mlbseg.training.prepare import prepare_run, require_shares
+from mlbseg.training.prepare import Planned, plan_run, prepare_run, require_shares
+from mlbseg.training.request import TrainRequest
 from mlbseg.training.shared import begin_from_stage1, stage1_settings, train_stage1
 from mlbseg.training.signals import Interrupted, how_to_continue
 from mlbseg.training.stages import Training, TrainResult
 
-__all__ = ["Interrupted", "TrainResult", "begin_from_stage1", "stage1_settings", "train", "train_stage1"]
+__all__ = [
+    "Interrupted", "Planned", "TrainRequest", "TrainResult", "begin_from_stage1", "plan", "stage1_settings", "train",
+    "train_run", "train_stage1",
+]  # fmt: skip
 
 
 def train(
@@ -54,29 +57,29 @@ def train(
 
     Args:
         data: The folder (or datalist); see `mlbseg.data.cases.find_cases` for the layouts.
-        out: The run folder to make; it must not exist or be empty.
-        resume: Continue this run folder instead; nothing else may be given but where to compute.
+        out: The run folder to create; it must not exist or be empty.
+        resume: Continue this run folder instead. Nothing else may be given but where to compute.
         method: A name in `mlbseg.methods.METHODS`; ``mlb`` when None.
         labelled: Hide labels for an experiment: keep those of the first K cases, or of the named ones.
         test: Set cases apart that training never sees: the last N, or the named ones.
-        validation: Clean cases taken out of training to choose the checkpoint by: the last N, or the named ones.
+        validation: Take clean cases out of training to select the checkpoint: the last N, or the named ones.
         labels: All label values that may occur; those that the data declares, else those of the clean training
             labels, when None.
         patient: A regular expression whose first group, found in each case id, is the patient; recognised when
             None. Cases of one patient are never on two sides of the split.
-        seed: Of everything random.
+        seed: Random seed of split, weights and training.
         preset: A name in `mlbseg.config.PRESETS`.
         config: A YAML file of settings.
-        overrides: ``key=value`` settings, such as ``train.lr=0.01``.
-        allow_empty: Careful labels without any structure are meant: there is nothing to find in these scans.
+        overrides: Settings as ``key=value``, such as ``train.lr=0.01``.
+        allow_empty: Accept careful labels without any structure: these scans have nothing to find.
         skip_bad: Leave faulty cases out instead of stopping. The others keep their part: fewer than asked may be
             labelled.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        devices: Number of devices of this machine to train on together, a process each. Where torchrun has
+        devices: Number of devices of this machine to train on together, one process each. Where torchrun has
             started the processes, they are the ranks, and this stays 1. See `docs/many-devices.md`.
-        accelerator: ``auto``, ``cpu`` or ``gpu``: the kind of the devices, in place of `device`.
-        timeout: Minutes that a rank waits for another before it takes it for lost.
-        cache: Where preprocessed scans are kept; the user's cache folder when None.
+        accelerator: Kind of device, instead of `device`: ``auto``, ``cpu`` or ``gpu``.
+        timeout: Minutes that a rank waits for another before it gives up.
+        cache: Folder for preprocessed scans; the user's cache folder when None.
         console: Where progress is shown; silent when None.
 
     Raises:
@@ -84,46 +87,85 @@ def train(
         OtherRank: on the ranks that did not fail themselves.
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
+    request = TrainRequest(
+        data=None if data is None else Path(data), out=None if out is None else Path(out), method=method,
+        labelled=labelled, test=test, validation=validation, labels=labels, patient=patient, seed=seed, preset=preset,
+        config=None if config is None else Path(config), overrides=tuple(overrides), allow_empty=allow_empty,
+        skip_bad=skip_bad, cache=None if cache is None else Path(cache),
+    )  # fmt: skip
     name = device_name(device, accelerator, devices)
+    return train_run(
+        request, resume=None if resume is None else Path(resume), device=name, devices=devices, timeout=timeout,
+        console=console,
+    )  # fmt: skip
+
+
+def train_run(
+    request: TrainRequest,
+    *,
+    resume: Path | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    timeout: float = processes.TIMEOUT,
+    console: Console | None = None,
+) -> TrainResult:
+    """Begin a run as the request says, or continue one, and train it to its end. See `train`.
+
+    Raises:
+        UserError: for faults of data, settings or machine, and if another process is training this run.
+        OtherRank: on the ranks that did not fail themselves.
+        Interrupted: on SIGINT or SIGTERM, after a checkpoint.
+    """
     processes.require_no_launch(devices)
-    target = processes.own_device(name)
+    target = processes.own_device(device)
 
     def begin(count: int) -> Path:
-        if resume is not None:
-            root = Path(resume)
-            choices = {
-                "data": data, "out": out, "method": method, "labelled": labelled, "test": test, "labels": labels,
-                "validation": validation or None, "seed": seed, "patient": patient, "preset": preset, "config": config,
-                "override": overrides or None, "skip_bad": skip_bad or None, "cache": cache,
-                "allow_empty": allow_empty or None,
-            }  # fmt: skip
-            if given := [name for name, value in choices.items() if value is not None]:
-                raise UserError(
-                    f"--resume continues {root} as it was begun, found also: {', '.join(given)} "
-                    "(leave them out; the run knows its data, settings and cache)"
-                )
-            run = Run.open(root)
-            require_shares(run.plan, run.config, count, begun=True)
-            return root
-        if data is None or out is None:
-            raise UserError("training needs a data folder and --out RUN (or --resume RUN)")
-        settings = load_config(
-            None if config is None else Path(config),
-            preset=preset,
-            overrides=overrides,
-            method=method,
-            seed=seed,
-        )
-        prepare_run(
-            Path(data), Path(out), settings, labelled=labelled, test=test, validation=validation, labels=labels,
-            patient=patient, allow_empty=allow_empty, skip_bad=skip_bad, device=target, count=count,
-            cache=cache, console=console,
-        )  # fmt: skip
-        return Path(out)
+        if resume is None:
+            return prepare_run(request, device=target, count=count, console=console)
+        if given := request.given():
+            raise UserError(
+                f"--resume cannot change data or settings, found also: {', '.join(given)} "
+                f"(leave them out to continue {resume}, or start a new run)"
+            )
+        run = Run.open(resume)
+        require_shares(run.plan, run.config, count, begun=True)
+        return resume
 
     if devices > 1:
-        return _launch(begin(devices), name, devices, timeout, shown=console is not None)
+        return _launch(begin(devices), device, devices, timeout, shown=console is not None)
     return _train_as_rank(begin, target, timeout, console)
+
+
+def plan(
+    data: str | Path,
+    *,
+    method: str | None = None,
+    labelled: int | Sequence[str] | None = None,
+    test: int | Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    patient: str | None = None,
+    seed: int | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_empty: bool = False,
+    skip_bad: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Planned:
+    """Return what `train` would decide, each decision with its reason. Nothing is trained or written.
+
+    Arguments are those of `train`.
+
+    Raises:
+        UserError: for faults of data and settings.
+    """
+    request = TrainRequest(
+        data=Path(data), method=method, labelled=labelled, test=test, labels=labels, patient=patient, seed=seed,
+        preset=preset, config=None if config is None else Path(config), overrides=tuple(overrides),
+        allow_empty=allow_empty, skip_bad=skip_bad,
+    )  # fmt: skip
+    return plan_run(request, device=pick_device(device), console=console)
 
 
 def _train_as_rank(
@@ -159,5 +201,5 @@ def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool)
 def _launched(root: str, device: str, timeout: float, shown: bool) -> dict[str, Any]:
     """Be a rank of those that `_launch` starts."""
     console = Console(stderr=True) if shown else None
-    result = train(resume=root, device=device, timeout=timeout, console=console)
+    result = train_run(TrainRequest(), resume=Path(root), device=device, timeout=timeout, console=console)
     return {name: value for name, value in asdict(result).items() if name != "run"}

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache import default_cache_root
-from mlbseg.data.cases import find_cases, with_patients
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
@@ -24,56 +24,61 @@ from mlbseg.device import available_memory, environment, use_bf16
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
-from mlbseg.runs import CONFIG, Run, make_method, make_student
-from mlbseg.staging import in_use, staged, sweep_around
+from mlbseg.runs import CONFIG, ENVIRONMENT, Run, make_method, make_student
+from mlbseg.runs.plugins import plugins_of
+from mlbseg.staging import require_new, staged
+from mlbseg.tables import data_frame
 from mlbseg.terminal import say
+from mlbseg.training.request import TrainRequest
 from mlbseg.types import Case, Role
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def prepare_run(
-    data: Path,
-    root: Path,
-    config: Config,
-    *,
-    labelled: int | Sequence[str] | None,
-    test: int | Sequence[str] | None,
-    validation: int | Sequence[str],
-    labels: Sequence[int] | None,
-    skip_bad: bool,
-    device: torch.device,
-    count: int,
-    cache: str | Path | None,
-    console: Console | None,
-    patient: str | None = None,
-    allow_empty: bool = False,
-) -> None:
-    """Split, check the data, plan, and write all decisions into a new run folder. See `mlbseg.training.train`."""
-    find_method(config.method)
-    _require_free(root)
-    decided = plan_run(
-        data, config, labelled=labelled, test=test, validation=validation, labels=labels, allow_empty=allow_empty,
-        skip_bad=skip_bad, device=device, console=console, patient=patient,
-    )  # fmt: skip
-    require_shares(decided.plan, config, count)
+
+def prepare_run(request: TrainRequest, *, device: torch.device, count: int, console: Console | None) -> Path:
+    """Split, check the data, plan, and write all decisions into a new run folder.
+
+    Args:
+        request: What is asked for.
+        device: Where the run will be trained.
+        count: Number of ranks that will train it.
+        console: Where progress is shown; silent when None.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: for faults of data and settings, or a folder that is in use; nothing is written then.
+    """
+    if request.data is None or request.out is None:
+        raise UserError("training needs a data folder and --out RUN (or --resume RUN)")
+    root = request.out
+    hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
+    require_new(root, overwrite=False, remedy=f"choose another --out{hint}")
+    decided = plan_run(request, device=device, console=console)
+    require_shares(decided.plan, decided.config, count)
     write_run(
         root,
-        config,
+        decided.config,
         decided.split,
         decided.plan,
-        data=data,
+        data=request.data,
         skipped=decided.skipped,
         patients=decided.patients,
         device=device,
-        cache=cache,
+        cache=request.cache,
         inputs=decided.inputs,
     )
+    return root
 
 
 @dataclass(frozen=True)
-class Decided:
+class Planned:
     """What is decided before a run folder is made.
 
     Attributes:
+        config: The settings.
         split: Which case has which part.
         plan: How scans are prepared and trained on.
         skipped: Ids of the cases left out.
@@ -81,53 +86,58 @@ class Decided:
         inputs: What the files of the cases held.
     """
 
+    config: Config
     split: Split
     plan: Plan
     skipped: list[str]
     patients: Patients | None
     inputs: Inputs
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan and what was left out, for `--json`."""
+        return {"plan": self.plan.as_dict(), "skipped": self.skipped}
 
-def plan_run(
-    data: Path,
-    config: Config,
-    *,
-    labelled: int | Sequence[str] | None,
-    test: int | Sequence[str] | None,
-    validation: int | Sequence[str],
-    labels: Sequence[int] | None,
-    allow_empty: bool,
-    skip_bad: bool,
-    device: torch.device,
-    console: Console | None,
-    patient: str | None = None,
-) -> Decided:
-    """Split, check and measure the data, and decide; nothing is written. Arguments as those of `mlbseg.training.train`.
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row per decision: decision, value, reason.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return data_frame(
+            {"decision": name, "value": getattr(self.plan, name), "reason": reason}
+            for name, reason in self.plan.reasons.items()
+        )
+
+
+def plan_run(request: TrainRequest, *, device: torch.device, console: Console | None) -> Planned:
+    """Split, check and measure the data, and decide; nothing is written. Arguments as those of `prepare_run`.
 
     Raises:
         UserError: for faults of data and settings.
     """
+    config, source = request.settings(), request.source
+    data = source.data
     find_method(config.method)
-    found = with_patients(find_cases(data, allow_empty=allow_empty), patient)
+    found = source.find()
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
     split = make_split(
-        found.cases, order=found.order, labelled=labelled, test=test, validation=validation, seed=config.seed,
-        patients=found.patients,
+        found.cases, order=found.order, labelled=request.labelled, test=request.test, validation=request.validation,
+        seed=config.seed, patients=found.patients,
     )  # fmt: skip
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
     inputs = Inputs(since="the run began")
     note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
-    labels = labels if config.plan.label_values is None else config.plan.label_values
+    labels = source.labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
         result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
-    if labels is None and not dataset.class_names and (skip_bad or not result.faults):
+    if labels is None and not dataset.class_names and (request.skip_bad or not result.faults):
         good = leave_out(split, [fault.case_id for fault in result.faults if fault.case_id is not None])
         result = replace(result, faults=(*result.faults, *unknown_values(result, good.clean)))
-    if result.faults and not skip_bad:
+    if result.faults and not request.skip_bad:
         raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     cases = {case.id: case for case in without_bad(result).cases}
@@ -152,7 +162,7 @@ def plan_run(
         overrides=config.plan.model_dump(exclude_none=True),
     )
     inputs = inputs.of([*training, *(cases[i] for i in split.validation)])
-    return Decided(split, plan, skipped, found.patients, inputs)
+    return Planned(config, split, plan, skipped, found.patients, inputs)
 
 
 def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
@@ -212,14 +222,18 @@ def write_run(
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     # What cannot be built must fail before there is a run folder, and not after the stage before it.
     make_method(make_student(plan, config), Run(root, config, plan, split))
-    if in_use(root):
-        raise UserError(f"{root}: another process has begun a run there meanwhile (choose another --out)")
-    with staged(root, last=CONFIG) as folder:
+    meanwhile = "another process has begun a run there meanwhile: choose another --out"
+    with staged(root, last=CONFIG, remedy=meanwhile) as folder:
         split.write(folder / "split.json")
         plan.write(folder / "plan.json")
         write_record(
-            folder / "env.json",
-            {**environment(), "device": str(device), "bf16": use_bf16(config.train.precision, device)},
+            folder / ENVIRONMENT,
+            {
+                **environment(),
+                "device": str(device),
+                "bf16": use_bf16(config.train.precision, device),
+                "plugins": plugins_of(config, plan),
+            },
         )
         write_record(
             folder / "data.json",
@@ -271,11 +285,3 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
             f"train.norm: found batch, whose statistics {count} ranks would not share, expected instance or group "
             f"({'continue on one device' if begun else 'such as -o train.norm=instance'})"
         )
-
-
-def _require_free(root: Path) -> None:
-    """Refuse a run folder that is in use; what a killed process left of making it does not count."""
-    sweep_around(root)
-    if in_use(root):
-        hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
-        raise UserError(f"{root}: exists already and is not empty (choose another --out{hint})")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mlbseg.config import Config
+from mlbseg.config import Config, section_name
 from mlbseg.errors import UserError
 from mlbseg.files import make_folder, write_atomic
 from mlbseg.methods import METHODS
@@ -23,7 +23,7 @@ from mlbseg.training.stages import Training
 def stage1_settings(config: Config) -> dict[str, Any]:
     """Return the settings that stage 1 depends on: runs with equal ones, of one split and plan, share its weights."""
     settings = config.model_dump(mode="json")
-    for name in ("method", *(name.replace("-", "_") for name in METHODS)):
+    for name in ("method", *map(section_name, METHODS)):
         settings.pop(name, None)
     del settings["train"]["lr_bootstrap"], settings["train"]["workers"]
     return settings

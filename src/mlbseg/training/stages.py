@@ -18,7 +18,6 @@ from rich.console import Console
 from mlbseg import processes
 from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
-from mlbseg.data.augment import AUGMENTATIONS
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
@@ -32,7 +31,7 @@ from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.runs import Run, checkpoints, context_of, make_method, make_student
+from mlbseg.runs import Run, augmentation_of, checkpoints, context_of, make_method, make_student
 from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
@@ -271,7 +270,6 @@ class Training:
 
     def _dataset(self, number: int, steps: int, labels: Mapping[str, Path] | None) -> StepDataset:
         plan, config = self.run.plan, self.run.config
-        changes = config.train.augmentation
         return StepDataset(
             self.cache,
             self.clean,
@@ -285,7 +283,7 @@ class Training:
             seed=config.seed,
             stage=number,
             foreground=config.train.foreground,
-            augment=AUGMENTATIONS.find(changes)(plan.ndim, config.of(changes), flip_axes=plan.flip_axes),
+            augment=augmentation_of(self.run),
             ranks=self.ranks,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mlbseg.apps.audit.auditor import Auditor, Judged
-from mlbseg.apps.audit.findings import REGION_COLUMNS, Audit, Audited, case_row, region_rows, write_csv
+from mlbseg.apps.audit.findings import REGION_COLUMNS, Audit, Audited
 from mlbseg.apps.audit.page import Sight, write_page
 from mlbseg.apps.audit.regions import Region
 from mlbseg.apps.audit.trust import WAYS
@@ -21,10 +21,10 @@ from mlbseg.data.unread import passed_over
 from mlbseg.device import pick_device
 from mlbseg.errors import Fault, FaultsError, UserError, nearest, one_case
 from mlbseg.evaluation import mask_files
-from mlbseg.files import make_folder, working_folder
+from mlbseg.files import make_folder, working_folder, write_table
 from mlbseg.inference import Progress
 from mlbseg.runs import Run
-from mlbseg.staging import in_use, staged, sweep_around
+from mlbseg.staging import require_new, staged
 from mlbseg.types import Case, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
@@ -122,9 +122,9 @@ def audit(
             found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
             unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
             result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
-            write_csv(stage / CASES, [case_row(rank, one, names) for rank, one in enumerate(found, 1)])
-            rows = [row for one in found for row in region_rows(one)]
-            write_csv(stage / REGIONS, rows, REGION_COLUMNS)
+            cases_found = result.case_rows()
+            write_table(stage / CASES, cases_found, list(cases_found[0]), digits=12)
+            write_table(stage / REGIONS, result.region_rows(), REGION_COLUMNS, digits=12)
             write_page(stage / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
         _drop_old(folder, {one.case for one in found})
     if progress is not None:
@@ -157,11 +157,7 @@ class _Least:
 
 
 def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:
-    sweep_around(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file, expected a folder to write to (choose another --out)")
-    if in_use(folder) and not overwrite:
-        raise UserError(f"{folder} holds something already (pass --overwrite, or another --out)")
+    require_new(folder, overwrite=overwrite)
     if propose and (folder / "proposed").exists():
         raise UserError(
             f"{folder / 'proposed'}: holds proposals, which somebody may have corrected, so they are never replaced "

@@ -24,7 +24,6 @@ from mlbseg.apps.audit.trust import (
     disagreement_trust,
     regional_trust,
 )
-from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
@@ -39,7 +38,7 @@ from mlbseg.data.preprocess import (
 )
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import UserError, one_case
-from mlbseg.runs import Run
+from mlbseg.runs import Run, augmentation_of
 from mlbseg.types import Case, Geometry, Role
 
 Mask = npt.NDArray[np.bool_]
@@ -226,7 +225,7 @@ class Auditor:
             seed=config.seed,
             stage=3,  # other draws than training's
             foreground=config.train.foreground,
-            augment=Augment(run.plan.ndim, flip_axes=run.plan.flip_axes, **config.augment.model_dump()),
+            augment=augmentation_of(run),
         )
 
 

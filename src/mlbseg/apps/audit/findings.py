@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlbseg.apps.audit.regions import Region
 from mlbseg.errors import Fault
-from mlbseg.evaluation import harmless
-from mlbseg.files import write_atomic
+from mlbseg.tables import data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USUAL = 0.7
 """Median trust of the cases below which the networks are to be doubted first; sound ones leave about 0.9."""
@@ -54,7 +54,7 @@ class Audit:
         unit: Of volumes: ``mm³``, or ``mm²`` in 2D.
         cases: The least trusted first.
         faults: Cases that could not be judged.
-        notes: Files that were passed over.
+        notes: Files that were ignored.
     """
 
     out: Path
@@ -84,11 +84,35 @@ class Audit:
             "method": self.way,
             "threshold": self.threshold,
             "note": self.caution,
-            "cases": [case_row(rank, found, self.class_names) for rank, found in enumerate(self.cases, 1)],
-            "regions": [row for found in self.cases for row in region_rows(found)],
+            "cases": self.case_rows(),
+            "regions": self.region_rows(),
             "faults": [fault.as_dict() for fault in self.faults],
             "notes": [note.as_dict() for note in self.notes],
         }
+
+    def case_rows(self) -> list[dict[str, object]]:
+        """Return the lines of `cases.csv`."""
+        return [case_row(rank, found, self.class_names) for rank, found in enumerate(self.cases, 1)]
+
+    def region_rows(self) -> list[dict[str, object]]:
+        """Return the lines of `regions.csv`."""
+        return [row for found in self.cases for row in region_rows(found)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per case, the least trusted first.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return data_frame(self.case_rows())
+
+    def regions_to_pandas(self) -> pd.DataFrame:
+        """Return one row per suspected region, with `REGION_COLUMNS`.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return data_frame(self.region_rows(), REGION_COLUMNS)
 
 
 REGION_COLUMNS = (
@@ -136,13 +160,3 @@ def region_rows(found: Audited) -> list[dict[str, object]]:
             }
         )
     return rows
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[str] | None = None) -> None:
-    """Write a table, whole or not at all; no text in it is a formula to a spreadsheet."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns or rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: harmless(v) if isinstance(v, str) else v for k, v in row.items()})
-    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -16,11 +16,15 @@ from mlbseg.apps.bench.cell import OUTCOME, outcome
 from mlbseg.apps.bench.cells import STAGE1, Cell, parse_rows
 from mlbseg.apps.bench.record import Setup
 from mlbseg.apps.bench.report import tables, write_tables
-from mlbseg.apps.bench.results import Results, gather
+from mlbseg.apps.bench.results import CELL_COLUMNS, Results, gather
 from mlbseg.apps.bench.setup import Request, begin, load_settings
 from mlbseg.apps.bench.workers import Done, Place
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
+from mlbseg.tables import data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["BenchResult", "bench"]
 
@@ -42,6 +46,14 @@ class BenchResult:
     def tables(self) -> list[Table]:
         """Return the table of each budget."""
         return tables(self.results)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per cell, with the columns of `cells.csv`.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return data_frame(self.results.cells, CELL_COLUMNS)
 
     def log_of(self, cell: Cell) -> Path:
         """Return what a cell's process has printed."""

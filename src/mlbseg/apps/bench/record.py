@@ -20,7 +20,7 @@ from mlbseg.training import stage1_settings
 
 RECORD = "bench.json"
 SETTINGS = "settings.yaml"
-INITIALISER = next(name for name, kind in METHODS.items() if kind.uses_unlabelled)
+INITIALISER = next(name for name, kind in METHODS.own.items() if kind.uses_unlabelled)
 """Of the runs that hold the shared stage 1: any method that begins with one."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,7 @@ from mlbseg.apps.bench.cell import OUTCOME, SCORES, outcome
 from mlbseg.apps.bench.cells import STAGE1, SUPERVISED, TEACHER, Cell
 from mlbseg.apps.bench.record import Setup
 from mlbseg.errors import UserError
-from mlbseg.evaluation import harmless
-from mlbseg.files import write_atomic
+from mlbseg.files import write_table
 from mlbseg.metrics import SCORE_NAMES
 
 UPPER = "supervised, all labels"
@@ -221,22 +219,8 @@ def _scores(root: Path, count: int) -> tuple[list[dict[str, str]], dict[str, flo
 
 def write_csvs(folder: Path, results: Results) -> None:
     """Write cells.csv and cases.csv, each whole or not at all."""
-    for name, columns, rows in (
-        ("cells.csv", CELL_COLUMNS, results.cells),
-        ("cases.csv", CASE_COLUMNS, results.cases),
-    ):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _plain(row.get(name)) for name in columns} for row in rows)
-        write_atomic(folder / name, text.getvalue().encode(errors="backslashreplace"))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as a spreadsheet takes it, none of it as a formula."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return harmless(value) if isinstance(value, str) else value
+    write_table(folder / "cells.csv", results.cells, CELL_COLUMNS)
+    write_table(folder / "cases.csv", results.cases, CASE_COLUMNS)
 
 
 def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:

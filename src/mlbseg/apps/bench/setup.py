@@ -24,10 +24,10 @@ from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.device import available_memory
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.files import write_atomic
+from mlbseg.files import make_folder, write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.runs.lock import locked
-from mlbseg.temporaries import is_temporary
+from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
 from mlbseg.types import Role
@@ -146,12 +146,12 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, inputs, console).as_dict())
-    _make(folder)
+    make_folder(folder)
     with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
             settings = _pinned(request.config, Plan.from_dict(fresh.plan))
-            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            text = yaml.safe_dump(settings.as_record(), sort_keys=False)
             write_atomic(folder / SETTINGS, text.encode())
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
@@ -173,19 +173,9 @@ def _existing(folder: Path) -> Setup | None:
     """Return the record of a folder that holds a bench; None of one that is free."""
     if (folder / RECORD).is_file():
         return Setup.read(folder)
-    try:
-        names = {path.name for path in folder.iterdir()}
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
-    # Of a bench that was killed at its beginning. The lock is made first: without it, the settings are the user's.
-    ours = {
-        name
-        for name in names
-        if name == LOCK or (LOCK in names and (name in (SETTINGS, INPUTS) or is_temporary(name)))
-    }
-    if others := names - ours:
+    # A bench that was killed at its beginning leaves the lock first. Without it, the settings are the user's.
+    found = contents(folder)
+    if others := found - ({LOCK, SETTINGS, INPUTS} if LOCK in found else set()):
         raise UserError(
             f"{folder}: holds something else than a bench, such as {sorted(others)[0]} (choose another --out)"
         )
@@ -196,15 +186,6 @@ def _inputs(folder: Path) -> Inputs:
     """Return what is known of the files of a bench's cases."""
     since = "the bench began"
     return Inputs.read(folder / INPUTS, since=since) if (folder / INPUTS).exists() else Inputs(since=since)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be made a folder for the bench: {error.strerror or error}"
-        ) from None
 
 
 def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
@@ -224,7 +205,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         clean=wide.clean,
         test=wide.test,
         scored=scored,
-        asked=request.config.model_dump(mode="json"),
+        asked=request.config.as_record(),
         plan={},
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,

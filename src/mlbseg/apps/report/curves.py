@@ -82,6 +82,13 @@ def charts(log: Log) -> Markup:
     """Return losses, validation Dice, kept shares, masses and learning rate, as far as they were written down."""
     mark = None if log.boundary is None else (float(log.boundary), "stage 2")
     losses = {words: log.columns.get(name, ()) for name, words in WORDS.items()}
+    known = {
+        *WORDS,
+        *(f"{kind}_{name}" for kind in ("kept", "mass") for name in SOURCES),
+        "validation_dice",
+        "lr",
+    }
+    own = {name.replace("_", " "): points for name, points in log.columns.items() if name not in known}
     kept = {words: log.columns.get(f"kept_{name}", ()) for name, words in SOURCES.items()}
     if all(value >= 1 for points in kept.values() for _, value in points):
         kept = {}  # every pixel counts: a line along the top would say nothing
@@ -89,6 +96,8 @@ def charts(log: Log) -> Markup:
     parts = [
         line_chart("Loss terms", losses, may_be_log=True, mark=mark,
                    note="What is minimised is their sum. Pale: each logged step."),
+        line_chart("Further terms and values", own, may_be_log=True, mark=mark,
+                   note="What the method names beside these."),
         line_chart("Validation Dice", {"Dice": log.columns.get("validation_dice", ())}, bounds=(0, 1), mark=mark,
                    note="Mean over validation cases and classes; the best checkpoint is kept."),
         line_chart("Share of pixels that are kept", kept, bounds=(0, 1), mark=mark,

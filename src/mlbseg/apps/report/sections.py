@@ -16,7 +16,7 @@ from mlbseg.apps.report.weights import snapshots, strips
 from mlbseg.data.records import read_record
 from mlbseg.errors import UserError
 from mlbseg.methods import find_method
-from mlbseg.runs import Run
+from mlbseg.runs import ENVIRONMENT, Run
 
 PARTS = {
     "clean": "trained on with a careful label",
@@ -66,7 +66,7 @@ def plan_section(run: Run) -> Section:
 
 def machine_section(run: Run) -> Section:
     """Return time, memory, environment and settings."""
-    environment = read_record(run.root / "env.json", "the environment of a run")
+    environment = read_record(run.root / ENVIRONMENT, "the environment of a run")
     result = run.result
     pace, peak = result.seconds_per_step, result.peak_memory_bytes
     versions = environment.get("versions")
@@ -81,7 +81,7 @@ def machine_section(run: Run) -> Section:
         "bfloat16": "yes" if environment.get("bf16") else "no",
         **(versions if isinstance(versions, dict) else {}),
     }
-    settings = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
+    settings = yaml.safe_dump(run.config.as_record(), sort_keys=False)
     body = terms(facts) + Markup(
         "<p>Command: <code>{}</code></p><details><summary>All settings (config.yaml)</summary><pre>{}</pre></details>"
     ).format(_command(environment.get("command")), settings)

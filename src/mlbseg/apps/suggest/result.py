@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from mlbseg.errors import Fault
-from mlbseg.evaluation import harmless
-from mlbseg.files import write_atomic
+from mlbseg.files import write_table
+from mlbseg.tables import data_frame
 from mlbseg.terminal import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "rank",
@@ -94,20 +95,17 @@ class Suggestions:
         return table
 
     def write_csv(self, path: Path) -> None:
-        """Write one line per suggestion, whole or not at all; no text is a formula to a spreadsheet.
+        """Write one line per suggestion, whole or not at all.
 
         Raises:
             UserError: if `path` cannot be written.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in self.suggested:
-            values = [getattr(row, name) for name in COLUMNS]
-            writer.writerow(
-                [
-                    f"{v:.6g}" if isinstance(v, float) else harmless(v) if isinstance(v, str) else v
-                    for v in values
-                ]
-            )
-        write_atomic(path, text.getvalue().encode())
+        write_table(path, map(asdict, self.suggested), COLUMNS)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per suggestion, with `COLUMNS`.
+
+        Raises:
+            UserError: if pandas is not installed.
+        """
+        return data_frame(map(asdict, self.suggested), COLUMNS)

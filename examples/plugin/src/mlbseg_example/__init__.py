@@ -1,0 +1,1 @@
+"""A method, a network, a loss and an augmentation for mlbseg."""

@@ -1,0 +1,31 @@
+"""Stripes: slices of a patch get brighter or darker, each by its own amount, as in scans taken slice by slice."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from mlbseg.data.augment import Augmentation
+
+
+class Stripes(Augmentation):
+    """Changes the brightness of each slice along the first axis; labels stay."""
+
+    class Settings(Augmentation.Settings):
+        """What a user can set."""
+
+        depth: float = Field(
+            0.2, ge=0, le=10, description="SD of the change, in units of the normalised intensity"
+        )
+
+    settings: Settings
+
+    def __call__(
+        self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the changed patch."""
+        slices = (1, image.shape[1], *(1,) * (image.ndim - 2))
+        change = np.random.default_rng(seed).normal(0, self.settings.depth, slices).astype(np.float32)
+        return torch.from_numpy(image + change), torch.from_numpy(label)

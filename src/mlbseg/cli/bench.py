@@ -1,0 +1,124 @@
+"""`mlbseg bench`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlbseg.cli.arguments import (
+    AllowEmpty,
+    Cache,
+    ConfigFile,
+    Device,
+    Json,
+    Labels,
+    Override,
+    Patient,
+    Preset,
+    Quiet,
+    count_or_ids,
+    label_values,
+    names,
+    numbers,
+)
+from mlbseg.cli.ending import finish
+from mlbseg.cli.printing import names_note, progress_console
+
+if TYPE_CHECKING:
+    from mlbseg.apps.bench import BenchResult
+
+LISTS = ("--methods", "--labelled", "--seeds")
+"""Options that take several values, also with spaces between them."""
+
+
+def bench(
+    data: Annotated[Path, typer.Argument(help="Folder of labelled scans, or a CSV/JSON list of them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bench: to create, to continue or to extend.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Methods, one row each, such as supervised,mean-teacher,mlb; commas or spaces."),
+    ] = None,
+    labelled: Annotated[
+        list[str] | None,
+        typer.Option(help="Label budgets, such as 4,8: numbers of labelled cases, the first of the split."),
+    ] = None,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option(help="Random seeds of weights and training, such as 0,1,2 (default: 0)."),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(help="Set N cases (or a file, or id,id,...) apart for testing, the same for all."),
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="Random seed of the order of cases.", min=0)] = 0,
+    upper: Annotated[bool, typer.Option(help="Also train supervised with all labels.")] = True,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further row: 'LABEL=METHOD key=value ...', such as 'mlb without pasting=mlb mlb.mix=0'; "
+            "repeatable."
+        ),
+    ] = None,
+    labels: Labels = None,
+    patient: Patient = None,
+    allow_empty: AllowEmpty = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    override: Override = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cells to run at a time (default: one per device).", min=1)
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="Number of GPUs to spread the cells over.", min=1)] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Total CPU threads, shared by all --jobs.", min=1)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods over label budgets and seeds, on one split.
+
+    The same command continues a bench that was stopped. With more methods, budgets or seeds it runs the new cells only.
+    """
+    from mlbseg.apps.bench import bench as run_bench
+
+    result = run_bench(
+        data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
+        seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
+        upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
+        config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
+        cache=cache, retry=retry,
+        command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
+    )  # fmt: skip
+    finish(
+        result.as_dict(), as_json=as_json, tables=result.tables(),
+        lines=[f"tables and figure: {out}", *_missing(result)], code=_code(result),
+    )  # fmt: skip
+
+
+def _missing(result: BenchResult) -> list[str]:
+    """Return what is missing in the table, and why."""
+    return [
+        *names_note([cell.key for cell in result.done.elsewhere], "cell(s) that another process runs"),
+        *(
+            f"failed: {row['row']}, {row['labelled']} labels, seed {row['seed']}: {row['reason']}"
+            for row in result.results.failed
+        ),
+        *(
+            f"no result: {cell.key} (exit code {code}; see {result.log_of(cell)})"
+            for cell, code in result.done.crashed.items()
+        ),
+    ]
+
+
+def _code(result: BenchResult) -> int:
+    """Return 1 if a cell ended with an internal error, 2 if one failed, else 0."""
+    if 1 in result.done.crashed.values():
+        return 1
+    return 2 if result.results.failed or result.done.crashed else 0

@@ -1,0 +1,75 @@
+"""What a training is asked for: one object, from the command line or Python to the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mlbseg.config import Config, load_config
+from mlbseg.data.source import DataSource
+from mlbseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """All that may be asked of a new run; `mlbseg.train` says more.
+
+    Attributes:
+        data: Folder of scans, or a datalist.
+        out: The run folder to create.
+        method: Name of the method.
+        labelled: Labels to keep in an experiment: the first K, or those of the named cases.
+        test: Cases that training never sees: the last N, or the named ones.
+        validation: Clean cases to select the checkpoint by: the last N, or the named ones.
+        labels: All label values that may occur.
+        patient: Regular expression that finds the patient in a case id.
+        seed: Random seed.
+        preset: Name of a preset.
+        config: YAML file of settings.
+        overrides: Settings as ``key=value``.
+        allow_empty: Labels without any structure are accepted.
+        skip_bad: Faulty cases are left out.
+        cache: Folder for preprocessed scans.
+    """
+
+    data: Path | None = None
+    out: Path | None = None
+    method: str | None = None
+    labelled: int | Sequence[str] | None = None
+    test: int | Sequence[str] | None = None
+    validation: int | Sequence[str] = 0
+    labels: Sequence[int] | None = None
+    patient: str | None = None
+    seed: int | None = None
+    preset: str | None = None
+    config: Path | None = None
+    overrides: Sequence[str] = ()
+    allow_empty: bool = False
+    skip_bad: bool = False
+    cache: Path | None = None
+
+    @property
+    def source(self) -> DataSource:
+        """The data set.
+
+        Raises:
+            UserError: if none is named.
+        """
+        if self.data is None:
+            raise UserError("no data: name a folder of scans, or a CSV/JSON list of them")
+        return DataSource(self.data, self.labels, self.patient, self.allow_empty)
+
+    def settings(self) -> Config:
+        """Return the settings of the run.
+
+        Raises:
+            UserError: for settings that do not exist, or values that they cannot have.
+        """
+        return load_config(
+            self.config, preset=self.preset, overrides=self.overrides, method=self.method, seed=self.seed
+        )
+
+    def given(self) -> list[str]:
+        """Return the names of what is asked for beyond the defaults."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
