@@ -80,7 +80,7 @@ def main() -> None:
             probe.cache, cases, patch_size=plan.patch_size, batch_size=plan.batch_size,
             unlabelled_batch_size=plan.unlabelled_batch_size, steps=steps, seed=seed, stage=3,
             foreground=config.train.foreground,
-            augment=Augment(plan.ndim, flip_axes=plan.flip_axes, **config.augment.model_dump() | augment),
+            augment=Augment.make(plan.ndim, flip_axes=plan.flip_axes, **config.augment.model_dump() | augment),
         )  # fmt: skip
         return mean_gradient(student, dataset, loss)
 
