@@ -1,19 +1,26 @@
-"""Random changes of training patches: MONAI's transforms, seeded per patch; or those of a package."""
+"""Random changes of training patches, seeded per patch; or those of a package."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from mlbseg.registry import Registry
 from mlbseg.settings import Below1, Section, Share
+
+KNOTS = 16
+"""Voxels between the points that an elastic deformation moves."""
+BENT = 2.0
+"""The farthest that it moves one of them along an axis, voxels."""
 
 
 class Augmentation(ABC):
@@ -98,41 +105,32 @@ class Augment(Augmentation):
         # Here, as `mlbseg.config` needs the settings alone, and MONAI takes seconds.
         from monai.transforms.compose import Compose
 
-        self._compose = Compose([*self._moves(), *self._greys()])
+        self._greys = Compose(self._grey_steps())
+        any_way_up = ndim == len(set(self.flip_axes)) == 2
+        self._turn = self.settings.rotate if self.settings.rotate is not None else 180 if any_way_up else 30
 
-    def _moves(self) -> list[Any]:
-        """Return the changes of place, of image and label alike."""
-        from monai.transforms.spatial.dictionary import (
-            Rand2DElasticd,
-            Rand3DElasticd,
-            RandAffined,
-            RandFlipd,
-        )
+    def _places(self, shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor | None:
+        """Draw where each voxel of the changed patch comes from, (1, *S, ndim) as `grid_sample` wants it; or None.
 
+        One map for turning, scaling and bending, so that image and label are interpolated once.
+        """
         settings, ndim = self.settings, self.ndim
-        both, how = ("image", "label"), {"mode": ("bilinear", "nearest"), "padding_mode": "border"}
-        steps: list[Any] = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in self.flip_axes]
-        if settings.affine:
-            turn = settings.rotate
-            if turn is None:
-                turn = 180.0 if ndim == len(set(self.flip_axes)) == 2 else 30.0
-            steps.append(
-                RandAffined(
-                    both,
-                    prob=settings.affine,
-                    rotate_range=[math.radians(turn)] * (1 if ndim == 2 else 3),
-                    # Of the coordinates, less 1: a structure shrinks as much as it grows.
-                    scale_range=[(1 / (1 + settings.scale) - 1, settings.scale)] * ndim,
-                    **how,
-                )
-            )
-        if settings.elastic and ndim == 2:
-            steps.append(Rand2DElasticd(both, (16, 16), (0, 2), prob=settings.elastic, **how))
-        elif settings.elastic:
-            steps.append(Rand3DElasticd(both, (4, 6), (20, 60), prob=settings.elastic, **how))
-        return steps
+        turned, bent = rng.random(2) < (settings.affine, settings.elastic)
+        if not turned and not bent:
+            return None
+        matrix = np.eye(ndim)
+        if turned:
+            # Of the coordinates: a structure shrinks as much as it grows.
+            scales = rng.uniform(1 / (1 + settings.scale), 1 + settings.scale, ndim)
+            matrix = _rotation(math.radians(self._turn), ndim, rng) * scales
+        half = (
+            np.array(shape[::-1]) / 2
+        )  # voxels from the middle to the edge, x first; the map is in shares of it
+        theta = torch.from_numpy(np.c_[matrix * half / half[:, None], np.zeros(ndim)]).float()
+        grid = F.affine_grid(theta[None], [1, 1, *shape], align_corners=False)
+        return grid + _bend(shape, rng) / torch.from_numpy(half).float() if bent else grid
 
-    def _greys(self) -> list[Any]:
+    def _grey_steps(self) -> list[Any]:
         """Return the changes of the image's intensities."""
         from monai.transforms.intensity.dictionary import (
             RandAdjustContrastd,
@@ -171,13 +169,41 @@ class Augment(Augmentation):
         self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the changed patch."""
-        self._compose.set_random_state(seed=seed)
-        maps = torch.from_numpy(label).reshape(-1, *image.shape[1:])
-        changed = self._compose({"image": torch.from_numpy(image), "label": maps.float()})
-        image_out = torch.as_tensor(changed["image"]).float()
-        label_out = torch.as_tensor(changed["label"]).round().long().reshape(label.shape)
-        # Plain tensors: MONAI's subclass would slow every operation that follows.
-        return image_out.as_subclass(torch.Tensor), label_out.as_subclass(torch.Tensor)
+        picture, maps = torch.from_numpy(image), torch.from_numpy(label).reshape(-1, *image.shape[1:])
+        rng = np.random.default_rng(seed)
+        flipped = [axis - self.ndim for axis in self.flip_axes if rng.random() < 0.5]
+        picture, maps = picture.flip(flipped), maps.flip(flipped)
+        grid = self._places(image.shape[1:], rng)
+        if grid is not None:
+            picture = F.grid_sample(picture[None], grid, "bilinear", "border", align_corners=False)[0]
+            # Nearest, and so exact for any label that float32 holds.
+            maps = F.grid_sample(maps[None].float(), grid, "nearest", "border", align_corners=False)[0].long()
+        self._greys.set_random_state(seed=seed)
+        changed = torch.as_tensor(self._greys({"image": picture})["image"]).float()
+        # A plain tensor: MONAI's subclass would slow every operation that follows.
+        return changed.as_subclass(torch.Tensor), maps.reshape(label.shape)
+
+
+def _rotation(largest: float, ndim: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw a rotation of up to so many radians in each plane of two axes, (ndim, ndim)."""
+    matrix = np.eye(ndim)
+    for first, second in combinations(range(ndim), 2):
+        angle = rng.uniform(-largest, largest)
+        turn = np.eye(ndim)
+        turn[[first, second], [first, second]] = math.cos(angle)
+        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def _bend(shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+    """Draw a smooth displacement of every voxel (*S, ndim), voxels: of points `KNOTS` apart, linear in between."""
+    ndim = len(shape)
+    knots = [max(2, round(side / KNOTS) + 1) for side in shape]
+    moves = rng.uniform(-1, 1, (1, ndim, *knots)) * rng.uniform(0, BENT)
+    mode = "bilinear" if ndim == 2 else "trilinear"
+    smooth = F.interpolate(torch.from_numpy(moves).float(), tuple(shape), mode=mode, align_corners=True)
+    return smooth[0].movedim(0, -1)
 
 
 AUGMENTATIONS: Registry[type[Augmentation]] = Registry(
