@@ -137,7 +137,7 @@ def decide_spacing(
     view = View.of(facts, axes, sizes, spacings, finest, ndim)
     cap = PATCH_VOXELS[kind, ndim]
     if math.prod(_padded(view.size)) <= cap:
-        return finest, f"{reason}; a patch holds a whole scan."
+        return finest, f"{reason}; a patch can hold a whole scan."
     extent = facts.extent()
     if extent is None:
         return finest, f"{reason}; no clean label shows how large the structures are."
