@@ -9,6 +9,10 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 SIZE = (16, 18, 20)  # z, y, x
+UNCHANGED = dict.fromkeys(
+    ("affine", "elastic", "intensity", "gamma", "invert", "blur", "low_resolution", "noise"), 0.0
+)
+"""Settings of the augmentation that change nothing."""
 TINY = ("network=unet", "network_channels=4,8,8", "patch_size=16", "checkpoint_every=4", "stage1_share=0.5")
 """Settings with which a training step takes some milliseconds."""
 

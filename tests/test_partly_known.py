@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 import mlbseg
-from blocks import SIZE, TINY, blocks, save, write_case
+from blocks import SIZE, TINY, UNCHANGED, blocks, save, write_case
 from conftest import Command
 from mlbseg.apps.audit import audit
 from mlbseg.apps.audit.trust import WAYS
@@ -139,7 +139,7 @@ def test_careful_open_voxels_are_not_learnt_and_noisy_ones_are_as_unlabelled(
     steps = StepDataset(
         Cache(tmp_path, plan), cases[:1], [cases[1].with_role(Role.NOISY)], initial_labels={},
         patch_size=SIZE, batch_size=1, unlabelled_batch_size=1, steps=1, seed=0, stage=1, foreground=0.0,
-        augment=Augment.make(3, affine=0, intensity=0, gamma=0, noise=0),
+        augment=Augment.make(3, **UNCHANGED),
     )  # fmt: skip
     batch = steps[0]
     assert batch.initial_label is not None

@@ -34,7 +34,7 @@ def test_every_decision_is_printed_with_its_reason_and_nothing_is_written(
     words = " ".join(printed.out.split())
     assert all(name in words for name in record["reasons"])
     assert "2×2×2" in words
-    assert "a patch holds a whole scan" in words
+    assert "a patch can hold a whole scan" in words
     assert sorted(tmp_path.rglob("*")) == before
 
 

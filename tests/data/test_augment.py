@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from blocks import UNCHANGED
 from mlbseg.data.augment import Augment
 
 SHAPES = {2: (32, 40), 3: (20, 24, 28)}
-STILL: dict[str, Any] = {"affine": 0.0, "elastic": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0}
 dimensions = pytest.mark.parametrize("ndim", [2, 3])
 
 
@@ -28,7 +28,7 @@ def blobs(ndim: int) -> tuple[np.ndarray, np.ndarray]:
 @dimensions
 def test_the_seed_alone_decides(ndim: int) -> None:
     image, label = blobs(ndim)
-    every = {"affine": 1.0, "elastic": 0.5, "intensity": 1.0, "gamma": 1.0, "noise": 1.0}
+    every: dict[str, Any] = {**dict.fromkeys(UNCHANGED, 1.0), "elastic": 0.5}
     first, second = (Augment.make(ndim, flip_axes=range(ndim), **every) for _ in range(2))
     np.random.seed(0)
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def test_the_seed_alone_decides(ndim: int) -> None:
 def test_tensors_are_plain_and_inputs_untouched(ndim: int) -> None:
     image, label = blobs(ndim)
     kept = image.copy(), label.copy()
-    for settings in (STILL, {**STILL, "affine": 1.0, "noise": 1.0, "intensity": 1.0}):
+    for settings in (UNCHANGED, {**UNCHANGED, "affine": 1.0, "noise": 1.0, "intensity": 1.0}):
         x, y = Augment.make(ndim, flip_axes=(0,), **settings)(image, label, 5)
         assert type(x) is type(y) is torch.Tensor
         assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
@@ -64,7 +64,7 @@ def test_tensors_are_plain_and_inputs_untouched(ndim: int) -> None:
 @dimensions
 def test_with_everything_off_nothing_changes(ndim: int) -> None:
     image, label = blobs(ndim)
-    x, y = Augment.make(ndim, **STILL)(image, label, 1)
+    x, y = Augment.make(ndim, **UNCHANGED)(image, label, 1)
     assert np.array_equal(x.numpy(), image)
     assert np.array_equal(y.numpy(), label)
 
@@ -73,7 +73,7 @@ def test_with_everything_off_nothing_changes(ndim: int) -> None:
 @pytest.mark.parametrize("change", ["affine", "elastic", "flips"])
 def test_image_label_and_channels_move_together(ndim: int, change: str) -> None:
     image, label = blobs(ndim)
-    settings = STILL if change == "flips" else {**STILL, change: 1.0}
+    settings = UNCHANGED if change == "flips" else {**UNCHANGED, change: 1.0}
     augment = Augment.make(ndim, flip_axes=range(ndim) if change == "flips" else (), **settings)
     moved = 0.0
     for seed in range(6):
@@ -93,17 +93,17 @@ def test_unknown_pixels_move_along_and_keep_their_mark(ndim: int) -> None:
     label[label == 1] = -1
     label[0] = 3
     for seed in range(4):
-        x, y = Augment.make(ndim, **{**STILL, "affine": 1.0})(image, label, seed)
+        x, y = Augment.make(ndim, **{**UNCHANGED, "affine": 1.0})(image, label, seed)
         assert set(y.unique().tolist()) <= {-1, 0, 3}
         inner = (y != 3) & ((x[0] - 0.1).abs() > 0.05)
         assert ((x[0] > 0.1) == (y == -1))[inner].float().mean() > 0.98
 
 
 @dimensions
-@pytest.mark.parametrize("change", ["intensity", "gamma", "noise"])
+@pytest.mark.parametrize("change", ["intensity", "gamma", "invert", "blur", "low_resolution", "noise"])
 def test_changes_of_grey_values_leave_the_label_alone(ndim: int, change: str) -> None:
     image, label = blobs(ndim)
-    x, y = Augment.make(ndim, **{**STILL, change: 1.0})(image, label, 2)
+    x, y = Augment.make(ndim, **{**UNCHANGED, change: 1.0})(image, label, 2)
     assert np.array_equal(y.numpy(), label)
     assert not np.allclose(x.numpy(), image, atol=1e-3)
     assert torch.isfinite(x).all()
@@ -116,7 +116,7 @@ def test_flips_happen_on_the_allowed_axes_only(ndim: int, axes: tuple[int, ...])
     image, label = blobs(ndim)
     subsets = [s for n in range(len(axes) + 1) for s in itertools.combinations(axes, n)]
     seen = set()
-    augment = Augment.make(ndim, flip_axes=axes, **STILL)
+    augment = Augment.make(ndim, flip_axes=axes, **UNCHANGED)
     for seed in range(30):
         x, y = augment(image, label, seed)
         (subset,) = (s for s in subsets if np.array_equal(x.numpy(), np.flip(image, [a + 1 for a in s])))
@@ -128,6 +128,35 @@ def test_flips_happen_on_the_allowed_axes_only(ndim: int, axes: tuple[int, ...])
 @dimensions
 def test_the_range_of_rotation_and_scale_is_kept(ndim: int) -> None:
     image, label = blobs(ndim)
-    x, y = Augment.make(ndim, rotate=0.0, scale=0.0, **{**STILL, "affine": 1.0})(image, label, 3)
+    x, y = Augment.make(ndim, rotate=0.0, scale=0.0, **{**UNCHANGED, "affine": 1.0})(image, label, 3)
     np.testing.assert_allclose(x.numpy(), image, atol=1e-4)
     assert np.array_equal(y.numpy(), label)
+
+
+def test_structures_shrink_as_much_as_they_grow() -> None:
+    label = np.zeros((96, 96), np.int64)
+    label[32:64, 32:64] = 1
+    augment = Augment.make(2, rotate=0.0, scale=0.4, **{**UNCHANGED, "affine": 1.0})
+    sides = []
+    for seed in range(200):
+        _, y = augment(label[None].astype(np.float32), label, seed)
+        sides.append(int(y.any(1).sum()) / 32)
+    assert 1 / 1.4 - 0.05 < min(sides) < 0.8
+    assert 1.3 < max(sides) < 1.4 + 0.05
+
+
+@pytest.mark.parametrize(
+    ("ndim", "axes", "turned"), [(2, (0, 1), True), (2, (), False), (2, (1,), False), (3, (1, 2), False)]
+)
+def test_only_images_without_a_pose_are_turned_upside_down(
+    ndim: int, axes: tuple[int, ...], turned: bool
+) -> None:
+    rod = np.zeros((48, 48) if ndim == 2 else (48, 48, 48), np.int64)
+    rod[(slice(22, 26),) * (ndim - 1) + (slice(8, 40),)] = 1  # along the last axis
+    augment = Augment.make(ndim, scale=0.0, flip_axes=axes, **{**UNCHANGED, "affine": 1.0})
+    upright = False
+    for seed in range(20):
+        _, y = augment(rod[None].astype(np.float32), rod, seed)
+        (upper, lower) = (np.ptp(np.nonzero(y.numpy())[axis]) for axis in (-1, -2))
+        upright |= bool(lower > 2 * upper)
+    assert upright == turned

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from blocks import UNCHANGED
 from mlbseg.core.ranks import Ranks
 from mlbseg.data.augment import Augment
 from mlbseg.data.batches import StepDataset
@@ -39,7 +40,7 @@ PLAN = Plan(
     flip_axes=(),
 )
 SHAPE = (12, 14, 10)
-STILL = Augment.make(3, affine=0, intensity=0, gamma=0, noise=0)
+STILL = Augment.make(3, **UNCHANGED)
 LIVELY = Augment.make(3, affine=1, intensity=1, gamma=1, noise=1, flip_axes=(0, 1, 2))
 
 
@@ -200,7 +201,7 @@ def test_augmentation_moves_image_and_label_of_a_batch_alike(tmp_path: Path) -> 
     dataset = StepDataset(
         Cache(tmp_path / "cache", PLAN), [case], patch_size=(16, 16, 16), batch_size=2,
         unlabelled_batch_size=0, steps=5, seed=0, stage=1, foreground=1.0,
-        augment=Augment.make(3, affine=1, intensity=0, gamma=0, noise=0, flip_axes=(0, 1, 2)),
+        augment=Augment.make(3, **UNCHANGED | {"affine": 1}, flip_axes=(0, 1, 2)),
     )  # fmt: skip
     for t in range(5):
         image, label = dataset[t].clean_image[:, 0], dataset[t].clean_label
@@ -238,7 +239,7 @@ def sparse_case(root: Path) -> Case:
 
 def shares(root: Path, foreground: float, patch: tuple[int, ...]) -> dict[int, float]:
     """Return the share of 200 patches that hold each class."""
-    augment = Augment.make(len(patch), affine=0, intensity=0, gamma=0, noise=0)
+    augment = Augment.make(len(patch), **UNCHANGED)
     dataset = StepDataset(
         Cache(root / "cache", PLAN), [sparse_case(root)], patch_size=patch, batch_size=2,
         unlabelled_batch_size=0, steps=100, seed=0, stage=1, foreground=foreground, augment=augment,
@@ -375,7 +376,7 @@ def test_2d_patches_of_scans_in_both_dimensions(tmp_path: Path, shape: tuple[int
     cache = Cache(tmp_path / "cache", plan)
     dataset = StepDataset(
         cache, [case], patch_size=(8, 16), batch_size=2, unlabelled_batch_size=0, steps=20, seed=0, stage=1,
-        foreground=0.3, augment=Augment.make(2, affine=0, intensity=0, gamma=0, noise=0),
+        foreground=0.3, augment=Augment.make(2, **UNCHANGED),
     )  # fmt: skip
     whole, labels = cache.image(case).array[0], cache.label(case)[:]
     slices = set()

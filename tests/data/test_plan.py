@@ -57,7 +57,7 @@ def facts(
 def structure(extent: tuple[float, ...], finest: float, kept: tuple[float, ...]) -> Structure:
     """A structure of this extent (mm) that keeps these Dices at the coarser spacings."""
     coarser = [(finest * factor, dice) for factor, dice in zip(COARSER, kept, strict=True)]
-    return Structure(1, extent, 1, ((finest, 1.0), *coarser))
+    return Structure(1, extent, (0.5,) * len(extent), 1, ((finest, 1.0), *coarser))
 
 
 def plan_for(data: Fingerprint, **arguments: Any) -> Plan:
@@ -209,7 +209,7 @@ def test_thick_slices_get_a_2d_network_that_keeps_them() -> None:
     plan = plan_for(facts(size=(24, 320, 320), spacing=(3.6, 0.6, 0.6)))
     assert (plan.ndim, plan.scan_ndim) == (2, 3)
     assert plan.spacing == (0.0, 0.6, 0.6)
-    assert plan.patch_size == (232, 240)
+    assert plan.patch_size == (224, 256)
     assert plan.orientation == "LPS"
 
 
@@ -228,7 +228,7 @@ def test_slices_across_another_axis_come_first(
     assert plan.ndim == 2
     assert plan.orientation == orientation
     assert plan.spacing[0] == 0.0
-    assert plan.patch_size == (232, 240)
+    assert plan.patch_size == (224, 256)
 
 
 def test_a_coarse_axis_takes_the_tenth_percentile() -> None:
@@ -242,7 +242,37 @@ def test_2d_scans() -> None:
     plan = plan_for(facts(size=(144, 200), spacing=(1.0, 1.0)))
     assert (plan.ndim, plan.scan_ndim, plan.spacing) == (2, 2, (1.0, 1.0))
     assert plan.flip_axes == (0, 1)
-    assert plan.patch_size == (144, 200)
+    assert plan.patch_size == (160, 224)
+
+
+def images_with(*centres: dict[int, tuple[float, float]]) -> Fingerprint:
+    """Facts of 2D images whose structures lie at these places, as shares of the sides."""
+    kept = (0.999,) * len(COARSER)
+    cases = tuple(
+        replace(
+            facts(1, size=(200, 200), spacing=(1.0, 1.0), unlabelled=0).cases[0],
+            structures=tuple(
+                replace(structure((50.0, 50.0), 1.0, kept), value=value, centre=place)
+                for value, place in structures.items()
+            ),
+        )
+        for structures in centres
+    )
+    return Fingerprint(cases)
+
+
+def test_images_are_flipped_only_along_axes_without_a_pose() -> None:
+    anywhere = [{1: (0.5, 0.6)}, {1: (0.4, 0.5)}, {1: (0.6, 0.45)}]
+    assert plan_for(images_with(*anywhere)).flip_axes == (0, 1)
+    above = [{1: (0.20, 0.6)}, {1: (0.25, 0.5)}, {1: (0.3, 0.45)}]
+    assert plan_for(images_with(*above)).flip_axes == (1,)
+    # Either is anywhere, and yet the second is always at the first one's right.
+    beside = [{1: (0.5, x), 2: (0.5, x + 0.2 + 0.1 * x)} for x in (0.1, 0.5, 0.7)]
+    plan = plan_for(images_with(*beside))
+    assert plan.flip_axes == (0,)
+    assert "along axis 1 of the images" in plan.reasons["flip_axes"]
+    assert plan_for(images_with(*above[:2])).flip_axes == (0, 1)  # two labels show no pose
+    assert plan_for(images_with({1: (0.2, 0.5)}, {1: (0.2, 0.5)}, {2: (0.3, 0.5)})).flip_axes == (0, 1)
 
 
 def test_small_scans_are_trained_on_whole() -> None:
@@ -330,7 +360,7 @@ def test_steps_grow_with_the_cases_within_bounds() -> None:
 def test_a_gpu_gets_larger_patches_and_more_features() -> None:
     cpu, gpu = plan_for(facts()), plan_for(facts(), device="cuda", memory_bytes=80 * GIB)
     assert math.prod(gpu.patch_size) > 4 * math.prod(cpu.patch_size)
-    assert gpu.network_channels == (32, 64, 128, 256, 512)
+    assert gpu.network_channels == (32, 64, 128, 256, 512, 512)
 
 
 def test_little_memory_shrinks_patch_then_batch() -> None:
@@ -451,7 +481,7 @@ def test_detail_bounds_how_coarse_a_scan_becomes() -> None:
 def test_a_whole_scan_is_no_reason_for_far_coarser_voxels() -> None:
     plan = plan_for(facts(size=(2000, 2000), spacing=(1.0, 1.0), extent=(300, 300)))
     assert 1.5 < plan.spacing[0] < 2.2
-    assert plan.patch_size == (224, 256)
+    assert plan.patch_size == (224, 224)
 
 
 def test_labels_that_lose_too_much_at_any_spacing_keep_the_scans_own() -> None:
@@ -503,13 +533,21 @@ def test_halving_goes_on_until_four_to_eight_voxels_are_left(
         assert all(3 <= side <= 10 for side in deepest), (plan.patch_size, plan.network_strides)
 
 
-def test_a_network_is_deep_where_a_structure_fills_the_patch() -> None:
-    small, large = (facts(size=(200, 240), spacing=(1.0, 1.0), extent=(n, n)) for n in (60, 130))
-    assert plan_for(small).network_channels == (16, 32, 64, 128)
-    assert "as no known structure fills the patch" in plan_for(small).reasons["network_strides"]
-    assert plan_for(large).network_channels == (16, 32, 64, 128, 256, 256)
-    assert plan_for(small, device="cuda").network_channels == (32, 64, 128, 256, 512)
-    assert plan_for(large, device="cuda").network_channels == (32, 64, 128, 256, 512, 512)
+def test_a_2d_patch_on_a_cpu_is_a_structure_with_its_surroundings() -> None:
+    def patch(extent: float, **arguments: Any) -> tuple[int, ...]:
+        data = facts(size=(12, 256, 216), spacing=(8.0, 1.5, 1.5), extent=(80.0, extent, extent))
+        return plan_for(data, **arguments).patch_size
+
+    assert patch(70.0) == (96, 96)  # 70 pixels with the surroundings, and at least 96
+    assert patch(120.0) == (128, 128)
+    assert patch(180.0) == (256, 224)  # most of a slice: all of it
+    assert patch(70.0, device="cuda") == (256, 224)
+    plan = plan_for(facts(size=(12, 256, 216), spacing=(8.0, 1.5, 1.5), extent=(80.0, 70.0, 70.0)))
+    assert plan.batch_size == 20
+    assert plan.network_channels == (16, 32, 64, 128, 256)
+    assert "Of 256×216 the largest structure" in plan.reasons["patch_size"]
+    narrow = plan_for(facts(size=(12, 256, 64), spacing=(8.0, 1.5, 1.5), extent=(80.0, 40.0, 20.0)))
+    assert narrow.patch_size == (96, 64)  # no wider than the slice
 
 
 def test_coarse_axes_are_halved_later() -> None:
@@ -552,7 +590,7 @@ def test_strides_of_the_users_decide_the_levels() -> None:
 def test_a_step_holds_many_small_images_and_few_large_ones() -> None:
     sides = (64, 128, 190, 300)
     counts = [plan_for(facts(size=(n, n), spacing=(1.0, 1.0))).batch_size for n in sides]
-    assert counts == [8, 8, 6, 4]
+    assert counts == [20, 14, 6, 4]
     assert plan_for(facts(size=(320, 320), spacing=(1.0, 1.0)), device="cuda").batch_size > 8
 
 

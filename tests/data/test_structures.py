@@ -34,6 +34,8 @@ def test_extent_follows_the_axes_as_they_lie_in_the_patient() -> None:
     geometry = replace(Geometry.identity((7, 6, 5), (1.0, 2.0, 4.0)), direction=sagittal)
     (found,) = structures(label, geometry)
     assert found.extent == (8.0, 3.0, 8.0)  # to S, P and L
+    # z runs to R, y to I and x to P.
+    assert found.centre == pytest.approx((1 - 3 / 6, 2.5 / 7, 1 - 2 / 5))
 
 
 def test_coarse_voxels_keep_a_large_structure_and_lose_thin_ones() -> None:
@@ -49,7 +51,7 @@ def test_coarse_voxels_keep_a_large_structure_and_lose_thin_ones() -> None:
 
 
 def test_what_was_not_measured_counts_as_lost() -> None:
-    found = Structure(1, (9.0, 9.0), 1, ((1.0, 1.0), (2.0, 0.8)))
+    found = Structure(1, (9.0, 9.0), (0.5, 0.5), 1, ((1.0, 1.0), (2.0, 0.8)))
     assert found.kept(1.5) == pytest.approx(0.9)
     assert found.kept(0.5) == 1
     assert found.kept(2.1) == 0

@@ -28,21 +28,21 @@ STEP_VOXELS = {
     ("gpu", 3): 128**3,
 }
 """The most that the clean patches of a step hold together, where there are more than two."""
-MOST_PATCHES = {("cpu", 2): 8, ("cpu", 3): 4, ("gpu", 2): 32, ("gpu", 3): 4}
+MOST_PATCHES = {("cpu", 2): 20, ("cpu", 3): 4, ("gpu", 2): 32, ("gpu", 3): 4}
 SURROUNDINGS = 1.5
 """A patch is to hold this many times the extent of the largest structure, along each axis."""
 KEPT = 0.975
 """The Dice that the clean labels must keep at a coarser spacing."""
+NARROWEST = 96
+"""Pixels that a 2D patch around a structure has along each axis, however small the structure."""
 WIDER = 2.0
 """A patch is to hold a whole scan unless that takes voxels this many times as coarse as the structure takes."""
 NOTABLE = 1.1
 """Voxels that are not this many times coarser are not worth resampling."""
 DEEPEST = 8
 """Voxels that an axis keeps at the deepest level, or up to half as many."""
-SHALLOW = {"cpu": 3, "gpu": 4}
-"""Halvings of an axis, unless the structure fills the patch."""
 FILLED = 0.4
-"""Share of the patch that the largest structure and its surroundings take where they fill it."""
+"""Share of an image that the largest structure and its surroundings take where they are most of it."""
 BASE_FEATURES = {"cpu": 16, "gpu": 32}
 MOST_FEATURES = {"cpu": 256, "gpu": 512}
 BASE_STEPS = {"cpu": 2_000, "gpu": 20_000}
@@ -66,6 +66,20 @@ class View:
     size: tuple[int, ...]
     spacing: tuple[float, ...]
     wanted: tuple[float, ...]
+
+    def field(self, kind: str) -> tuple[tuple[int, ...], bool]:
+        """Return the voxels along each axis that a patch is to hold, and whether they are fewer than the scan's.
+
+        On a CPU a 2D network is trained on a structure and its surroundings, unless that is most of an image.
+        """
+        around = tuple(
+            min(side, max(NARROWEST, math.ceil(wanted)))
+            for side, wanted in zip(self.size, self.wanted, strict=True)
+        )
+        small = 0 < math.prod(self.wanted) < FILLED * math.prod(self.size)
+        if kind == "cpu" and len(self.size) == 2 and small and around != self.size:
+            return around, True
+        return self.size, False
 
     @classmethod
     def of(
@@ -123,7 +137,7 @@ def decide_spacing(
     view = View.of(facts, axes, sizes, spacings, finest, ndim)
     cap = PATCH_VOXELS[kind, ndim]
     if math.prod(_padded(view.size)) <= cap:
-        return finest, f"{reason}; a patch holds a whole scan."
+        return finest, f"{reason}; a patch can hold a whole scan."
     extent = facts.extent()
     if extent is None:
         return finest, f"{reason}; no clean label shows how large the structures are."
@@ -198,13 +212,11 @@ def decide_strides(
     """
     if not find_network(network).anisotropic or fixed:
         return (), "Every axis is halved between any two levels."
-    field = list(patch or view.size)
+    field = list(patch or view.field(kind)[0])
     while patch is None and math.prod(field) > PATCH_VOXELS[kind, len(field)]:
         longest = _longest(field, view.wanted, (8,) * len(field), range(len(field)))
         field[longest] = (field[longest] - 1) // 8 * 8
-    filled = math.prod(view.wanted) >= FILLED * math.prod(field)
-    most = math.inf if filled else SHALLOW[kind]
-    left = [min(most, _halvings(side)) for side in field]
+    left = [_halvings(side) for side in field]
     if patch is not None:
         left = [min(n, max(_twos(side), 3)) for n, side in zip(left, field, strict=True)]
     if max(left) < 2:  # three levels, the least that all networks take
@@ -217,12 +229,9 @@ def decide_strides(
         at = [mm * step for mm, step in zip(at, stride, strict=True)]
         left = [n - (step == 2) for n, step in zip(left, stride, strict=True)]
     deepest = [side / math.prod(axis) for side, axis in zip(field, zip(*strides, strict=True), strict=True)]
-    until = f"until {DEEPEST // 2} to {DEEPEST} voxels are left"
-    if not filled:
-        until = f"at most {most} times, as no known structure fills the patch, or {until}"
     return tuple(strides), (
-        f"Each axis is halved {until} ({shown([math.ceil(side) for side in deepest])} at the deepest level), "
-        "coarse axes later than fine ones."
+        f"Each axis is halved until {DEEPEST // 2} to {DEEPEST} voxels are left "
+        f"({shown([math.ceil(side) for side in deepest])} at the deepest level), coarse axes later than fine ones."
     )
 
 
@@ -316,7 +325,8 @@ def decide_patch_size(
 ) -> Reasoned[tuple[int, ...]]:
     """Start from the median prepared scan; shorten its longest side until a step fits the budget (bytes)."""
     multiples = side_multiples(network, len(view.size), channels, strides)
-    patch = [step * math.ceil(side / step) for side, step in zip(view.size, multiples, strict=True)]
+    field, part = view.field(kind)
+    patch = [step * math.ceil(side / step) for side, step in zip(field, multiples, strict=True)]
     if patch == list(multiples):  # a single voxel at the lowest level cannot be normalised
         patch[-1] *= 2
     cap, limit = PATCH_VOXELS[kind, len(patch)], ""
@@ -329,9 +339,12 @@ def decide_patch_size(
             break
         longest = _longest(patch, view.wanted, multiples, spare)
         patch[longest] -= multiples[longest]
-    return tuple(
-        patch
-    ), f"The median prepared scan ({shown(view.size)}) in multiples of {shown(multiples)}{limit}."
+    what = f"The median prepared scan ({shown(view.size)})"
+    if part:
+        what = (
+            f"Of {shown(view.size)} the largest structure and its surroundings, at least {NARROWEST} a side,"
+        )
+    return tuple(patch), f"{what} in multiples of {shown(multiples)}{limit}."
 
 
 def decide_batch_size(

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from mlbseg.types import Case, Role, Scan
 
 MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
+POSED = 2.0
+"""Standard deviations over cases by which structures lie to one side where scans share a pose."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,25 @@ class Fingerprint:
         """Return the mean Dice that the clean labels keep at a spacing (mm), of the structure that loses most."""
         means = [np.mean([s.kept(spacing) for s in found]) for found in self._by_value().values()]
         return float(min(means, default=0.0))
+
+    def posed_axes(self) -> tuple[int, ...]:
+        """Return the array axes along which the structures of the clean labels lie alike in all scans.
+
+        They do where a structure is off the middle of the scans, or behind another one, by more than `POSED` times
+        the standard deviation over cases. Fewer than three labels show no pose.
+        """
+        # 0 is the middle of the scan.
+        places = [
+            {0: np.full(self.scan_ndim, 0.5)} | {s.value: np.array(s.centre) for s in case.structures}
+            for case in self.cases
+            if case.structures
+        ]
+        posed = np.zeros(self.scan_ndim, bool)
+        for first, second in combinations(sorted({value for case in places for value in case}), 2):
+            apart = np.array([case[second] - case[first] for case in places if {first, second} <= set(case)])
+            if len(apart) >= 3:
+                posed |= np.abs(apart.mean(axis=0)) > POSED * apart.std(axis=0, ddof=1)
+        return tuple(int(axis) for axis in np.flatnonzero(posed))
 
     def _by_value(self) -> dict[int, list[Structure]]:
         found: dict[int, list[Structure]] = {}

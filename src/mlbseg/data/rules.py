@@ -177,7 +177,11 @@ def require_holdable(
 
 
 def decide_flip_axes(facts: Fingerprint) -> Reasoned[tuple[int, ...]]:
-    """None in 3D, all in 2D."""
-    if facts.scan_ndim == 2:
-        return (0, 1), "2D images carry no left or right; set [] if yours have a fixed pose."
-    return (), "A flip would exchange left and right organs; set axes if yours are symmetric."
+    """None in 3D; in 2D those along which the clean labels show no pose."""
+    if facts.scan_ndim == 3:
+        return (), "A flip would exchange left and right organs; set axes if yours are symmetric."
+    posed = facts.posed_axes()
+    free = tuple(axis for axis in (0, 1) if axis not in posed)
+    if not posed:
+        return free, "2D images carry no left or right, and the clean labels show none; set [] if yours do."
+    return free, f"Structures lie alike in all clean labels along axis {shown(posed)} of the images (y, x)."

@@ -1,4 +1,4 @@
-"""What a clean label shows of its structures: how large they are, and how much of them coarser voxels would keep."""
+"""What a clean label shows of its structures: how large they are, where, and how much of them coarser voxels keep."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Structure:
     Attributes:
         value: Its label value.
         extent: mm along each axis of its largest component's box; array order, 3D scans turned to LPS.
+        centre: Mean place of its voxels along each axis, as a share of the scan's length; axes as of `extent`.
         components: Connected components that hold at least 1 % of its voxels.
         detail: Pairs of a spacing (mm) and the Dice of the label with itself, brought to that spacing (axes that are
             coarser already keep theirs) and back. The first is the finest axis's own spacing, with 1.
@@ -35,6 +36,7 @@ class Structure:
 
     value: int
     extent: tuple[float, ...]
+    centre: tuple[float, ...]
     components: int
     detail: tuple[tuple[float, float], ...]
 
@@ -54,16 +56,29 @@ def structures(label: npt.NDArray[np.integer[Any]], geometry: Geometry) -> tuple
     Returns:
         One entry for each value, in their order.
     """
-    spacing = np.array(geometry.spacing[::-1])
+    values = [int(v) for v in np.unique(label) if v > 0]
+    kept = _detail(label, geometry, values)
+    return tuple(_structure(value, label == value, geometry, kept[value]) for value in values)
+
+
+def _structure(
+    value: int, mask: npt.NDArray[np.bool_], geometry: Geometry, detail: tuple[tuple[float, float], ...]
+) -> Structure:
+    """Measure the structure of a value, whose voxels `mask` (*S) holds."""
     order = _turned_axes(geometry)
-    found = []
-    for value in (int(v) for v in np.unique(label) if v > 0):
-        sizes, largest = _components(label == value)
-        extent = np.array([part.stop - part.start for part in largest]) * spacing
-        notable = int(np.sum(sizes >= NOTABLE * sizes.sum()))
-        found.append((value, tuple(float(extent[axis]) for axis in order), notable))
-    kept = _detail(label, geometry, [value for value, _, _ in found])
-    return tuple(Structure(value, extent, count, kept[value]) for value, extent, count in found)
+    sizes, largest = _components(mask)
+    extent = np.array([part.stop - part.start for part in largest]) * geometry.spacing[::-1]
+    centre = (np.array(ndimage.center_of_mass(mask)) + 0.5) / mask.shape
+    turned = reorient(geometry, "LPS")
+    away = np.array([not _same_way(geometry, turned, axis) for axis in range(mask.ndim)])
+    centre = np.where(away, 1 - centre, centre)
+    return Structure(
+        value=value,
+        extent=tuple(float(v) for v in extent[order]),
+        centre=tuple(float(v) for v in centre[order]),
+        components=int(np.sum(sizes >= NOTABLE * sizes.sum())),
+        detail=detail,
+    )
 
 
 def _components(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], tuple[slice, ...]]:
@@ -82,6 +97,14 @@ def _turned_axes(geometry: Geometry) -> list[int]:
         return [0, 1]
     parallel = axis_map(reorient(geometry, "LPS"), geometry)  # (x, y, z) order
     return [2 - axis for axis in reversed(parallel)]
+
+
+def _same_way(geometry: Geometry, turned: Geometry, axis: int) -> bool:
+    """Say whether an array axis of the lattice runs the way of the turned lattice's axis that is parallel to it."""
+    n = geometry.ndim
+    cosines = np.reshape(geometry.direction, (n, n)).T @ np.reshape(turned.direction, (n, n))
+    own = n - 1 - axis
+    return bool(cosines[own, axis_map(geometry, turned)[own]] > 0)
 
 
 def _detail(
