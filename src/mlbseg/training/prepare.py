@@ -165,6 +165,11 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     return Planned(config, split, plan, skipped, found.patients, inputs)
 
 
+def first_steps(plan: Plan, config: Config) -> int:
+    """Return the steps of stage 1, of a method that has two stages."""
+    return min(max(1, round(plan.steps * config.train.stage1_share)), plan.steps - 1)
+
+
 def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
     """Note what the files of cases hold before they are read: what has been read is known then."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:
