@@ -321,7 +321,7 @@ def test_a_loss_that_is_no_number_is_told_once(scans: Path, tmp_path: Path, comm
             ["batch_size=1", "unlabelled_batch_size=3"],
             r"such as -o plan.batch_size=2 -o plan.unlabelled_batch_size=4",
         ),
-        (["train.norm=batch"], "found batch, whose statistics 2 ranks would not share, expected instance or"),
+        (["train.norm=batch"], "found batch, but 2 ranks do not share its statistics, expected instance or"),
     ],
 )
 def test_what_two_ranks_cannot_do_as_one_makes_no_run_folder(
@@ -333,7 +333,9 @@ def test_what_two_ranks_cannot_do_as_one_makes_no_run_folder(
 
 
 def test_a_run_is_not_continued_on_a_number_that_does_not_fit(alone: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"found plan.batch_size=2 .* continue it on a number that divides 2"):
+    with pytest.raises(
+        UserError, match=r"found plan.batch_size=2 .* continue on a number of ranks that divides 2"
+    ):
         train(resume=alone["mlb"], devices=3, device="cpu")
 
 

@@ -73,6 +73,12 @@ def test_importing_the_package_loads_nothing_heavy(module: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_check_starts_without_torch() -> None:
+    script = "import sys, mlbseg.checking; sys.exit(', '.join({'torch', 'monai'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- a run as a model -------------------------------------------------------------------------------------
 
 

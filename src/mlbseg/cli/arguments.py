@@ -26,7 +26,10 @@ Accelerator = Annotated[
 Timeout = Annotated[
     float, typer.Option(help="Minutes that a process waits for another before it gives up.", min=0.01)
 ]
-Threads = Annotated[int | None, typer.Option(help="Total CPU threads, shared by all --devices.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.", min=1)]
+SharedThreads = Annotated[
+    int | None, typer.Option("--threads", help="Total CPU threads, shared by all --devices.", min=1)
+]
 
 Labels = Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")]
 Patient = Annotated[

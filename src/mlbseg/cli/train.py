@@ -21,8 +21,8 @@ from mlbseg.cli.arguments import (
     Patient,
     Preset,
     Quiet,
+    SharedThreads,
     SkipBad,
-    Threads,
     Timeout,
     count_or_ids,
     label_values,
@@ -75,7 +75,7 @@ def train(
     devices: Devices = 1,
     accelerator: Accelerator = None,
     timeout: Timeout = 30.0,
-    threads: Threads = None,
+    threads: SharedThreads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -115,7 +115,7 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     Raises:
         UserError: for faults of data and settings.
     """
-    config, source = request.settings(), request.source
+    config, source = request.settings, request.source
     data = source.data
     find_method(config.method)
     found = source.find()
@@ -138,7 +138,9 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
         good = leave_out(split, [fault.case_id for fault in result.faults if fault.case_id is not None])
         result = replace(result, faults=(*result.faults, *unknown_values(result, good.clean)))
     if result.faults and not request.skip_bad:
-        raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
+        raise FaultsError(
+            result.faults, str(data), "correct them, or pass --skip-bad to leave these cases out"
+        )
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     cases = {case.id: case for case in without_bad(result).cases}
     split = leave_out(split, skipped)
@@ -171,7 +173,7 @@ def first_steps(plan: Plan, config: Config) -> int:
 
 
 def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
-    """Note what the files of cases hold before they are read: what has been read is known then."""
+    """Record the content of the cases' files before they are read, so that later changes are noticed."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:
         for number, case in enumerate(cases, start=1):
             inputs.note(case)
@@ -188,7 +190,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
     """Refuse a split that the method cannot be trained on.
 
     Raises:
-        UserError: too many cases are to decide weights, or no case is left to learn from without its label.
+        UserError: if no clean case is left for stage 1, or a semi-supervised method has no case without a clean label.
     """
     method = find_method(config.method)
     meta = config.train.meta_cases
@@ -200,8 +202,8 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
         )
     if method.uses_unlabelled and not (split.noisy or split.unlabelled):
         raise UserError(
-            f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
-            "(add scans without a label, or use --method supervised)"
+            f"{data}: every case is labelled, but method {config.method!r} also needs scans without a label "
+            "(add some, or use --method supervised)"
         )
 
 
@@ -254,13 +256,13 @@ def write_run(
 
 
 def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = False) -> None:
-    """Refuse a number of ranks that cannot compute what one computes.
+    """Refuse a number of ranks that cannot compute the same as one rank.
 
     Args:
         plan: Of the run.
         config: Of the run.
         count: Of ranks.
-        begun: Plan and settings cannot be changed any more.
+        begun: The run exists: its plan and settings are fixed.
     """
     if count == 1:
         return
@@ -277,16 +279,21 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
         # An odd number of images that are mixed in pairs is no other's than one rank's.
         most = math.gcd(*(size // group if size % group == 0 else 1 for size, group in sizes.values()))
         remedy = (
-            f"a run keeps its batch: continue it on a number that divides {most}"
+            f"the batch of a run is fixed: continue on a number of ranks that divides {most}"
             if begun
             else f"such as -o {wanted}"
         )
-        pairs = f", and method {config.method!r} mixes pairs of a rank's images" if method.mixes_pairs else ""
+        pairs = (
+            f", and method {config.method!r} mixes pairs of images within a rank"
+            if method.mixes_pairs
+            else ""
+        )
         raise UserError(
-            f"{count} ranks share a batch evenly{pairs}: found {found}, expected multiples of {multiples} ({remedy})"
+            f"a batch must divide evenly among {count} ranks{pairs}: found {found}, expected multiples of {multiples} "
+            f"({remedy})"
         )
     if config.train.norm == "batch":
         raise UserError(
-            f"train.norm: found batch, whose statistics {count} ranks would not share, expected instance or group "
+            f"train.norm: found batch, but {count} ranks do not share its statistics, expected instance or group "
             f"({'continue on one device' if begun else 'such as -o train.norm=instance'})"
         )
