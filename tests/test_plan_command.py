@@ -19,7 +19,8 @@ def test_the_plan_is_the_one_that_training_follows(tmp_path: Path, command: Comm
     planned = command("plan", scans, *options, "--json")
     assert planned.code == 0
     assert command("train", scans, "--out", run, *options, "--no-report", "-q").code == 0
-    assert planned.json == {"plan": json.loads((run / "plan.json").read_text()), "skipped": []}
+    assert planned.json["plan"] == json.loads((run / "plan.json").read_text())
+    assert planned.json["skipped"] == []
 
 
 def test_every_decision_is_printed_with_its_reason_and_nothing_is_written(
@@ -36,6 +37,23 @@ def test_every_decision_is_printed_with_its_reason_and_nothing_is_written(
     assert "2×2×2" in words
     assert "a patch can hold a whole scan" in words
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_minutes_are_those_of_every_stage(tmp_path: Path, command: Command) -> None:
+    scans = write_blocks(tmp_path / "scans")
+    tiny = [part for setting in (*TINY, "steps=9") for part in ("-o", setting)]
+    stages = command("plan", scans, "--method", "bcp", "--labelled", 2, *tiny, "--json").json["stages"]
+    assert [(stage["stage"], stage["method"], stage["steps"]) for stage in stages] == [
+        (1, "supervised", 4),
+        (2, "bcp", 5),
+    ]
+    for stage in stages:
+        assert stage["minutes"] == pytest.approx(stage["steps"] * stage["seconds_per_step"] / 60)
+        assert 0 < stage["seconds_per_step"] < 60
+    printed = command("plan", scans, "--method", "supervised", *tiny, "-q").out
+    assert "training takes about" in printed
+    assert "stage 1, supervised: 9 steps of" in printed
+    assert "stage 2" not in printed
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from mlbseg.errors import printable
 
 if TYPE_CHECKING:
     from mlbseg.data.plan import Plan
+    from mlbseg.training.timing import StageTime
 
 
 def plan(
@@ -59,23 +61,42 @@ def plan(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the plan that train would follow, with its reasons. Nothing is trained, and no run is written."""
+    """Print the plan that train would follow, with its reasons, and how long training takes. No run is written."""
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.prepare import plan_run
+    from mlbseg.training.timing import time_stages
 
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
         overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache,
     )  # fmt: skip
-    found = plan_run(
-        request, device=pick_device(device), console=progress_console(quiet or as_json), processes=processes
-    )
+    target = pick_device(device)
+    found = plan_run(request, device=target, console=progress_console(quiet or as_json), processes=processes)
+    stages = time_stages(found, target)
     finish(
-        found.as_dict(), as_json=as_json,
-        tables=[_table(found.plan, str(data))], lines=names_note(found.skipped, "left out"),
+        {**found.as_dict(), "stages": [stage.as_dict() for stage in stages]}, as_json=as_json,
+        tables=[_table(found.plan, str(data))], lines=[*_times(stages), *names_note(found.skipped, "left out")],
     )  # fmt: skip
+
+
+def _times(stages: Sequence[StageTime]) -> list[str]:
+    """Return how long training takes, a line for the whole and one for each stage."""
+    total = sum(stage.minutes for stage in stages)
+    return [
+        f"training takes about {_minutes(total)} on this machine as busy as it is now, measured on a few steps "
+        "(scans that are read and predicted are not counted):",
+        *(
+            f"  stage {stage.stage}, {stage.method}: {stage.steps} steps of {stage.seconds_per_step:.3g} s, "
+            f"{_minutes(stage.minutes)}"
+            for stage in stages
+        ),
+    ]
+
+
+def _minutes(value: float) -> str:
+    return f"{value:.1f} minutes" if value < 10 else f"{value:.0f} minutes"
 
 
 def _table(decided: Plan, title: str) -> Table:

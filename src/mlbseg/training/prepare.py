@@ -181,6 +181,11 @@ def plan_run(
     return Planned(config, split, plan, skipped, found.patients, inputs)
 
 
+def first_steps(plan: Plan, config: Config) -> int:
+    """Return the steps of stage 1, of a method that has two stages."""
+    return min(max(1, round(plan.steps * config.train.stage1_share)), plan.steps - 1)
+
+
 def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:
     """Record the content of the cases' files before they are read, so that later changes are noticed."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:

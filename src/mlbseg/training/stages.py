@@ -36,6 +36,7 @@ from mlbseg.runs import Run, augmentation_of, checkpoints, context_of, make_meth
 from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
+from mlbseg.training.prepare import first_steps
 from mlbseg.training.scan_labels import check_label, write_label
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
@@ -229,8 +230,7 @@ class Training:
     @property
     def _first_steps(self) -> int:
         """Steps of stage 1."""
-        steps = self.run.plan.steps
-        return min(max(1, round(steps * self.run.config.train.stage1_share)), steps - 1)
+        return first_steps(self.run.plan, self.run.config)
 
     def _first_stage(self) -> Supervised:
         """Train on the clean cases alone, unless stage 2 has all that it needs."""
