@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test demo docs clean
+.PHONY: help setup lint check test demo docs clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -29,6 +29,9 @@ lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+check: lint  ## lint, and the tests that train nothing and start no processes: minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m 'not slow'
 
 # One thread per worker: two workers with two threads each are slower on two cores than one.
 test: lint  ## lint, then all tests, then the coverage that core, data and metrics must have

@@ -291,8 +291,8 @@ def prepare(work: Path) -> tuple[Path, Path]:
     """Make scans, a finished run and an audit of it; return the scans and the run."""
     from mlbseg.data.phantom import write_phantoms
 
-    for module in ("audit", "export", "inference", "report", "training"):
-        importlib.import_module(f"mlbseg.{module}")
+    for module in ("apps.audit", "apps.export", "apps.report", "inference", "training"):
+        importlib.import_module(f"mlbseg.{module}")  # once, for all processes that are forked
     scans, run = work / "scans", work / "made" / "run"
     write_phantoms(scans, count=4, seed=0, size=(20, 24, 24))
     for name in ("phantom_002", "phantom_003"):
@@ -307,14 +307,14 @@ def prepare(work: Path) -> tuple[Path, Path]:
     return scans, run
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of what kills came to; exit with 1 if anything went wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=5, help="of each command")
     parser.add_argument("--only", help="names of commands, with commas; see `aims`")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name).resolve()
         chosen = aims(*prepare(work))

@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from mlbseg.apps.audit import Audit, audit
 from mlbseg.apps.audit.trust import WAYS
@@ -29,27 +31,27 @@ from mlbseg.types import Role
 NEAR = 3.0  # mm
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare the methods."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("planted", type=Path, help="folder of plant_errors.py")
-    parser.add_argument("--methods", nargs="+", default=list(WAYS))
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    with (arguments.planted / "planted.csv").open(encoding="utf-8") as file:
-        planted = {row["case"]: Path(row["truth"]) for row in csv.DictReader(file)}
-    noisy = {c.id: c for c in find_cases(arguments.planted / "noisy.csv").cases if c.role is Role.NOISY}
-    wrong = set(planted) & set(noisy)
-    print(f"{arguments.run}: {len(noisy)} noisy labels, {len(wrong)} of them wrong")
-    print(
-        "| Method | AUROC, all voxels | AUROC, near | Precision at k | Error overlapped |\n|---|---|---|---|---|"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for way in arguments.methods:
+    parser.add_argument("run", type=Path, help="finished run on noisy.csv")
+    parser.add_argument("planted", type=Path, help="folder of plant_errors.py")
+    parser.add_argument("--methods", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args(arguments)
+    with (asked.planted / "planted.csv").open(encoding="utf-8") as file:
+        planted = {row["case"]: Path(row["truth"]) for row in csv.DictReader(file)}
+    noisy = {c.id: c for c in find_cases(asked.planted / "noisy.csv").cases if c.role is Role.NOISY}
+    wrong = set(planted) & set(noisy)
+    print(f"{asked.run}: {len(noisy)} noisy labels, {len(wrong)} of them wrong")
+    print("| Method | AUROC, all voxels | AUROC, near | Precision at k | Found |\n|---|---|---|---|---|")
+    for way in asked.methods:
         with tempfile.TemporaryDirectory() as folder:
-            result = audit(arguments.run, out=Path(folder) / "audit", way=way, device=arguments.device)
+            result = audit(asked.run, out=Path(folder) / "audit", way=way, device=asked.device)
             doubt, errors, near = [], [], []
-            overlapped = 0
+            found = 0
             for name, case in noisy.items():
                 assert case.label is not None
                 label, geometry = read_label(case.label)
@@ -60,29 +62,28 @@ def main() -> None:
                 doubt.append(1 - trust.ravel())
                 errors.append(changed.ravel())
                 near.append(away.ravel() <= NEAR)
-                overlapped += name in wrong and _overlaps(result, name, changed)
+                found += name in wrong and _overlaps(result, name, changed)
         score, error, close = (np.concatenate(parts) for parts in (doubt, errors, near))
-        ranked = [found.case for found in result.cases if found.case in noisy]
+        ranked = [one.case for one in result.cases if one.case in noisy]
         precision = np.mean([name in wrong for name in ranked[: len(wrong)]])
         print(
             f"| {way} | {auroc(score, error):.4f} | {auroc(score[close], error[close]):.4f} | {precision:.2f} "
-            f"| {overlapped} of {len(wrong)} |",
+            f"| {found} of {len(wrong)} |",
             flush=True,
         )
 
 
-def _overlaps(result: Audit, name: str, changed: np.ndarray) -> bool:
+def _overlaps(result: Audit, name: str, changed: npt.NDArray[np.bool_]) -> bool:
     """Return whether the middle of a suspected region of a case lies within 3 voxels of what was changed."""
-    found = next(one for one in result.cases if one.case == name)
+    case = next(one for one in result.cases if one.case == name)
     away = distance_transform_edt(~changed)
-    return any(away[region.index[::-1]] <= 3 for region in found.regions)
+    return any(away[region.index[::-1]] <= 3 for region in case.regions)
 
 
-def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+def auroc(score: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> float:
     """Return the probability that a positive has a higher score than a negative; ties count half."""
-    ranks = rankdata(score)
-    n, m = int(positive.sum()), int((~positive).sum())
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
+    pairs = int(positive.sum()) * int((~positive).sum())
+    return float(mannwhitneyu(score[positive], score[~positive]).statistic / pairs)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -45,26 +46,28 @@ def examine(kind: str, first: int, count: int) -> dict[int, str]:
     return outcomes
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Examine formats and print a line for each, and for each file that is neither read nor refused."""
     from data.mutate import FORMATS, write
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--count", type=int, default=1000, help="files of each format (default: 1000)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
+    parser.add_argument("--keep", type=Path, help="folder for the files that are neither read nor refused")
+    asked = parser.parse_args(arguments)
     failed = 0
-    for kind in arguments.formats or FORMATS:
-        outcomes = examine(kind, arguments.first, arguments.count)
+    for kind in asked.formats or FORMATS:
+        outcomes = examine(kind, asked.first, asked.count)
         bad = {number: o for number, o in outcomes.items() if o not in ("read", "refused")}
         counts = Counter(o if o in ("read", "refused") else "bad" for o in outcomes.values())
         print(f"{kind}: {counts['read']} read, {counts['refused']} refused, {counts['bad']} bad", flush=True)
         for number, outcome in bad.items():
             print(f"  {kind} {number}: {outcome}", flush=True)
-            if arguments.keep:
-                folder = arguments.keep / f"{kind}-{number}"
+            if asked.keep:
+                folder = asked.keep / f"{kind}-{number}"
                 folder.mkdir(parents=True)
                 write(kind, number, folder)
         failed += len(bad)

@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def predict(run: str, scan: str, out: str) -> int:
     return before
 
 
-TASKS = {f.__name__: f for f in (make_phantoms, make_scan, train, predict)}
+TASKS: dict[str, Callable[..., int | None]] = {
+    f.__name__: f for f in (make_phantoms, make_scan, train, predict)
+}
 
 
 def in_fresh_process(task: str, **arguments: Any) -> dict[str, int]:
@@ -103,7 +106,7 @@ def row(title: str, figures: dict[str, int], ratio: str) -> str:
     return f"{title:<34}{total:>9.2f}{imports:>10.2f}{total - imports:>9.2f}   {ratio}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -115,7 +118,7 @@ def main() -> None:
     )
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if asked.task:
         imports = TASKS[asked.task](**asked.arguments)
         print(json.dumps({"peak": peak(), "imports": imports or 0}))

@@ -7,7 +7,7 @@ forward-mode pass 3, or 2 beside a forward pass).
 
     python benchmarks/meta_step.py                            # the paper's setting in 2D, float32 and bfloat16
     python benchmarks/meta_step.py --setting 3d               # V-Net, patches of 80x80x64
-    python benchmarks/meta_step.py --sweep side --setting 2d  # one factor at a time: side, views, batch, classes
+    python benchmarks/meta_step.py --sweep side --setting 2d  # one factor at a time: side, views, classes, cheaper
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlbseg.methods.mlb import MLB
 
 # Nothing heavy is imported up here: on Linux a new process starts with its parent's peak as its own.
 
 GIB = 2**30
+LR = 1e-3
+NOISE = 0.1
+"""SD of the noise on the teacher's input."""
 SETTINGS: dict[str, dict[str, Any]] = {
     # The public code's: UNet++, 144x144, one unlabelled image and two clean ones, five views of each.
     "2d": {"network": "unet++", "channels": [64, 128, 256, 512, 1024], "norm": "batch", "shape": [144, 144],
@@ -47,7 +56,6 @@ SWEEPS: dict[str, dict[str, list[dict[str, Any]]]] = {
         ],
     },
     "views": {"*": [{"views": ["zoom-out"] * n} for n in (0, 1, 2, 4)]},
-    "batch": {"*": [{"unlabelled": n, "clean": n} for n in (1, 2, 4)]},
     "classes": {"*": [{"classes": n} for n in (2, 4, 8, 16)]},
     # What makes a step cheaper, and less exact.
     "cheaper": {
@@ -100,7 +108,7 @@ def measure(
     return {"seconds": seconds, "bytes": torch.cuda.max_memory_allocated() if cuda else peak() - before}
 
 
-def _method(name: str, setting: dict[str, Any], device: Any) -> Any:
+def _method(name: str, setting: dict[str, Any], device: torch.device) -> MLB:
     """Return MLB around the setting's network, with an optimiser; the networks are the same for every variant."""
     import torch
 
@@ -114,65 +122,73 @@ def _method(name: str, setting: dict[str, Any], device: Any) -> Any:
         norm=setting["norm"],
     )  # fmt: skip
     if setting["channels_last"]:
-        student = student.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)
-    method = MLB(
+        student = student.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+    method = MLB.make(
         student, mode="paper" if name == "paper" else "joint", views=setting["views"],
         clean_views=setting.get("clean_views", True), scope=setting.get("scope", "all"), chunk=setting.get("chunk"),
         sources=("initial", "pseudo"), weighting="share", decides="everywhere", mix=0.0, jitter=0.0,
         pseudo_dice=False, ple_weight=10.0, teacher_weight=10.0,
     ).to(device)  # fmt: skip
-    method.optimiser = torch.optim.SGD(method.student.parameters(), lr=1e-3, momentum=0.9)
+    method.optimiser = torch.optim.SGD(method.student.parameters(), lr=LR, momentum=0.9)
     return method.train()
 
 
-def _step(name: str, method: Any, setting: dict[str, Any]) -> Callable[[], None]:
+def _step(name: str, method: MLB, setting: dict[str, Any]) -> Callable[[], object]:
     """Return a function that takes one step on random images."""
     import torch
     from torch.func import functional_call
 
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from mlbseg.core.directional import directional_derivative
-    from mlbseg.core.losses import cross_entropy_map, prediction_distance, supervised_loss, widened
-    from mlbseg.core.metaweights import normalise
+    from mlbseg.core import alignment, cross_entropy_map, directional_derivative, normalise, supervised_loss
+    from mlbseg.core.losses import pairwise_consistency, prediction_distance, widened
+    from mlbseg.core.teacher import prediction
+    from mlbseg.core.views import Views, draw_views
     from mlbseg.types import Batch
     from oracles.double_backward import unrolled_alignments
 
     shape, classes = setting["shape"], setting["classes"]
-    optimiser, device = method.optimiser, next(method.parameters()).device
+    student, teacher, optimiser = method.student, method.teacher, method.optimiser
+    assert optimiser is not None
     clean, image = (torch.randn(setting[k], 1, *shape) for k in ("clean", "unlabelled"))
     labels = [torch.randint(0, classes, (setting[k], *shape)) for k in ("clean", "unlabelled")]
-    batch = Batch(clean, labels[0], image, labels[1], seed=1).to(device)
+    batch = Batch(clean, labels[0], image, labels[1], seed=1).to(next(method.parameters()).device)
+    assert batch.image is not None
+    assert batch.initial_label is not None
 
-    def follow(losses: dict[str, torch.Tensor]) -> None:
+    clean_views, views = (
+        draw_views(range(len(x)), x.ndim - 2, setting["views"], device=x.device)
+        for x in (batch.clean_image, batch.image)
+    )
+    clean_x, clean_y = clean_views.expand(batch.clean_image), clean_views.expand_label(batch.clean_label)
+    x, y = views.expand(batch.image), views.expand_label(batch.initial_label)
+    # Given: the pass that it costs is the clean step's.
+    direction = {n: torch.randn_like(p) for n, p in student.named_parameters()} if name == "weights" else {}
+
+    def follow(losses: Mapping[str, torch.Tensor]) -> None:
         optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
+
+    def taught(seen: torch.Tensor) -> torch.Tensor:
+        return prediction(teacher, seen + NOISE * torch.randn_like(seen))
 
     def mlb() -> None:
         for losses in method.losses(batch, 0):
             follow(losses)
         method.after_step(1)
 
-    clean_views, views = (method._draw(x, 1, 0) for x in (batch.clean_image, batch.image))
-    clean_x, clean_y = clean_views.expand(batch.clean_image), clean_views.expand_label(batch.clean_label)
-    if name == "forward":  # of one image: the unit of work
-        return lambda: (torch.no_grad()(method.student)(batch.clean_image[:1]), None)[1]
-    x, valid = views.expand(batch.image), views.valid(shape)
-
     def mean_teacher() -> None:
         """Take a step of supervised and consistency loss on as many images as MLB sees."""
-        with torch.no_grad():
-            taught = widened(method.teacher(x + 0.1 * torch.randn_like(x)))
-        both = widened(method.student(torch.cat([clean_x, x])))
+        target = taught(x)
+        both = widened(student(torch.cat([clean_x, x])))
+        mine, theirs = both[: len(clean_x)], both[len(clean_x) :]
         follow(
             {
-                "clean": supervised_loss(both[: len(clean_x)], clean_y),
-                "teacher": prediction_distance(both[len(clean_x) :], taught, valid),
+                "clean": supervised_loss(mine, clean_y),
+                "teacher": prediction_distance(theirs, target, views.valid(shape)),
             }
         )
         method.after_step(1)
-
-    y = views.expand_label(batch.initial_label)
 
     def costs(z: torch.Tensor) -> list[torch.Tensor]:
         pseudo = views.expand_label(views.pseudo_label(torch.softmax(widened(z.detach()), 1)))
@@ -181,47 +197,45 @@ def _step(name: str, method: Any, setting: dict[str, Any]) -> Callable[[], None]
     def clean_loss(model: torch.nn.Module, ahead: dict[str, torch.Tensor]) -> torch.Tensor:
         return supervised_loss(widened(functional_call(model, ahead, (clean_x,))), clean_y)
 
+    def consistency(z: torch.Tensor, target: torch.Tensor, drawn: Views) -> torch.Tensor:
+        pairs = pairwise_consistency(*drawn.align(torch.softmax(z, 1)))
+        return 10 * pairs + 10 * prediction_distance(z, target, drawn.valid(shape))
+
+    def unrolled_weights(
+        regulariser: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """Return weights through the graph of the gradient."""
+        return normalise(unrolled_alignments(student, x, costs, clean_loss, regulariser=regulariser, lr=LR))
+
     def unrolled() -> None:
-        """Take paper mode's iteration with weights through the graph of the gradient, as the public code does."""
-        seen, taught, _ = method._see(views, batch.image, batch, 1)
-        _, clean_taught, _ = method._see(clean_views, batch.clean_image, batch, 3)
-        gs = unrolled_alignments(
-            method.student, seen, costs, clean_loss, lr=1e-3,
-            regulariser=lambda z: sum(method._consistency(widened(z), taught, views).values()),
-        )  # fmt: skip
-        weights = normalise(gs)
-        del gs
-        logits = method.student(seen)
+        """Take paper mode's iteration with unrolled weights, as the public code does."""
+        target, clean_target = taught(x), taught(clean_x)
+        weights = unrolled_weights(lambda z: consistency(widened(z), target, views))
+        logits = widened(student(x))
         weighted = sum((w * c).sum() for w, c in zip(weights, costs(logits), strict=True))
-        follow({"weighted": weighted, **method._consistency(widened(logits), taught, views)})
+        follow({"weighted": weighted + consistency(logits, target, views)})
         del logits, weighted
-        logits = widened(method.student(clean_x))
+        logits = widened(student(clean_x))
         clean = supervised_loss(logits, clean_y)
-        follow({"clean": clean, **method._consistency(logits, clean_taught, clean_views)})
+        follow({"clean": clean + consistency(logits, clean_target, clean_views)})
         method.after_step(1)
 
-    # v is given: the pass that it costs is the clean step's.
-    v = {n: torch.randn_like(p) for n, p in method.student.named_parameters()} if name == "weights" else {}
+    def weights() -> object:
+        logits, tangent = directional_derivative(student, direction, x, chunk=setting.get("chunk"))
+        logits, tangent = widened(logits), widened(tangent)
+        pseudo = views.expand_label(views.pseudo_label(torch.softmax(logits, 1)))
+        costs = [partial(cross_entropy_map, label=label) for label in (y, pseudo)]
+        return normalise([alignment(cost, logits, tangent) for cost in costs])
 
-    def weights() -> None:
-        logits, tangent = directional_derivative(method.student, v, x, chunk=setting.get("chunk"))
-        method._weigh(logits, tangent, taught, views, batch.initial_label)
-
-    taught = torch.zeros(len(x), classes, *shape, device=device)
+    if name == "forward":  # of one image: the unit of work
+        return lambda: prediction(student, batch.clean_image[:1])
     return {
         "mean teacher": mean_teacher,
         "joint": mlb,
         "paper": mlb,
         "unrolled": unrolled,
-        "weights": lambda: method._weigh(
-            *directional_derivative(method.student, v, x, chunk=setting.get("chunk")),
-            taught,
-            views,
-            batch.initial_label,
-        ),
-        "unrolled weights": lambda: normalise(
-            unrolled_alignments(method.student, x, costs, clean_loss, lr=1e-3)
-        ),
+        "weights": weights,
+        "unrolled weights": unrolled_weights,
     }[name]
 
 
@@ -230,7 +244,7 @@ def in_fresh_process(**arguments: Any) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", json.dumps(arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode:
-        return {"seconds": math.nan, "bytes": math.nan, "work": math.nan}  # its message stands above
+        raise SystemExit(f"{arguments['variant']}: failed (its message stands above)")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -301,7 +315,7 @@ def sweep(setting: dict[str, Any], asked: argparse.Namespace) -> None:
                 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -315,7 +329,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--sweep", choices=SWEEPS, help="grow one factor instead of comparing all variants")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if asked.measure:
         print(json.dumps(measure(**asked.measure)))
         return

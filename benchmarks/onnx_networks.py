@@ -8,7 +8,9 @@ difference of a logit over batches of 1 and 3, of the patch's size and, where it
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -16,8 +18,9 @@ import torch
 
 from mlbseg.apps.export.onnx import FIXED_SIZE, to_onnx
 from mlbseg.data.plan import Plan
-from mlbseg.networks import NETWORKS, NORMS, make_network, required_multiple
+from mlbseg.networks import NORMS, make_network, required_multiple
 
+DIMENSIONS: tuple[Literal[2], Literal[3]] = (2, 3)
 CHANNELS = {
     "unet": (4, 8, 8),
     "unet++": (4, 4, 8, 8, 8),
@@ -28,7 +31,7 @@ CHANNELS = {
 }
 
 
-def largest_difference(name: str, ndim: int, norm: str) -> float:
+def largest_difference(name: str, ndim: Literal[2, 3], norm: str) -> float:
     """Return the largest difference of a logit in onnxruntime to the same in torch."""
     channels = CHANNELS[name]
     multiple = required_multiple(name, channels)
@@ -55,12 +58,22 @@ def largest_difference(name: str, ndim: int, norm: str) -> float:
     return worst
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:] or NETWORKS:
-        for ndim in (2, 3):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export, run and print a line for each network."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(CHANNELS))
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.networks) - set(CHANNELS):
+        parser.error(f"unknown network {', '.join(sorted(unknown))}, expected {', '.join(CHANNELS)}")
+    for name in asked.networks or CHANNELS:
+        size = "patch" if name in FIXED_SIZE else "any"
+        for ndim in DIMENSIONS:
             for norm in NORMS if name == "unet" else NORMS[:1]:
-                size = "patch" if name in FIXED_SIZE else "any"
-                print(
-                    f"{name} {ndim}D {norm}: size {size}, difference {largest_difference(name, ndim, norm):.1e}",
-                    flush=True,
-                )
+                worst = largest_difference(name, ndim, norm)
+                print(f"{name} {ndim}D {norm}: size {size}, difference {worst:.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

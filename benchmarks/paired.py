@@ -4,28 +4,35 @@
     mlbseg evaluate masks-b/ labels/ --out b.csv
     python benchmarks/paired.py --first a.csv --second b.csv     # several of each, in the same order: seeds
 
-A case's Dice is the mean over its classes, and over the seeds; see `mlbseg.apps.bench.statistics.difference`.
+It prints the mean difference ± its standard error over cases and a 95 % bootstrap interval. A case's Dice is the mean
+over its classes, and over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from mlbseg.apps.bench.statistics import difference, of_seeds
+import numpy as np
+
+from mlbseg.apps.bench.statistics import Scores, difference, of_seeds
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--first", type=Path, nargs="+", required=True, help="CSV files of `mlbseg evaluate`")
     parser.add_argument("--second", type=Path, nargs="+", required=True)
-    arguments = parser.parse_args()
-    if len(arguments.first) != len(arguments.second):
+    asked = parser.parse_args(arguments)
+    if len(asked.first) != len(asked.second):
         parser.error("expected as many files after --first as after --second, one for each seed")
-    rows = [dict(enumerate(map(_dice, paths))) for paths in (arguments.first, arguments.second)]
-    for paths, row in zip((arguments.first, arguments.second), rows, strict=True):
+    rows = [dict(enumerate(map(_dice, paths))) for paths in (asked.first, asked.second)]
+    for paths, row in zip((asked.first, asked.second), rows, strict=True):
         dice = of_seeds(row)
         assert dice is not None
         print(f"{' '.join(map(str, paths))}: mean Dice {dice.mean:.4f}")
@@ -33,7 +40,18 @@ def main() -> None:
     if found is None:
         parser.error("no case is in all of the tables")
     interval = "" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]"
-    print(f"first - second: {found.mean:+.4f}{interval}, {found.cases} cases, {found.seeds} seed(s)")
+    print(
+        f"first - second: {found.mean:+.4f} ± {_error(*rows):.4f}{interval}, {found.cases} cases, "
+        f"{found.seeds} seed(s)"
+    )
+
+
+def _error(first: Scores, second: Scores) -> float:
+    """Return the standard error over cases of the mean difference, each case's the mean over the seeds."""
+    pairs = [(first[seed], second[seed]) for seed in first]
+    cases = set.intersection(*(set(row) for pair in pairs for row in pair))
+    each = [np.mean([one[case] - other[case] for one, other in pairs]) for case in sorted(cases)]
+    return float(np.std(each, ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
 
 
 def _dice(path: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ ones that is ignored.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from mlbseg.apps.export.nnunet import confidence
 from mlbseg.data.cases import find_cases
 from mlbseg.data.preprocess import restore_label
 from mlbseg.data.readers import read_label
-from mlbseg.data.records import read_record
 from mlbseg.metrics import dice
 from mlbseg.runs import Run
 from mlbseg.windows import case_probability
@@ -31,9 +31,7 @@ THRESHOLDS = (0.6, 0.7, 0.8, 0.9, 0.95)
 def measure(run: Run, count: int, *, flips: bool) -> None:
     """Print a table of the run's first `count` unlabelled cases."""
     network = run.network()
-    cases = {
-        c.id: c for c in find_cases(Path(str(read_record(run.root / "data.json", "a run")["root"]))).cases
-    }
+    cases = {case.id: case for case in find_cases(run.scans).cases}
     scores, confident, wrong, structure = [], [], [], []
     for name in run.split.unlabelled[:count]:
         # Of all axes, also those that the plan does not allow.
@@ -58,12 +56,19 @@ def measure(run: Run, count: int, *, flips: bool) -> None:
         )
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("cases", type=int, nargs="?", default=20)
-    arguments = parser.parse_args()
+    parser.add_argument("run", type=Path, help="finished run")
+    parser.add_argument(
+        "cases", type=int, nargs="?", default=20, help="unlabelled cases to look at (default: 20)"
+    )
+    asked = parser.parse_args(arguments)
     for flips in (False, True):
-        measure(Run.open(arguments.run), arguments.cases, flips=flips)
+        measure(Run.open(asked.run), asked.cases, flips=flips)
+
+
+if __name__ == "__main__":
+    main()

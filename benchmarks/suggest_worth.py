@@ -156,7 +156,7 @@ def print_table(
         print(f"| {name} | {' | '.join(cells)} | {'–' if name == 'random' else interval(gains)} |")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, score and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -179,7 +179,7 @@ def main() -> None:
         action="store_true",
         help="only compare what a look finds with the true Dice (rank correlation)",
     )
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     bench = Bench(asked.data, asked.out, asked.method, asked.labelled, asked.test, asked.override)
     if asked.evidence:

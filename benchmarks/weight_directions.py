@@ -1,111 +1,163 @@
-"""Which clean scans must the direction v come from? Compared at stage 1's end, with `weight_evidence.py`'s measures.
+"""Does a clean gradient tell which labels are wrong? It depends on the scans that it comes from.
 
-v is the gradient of the clean loss on the clean scans that stage 1 was trained on, as in the method, or on as many
-other scans, whose true labels nothing was trained on: what a direction from disjoint scans could tell. Rows that
-differ in their seed alone show what is chance.
+    mlbseg train DATA --method supervised --labelled 5 --test 40 --out RUN ...
+    python benchmarks/weight_directions.py RUN DATA     # DATA has the labels that were hidden from RUN
 
-    python benchmarks/weight_directions.py RUN DATA     # RUN and DATA as for weight_evidence.py
+Each unlabelled scan gets the label that the run's own network predicts. The alignment g of a pixel is the derivative
+of its cost along v, the gradient of the loss on clean scans: those that the network was trained on, or as many others
+whose true labels nothing was trained on. The table has the AUROC of -g for "this label is wrong" (0.5 is chance), over
+all pixels and over the unsure ones, to whose label the network gives a probability of 0.02 to 0.98. The first row is
+the AUROC of 1 - p(label), which needs no gradient. Rows that differ in their seed alone show what is chance.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
-from weight_evidence import COLUMNS, Direction, Probe
 
-from mlbseg.core.losses import cross_entropy_map, soft_dice_loss, supervised_loss
-from mlbseg.core.scope import parameters_in_scope
-from mlbseg.data.augment import Augment
+from mlbseg.core import alignment, cross_entropy_map, directional_derivative, gradient, supervised_loss
+from mlbseg.core.losses import residual_map, widened
 from mlbseg.data.batches import StepDataset
-from mlbseg.methods.mlb import MLB
-from mlbseg.runs import Run, checkpoints, make_student
-from mlbseg.types import Case
+from mlbseg.data.cache import Cache
+from mlbseg.data.cases import find_cases
+from mlbseg.runs import Run, augmentation_of
+from mlbseg.types import Case, Role
+from mlbseg.windows import slide_windows
 
 MANY = 12
-STRONG: dict[str, Any] = {
-    "rotate": 25.0, "scale": 0.25, "affine": 1.0, "intensity": 1.0, "gamma": 0.8, "noise": 0.6,
-}  # fmt: skip
-Loss = Callable[[Tensor, Tensor], Tensor]
+UNSURE = (0.02, 0.98)
+PIXELS = 20_000
+"""Of a scan and a group of pixels, that enter an AUROC."""
+
+Groups = dict[str, npt.NDArray[np.bool_]]
+Direction = dict[str, Tensor]
 
 
-def mean_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the known pixels: a scalar."""
-    return cross_entropy_map(logits, label).sum() / (label >= 0).sum().clamp(min=1)
+def auroc(score: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> float:
+    """Return the chance that a positive scores higher than a negative, ties counted half; NaN without both."""
+    if positive.all() or not positive.any():
+        return float("nan")
+    pairs = int(positive.sum()) * int((~positive).sum())
+    return float(mannwhitneyu(score[positive], score[~positive]).statistic / pairs)
 
 
-def stage1_student(run: Run) -> nn.Module:
-    """Return the student as stage 1 left it."""
-    last = [c for c in checkpoints.find(run.root / "checkpoints") if c.stage == 1][-1]
-    weights = last.load(torch.device("cpu"))["method"]
-    student = make_student(run.plan, run.config)
-    student.load_state_dict({k.removeprefix("student."): v for k, v in weights.items() if "student." in k})
-    return student.eval()
+class Bench:
+    """The run's network, its data, and the scans that are measured."""
+
+    def __init__(self, run: Run, data: Path, scans: int) -> None:
+        self.run, self.network = run, run.network()
+        self.cache = Cache(Path(run.data.cache), run.plan)
+        # Only here is a case that training calls unlabelled read as a clean one.
+        self.known = {c.id: c.with_role(Role.CLEAN) for c in find_cases(data).cases if c.label is not None}
+        hidden = [name for name in run.split.unlabelled if name in self.known]
+        clean = len(run.split.clean)
+        if len(hidden) <= clean:
+            raise SystemExit(
+                f"{data}: {len(hidden)} unlabelled scans of the run have a label here, expected more than {clean}"
+            )
+        # The last ones are measured; the first ones, as many as the run has labels of, give another direction.
+        self.sources = {"trained on": self._cases(run.split.clean), "others": self._cases(hidden[:clean])}
+        self.measured = self._cases(hidden[max(clean, len(hidden) - scans) :])
+
+    def _cases(self, names: Sequence[str]) -> list[Case]:
+        return [self.known[name] for name in names]
+
+    def direction(self, cases: Sequence[Case], batches: int, seed: int) -> Direction:
+        """Return the mean gradient of the supervised loss over batches as training draws them."""
+        plan, config = self.run.plan, self.run.config
+        dataset = StepDataset(
+            self.cache, cases, patch_size=plan.patch_size, batch_size=plan.batch_size, unlabelled_batch_size=0,
+            steps=batches, seed=seed, stage=3, foreground=config.train.foreground,
+            augment=augmentation_of(self.run),
+        )  # fmt: skip
+        total: Direction = {}
+        for step in range(batches):
+            batch = dataset[step]
+            loss = supervised_loss(widened(self.network(batch.clean_image)), batch.clean_label)
+            for name, tensor in gradient(loss, self.network).items():
+                total[name] = total.get(name, torch.zeros_like(tensor)) + tensor / batches
+        return total
+
+    def row(self, title: str, score: Callable[[Tensor, Tensor, Tensor], Tensor], v: Direction) -> str:
+        """Return a line of the table: the AUROC of a score of logits, their derivative along v, and the label."""
+        found: dict[str, list[npt.NDArray[np.floating]]] = {"unsure": [], "all": []}
+        errors: dict[str, list[npt.NDArray[np.bool_]]] = {"unsure": [], "all": []}
+        chosen = np.random.default_rng(0)
+        for case in self.measured:
+            logits, tangent = self._maps(case, v)
+            label = logits.argmax(1)
+            wrong = label[0].numpy() != np.asarray(self.cache.label(case)[...])
+            doubt = residual_map(logits, label)[0].numpy()
+            values = score(logits, tangent, label)[0].numpy()
+            groups = {
+                "unsure": (doubt > 1 - UNSURE[1]) & (doubt < 1 - UNSURE[0]),
+                "all": np.ones_like(wrong),
+            }
+            for name, inside in groups.items():
+                sample = chosen.permutation(int(inside.sum()))[:PIXELS]
+                found[name].append(values[inside][sample])
+                errors[name].append(wrong[inside][sample])
+        cells = [f"{auroc(np.concatenate(found[n]), np.concatenate(errors[n])):.3f}" for n in found]
+        return f"| {title} | {' | '.join(cells)} |"
+
+    def _maps(self, case: Case, v: Direction) -> tuple[Tensor, Tensor]:
+        """Return the logits of a whole scan and their derivative along v, both (1, K, *S)."""
+
+        def windows(x: Tensor) -> Tensor:
+            return torch.cat([widened(t) for t in directional_derivative(self.network, v, x)], 1)
+
+        plan = self.run.plan
+        image = np.asarray(self.cache.image(case).array[...])
+        maps = slide_windows(
+            windows, image, patch_size=plan.patch_size, device=torch.device("cpu"), overlap=0.25
+        )
+        logits, tangent = torch.from_numpy(maps).unsqueeze(0).chunk(2, 1)
+        return logits, tangent
 
 
-def mean_gradient(student: nn.Module, dataset: StepDataset, loss: Loss) -> Direction:
-    """Return the loss's mean gradient over the batches of a dataset."""
-    student.zero_grad()
-    for step in range(len(dataset)):
-        batch = dataset[step]
-        (loss(student(batch.clean_image), batch.clean_label) / len(dataset)).backward()
-    return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+def disagreement(logits: Tensor, tangent: Tensor, label: Tensor) -> Tensor:
+    """Return -g (1, *S): large where following the label would raise the clean loss."""
+    return -alignment(partial(cross_entropy_map, label=label), logits, tangent)
 
 
-def main() -> None:
+def residual(logits: Tensor, _: Tensor, label: Tensor) -> Tensor:
+    """Return 1 - p(label), (1, *S)."""
+    return residual_map(logits, label)
+
+
+def zero(network: nn.Module) -> Direction:
+    """Return a direction that moves nothing."""
+    return {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="run folder of the method mlb whose stage 1 is finished")
+    parser.add_argument("run", type=Path, help="finished run of --method supervised")
     parser.add_argument("data", type=Path, help="dataset with the true labels of the run's unlabelled scans")
     parser.add_argument("--scans", type=int, default=8, help="unlabelled scans to measure (default: 8)")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
-    asked = parser.parse_args()
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    run = Run.open(asked.run)
-    plan, config = run.plan, run.config
-    cache = json.loads((run.root / "data.json").read_text(encoding="utf-8"))["cache"]
-    probe = Probe(run, asked.data, Path(cache), asked.scans, every=1)
-    student = stage1_student(run)
-    probe.method = MLB(student, **{**config.mlb.model_dump(), "flip_axes": plan.flip_axes})
-
-    def direction(cases: Sequence[Case], steps: int, seed: int, loss: Loss, **augment: Any) -> Direction:
-        dataset = StepDataset(
-            probe.cache, cases, patch_size=plan.patch_size, batch_size=plan.batch_size,
-            unlabelled_batch_size=plan.unlabelled_batch_size, steps=steps, seed=seed, stage=3,
-            foreground=config.train.foreground,
-            augment=Augment.make(plan.ndim, flip_axes=plan.flip_axes, **config.augment.model_dump() | augment),
-        )  # fmt: skip
-        return mean_gradient(student, dataset, loss)
-
-    names = {
-        "trained on": run.split.clean,
-        # The first of the unlabelled; the last ones are measured.
-        "others": run.split.unlabelled[: len(run.split.clean)],
-    }
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    for title, ids in names.items():
-        cases = [probe.known[name] for name in ids]
+    bench = Bench(Run.open(asked.run), asked.data, asked.scans)
+    print("| v | unsure pixels | all pixels |\n|---|---|---|")
+    print(bench.row("none: 1 - p(label)", residual, zero(bench.network)), flush=True)
+    for title, cases in bench.sources.items():
         for seed in range(3):
-            probe.measure(
-                student, direction(cases, 1, seed, supervised_loss), f"{title}, 1 batch, seed {seed}"
-            )
-        several = f"{title}, {MANY} batches"
-        whole = direction(cases, MANY, 0, supervised_loss)
-        probe.measure(student, whole, several)
-        for scope in ("decoder", "head"):
-            inside = parameters_in_scope(student, torch.zeros(1, plan.channels, *plan.patch_size), scope)
-            probe.measure(student, {n: t for n, t in whole.items() if n in inside}, f"{several}, {scope}")
-        probe.measure(student, direction(cases, MANY, 0, mean_cross_entropy), f"{several}, cross-entropy")
-        probe.measure(student, direction(cases, MANY, 0, soft_dice_loss), f"{several}, Dice")
-        strong = direction(cases, MANY, 0, supervised_loss, **STRONG)
-        probe.measure(student, strong, f"{several}, strong augmentation")
+            v = bench.direction(cases, 1, seed)
+            print(bench.row(f"{title}, 1 batch, seed {seed}", disagreement, v), flush=True)
+        v = bench.direction(cases, MANY, 0)
+        print(bench.row(f"{title}, {MANY} batches", disagreement, v), flush=True)
 
 
 if __name__ == "__main__":

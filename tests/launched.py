@@ -77,12 +77,12 @@ def die_in_training(stage: int, step: int, **arguments: Any) -> Any:
     from mlbseg.training import _launched
     from mlbseg.training.loop import Loop
 
-    original = Loop.training_step
+    original = Loop.take_step
 
-    def training_step(self: Loop, batch: Any, index: int) -> None:
+    def take_step(self: Loop, batch: Any) -> Any:
         if (RANK, self.stage, self.step) == (1, stage, step):
             os.kill(os.getpid(), signal.SIGKILL)
-        original(self, batch, index)
+        return original(self, batch)
 
-    Loop.training_step = training_step  # type: ignore[method-assign]
+    Loop.take_step = take_step  # type: ignore[method-assign]
     return _launched(**arguments)

@@ -50,9 +50,6 @@ def global_state() -> dict[str, Any]:
             name: (logging.getLogger(name).level, len(logging.getLogger(name).handlers))
             for name in (
                 "",
-                "lightning",
-                "lightning.pytorch",
-                "lightning.fabric",
                 "matplotlib",
                 "monai",
                 "torch.onnx",

@@ -25,7 +25,8 @@ from mlbseg.apps.bench import bench, workers
 from mlbseg.apps.bench.cell import BUSY, lock_of, outcome, run_cell
 from mlbseg.apps.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
 from mlbseg.apps.bench.record import Setup
-from mlbseg.apps.bench.setup import Request, begin, load_settings
+from mlbseg.apps.bench.request import BenchRequest
+from mlbseg.apps.bench.setup import begin
 from mlbseg.cli.arguments import join_lists
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
@@ -587,13 +588,13 @@ def test_other_data_and_another_meaning_of_a_row_are_contradictions_too(
         ({"labelled": [6]}, "--labelled: found 6, expected 1 to 5"),
         ({"labelled": [0]}, "--labelled: found 0"),
         ({"labelled": [2, 2]}, "--labelled: found 2 twice"),
-        ({"labelled": [5]}, "every case is labelled, and method 'mlb' learns from unlabelled ones"),
+        ({"labelled": [5]}, "every case is labelled, but method 'mlb' also needs scans without a label"),
         ({"seeds": [1, 1]}, "--seeds: found 1 twice"),
         ({"seeds": [-1]}, "--seeds: found -1"),
         ({"test": None}, "a bench needs test cases: --test N"),
         ({"test": 0}, "no test case has a label"),
         ({"test": ["nobody"]}, "test: no case 'nobody'"),
-        ({"overrides": ["seed=3"]}, "-o seed=3: the table's cells have their own (use --seeds)"),
+        ({"overrides": ["seed=3"]}, "-o seed=3: each cell has its own (use --seeds)"),
         ({"overrides": ["stepz=3"]}, "unknown override key 'stepz'"),
         ({"variants": ["mlb"]}, "--variant 'mlb': expected LABEL=METHOD"),
         ({"variants": ["x=mlb plan.steps=3"]}, "sets plan.steps, which all cells share"),
@@ -630,10 +631,10 @@ def test_settings_that_are_not_of_a_bench_are_left_alone(phantoms: Path, tmp_pat
     assert settings.read_text() == "mine: true"
     # Beside a lock they are of a bench that was killed at its beginning.
     (tmp_path / ".lock").touch()
-    request = Request(
-        phantoms, parse_rows(["supervised"]), [2], [0], 3, 0, False, None, load_settings(None, None, TINY),
-        tmp_path.parent / f"{tmp_path.name}-cache", "",
-    )  # fmt: skip
+    cache = tmp_path.parent / f"{tmp_path.name}-cache"
+    request = BenchRequest(
+        phantoms, ["supervised"], budgets=[2], test=3, upper=False, overrides=TINY, cache=cache
+    )
     begin(tmp_path, request, torch.device("cpu"), None)
     assert "mine" not in settings.read_text()
 
@@ -681,10 +682,7 @@ def test_cells_come_seed_by_seed_and_stage_1_first() -> None:
 
 def test_supervised_training_loses_no_label_to_the_weights_of_others(phantoms: Path, tmp_path: Path) -> None:
     asked = [*TINY, "steps=4", "train.meta_cases=1", "mlb.decides=everywhere"]
-    config = load_settings(None, None, asked)
-    request = Request(
-        phantoms, parse_rows(["mlb"]), [2], [0], 3, 0, True, None, config, tmp_path / "cache", ""
-    )  # fmt: skip
+    request = BenchRequest(phantoms, ["mlb"], budgets=[2], test=3, overrides=asked, cache=tmp_path / "cache")
     setup = begin(tmp_path / "bench", request, torch.device("cpu"), None)
     kept = {cell.row: setup.config(tmp_path / "bench", cell).train.meta_cases for cell in setup.cells}
     assert kept == {"stage-1": 1, "mlb": 1, "supervised": 0}

@@ -247,12 +247,12 @@ KILLED = """
 import os, signal
 if os.environ.get("RANK") == "1":
     from mlbseg.training.loop import Loop
-    original = Loop.training_step
-    def training_step(self, batch, index):
+    original = Loop.take_step
+    def take_step(self, batch):
         if (self.stage, self.step) == (2, 6):
             os.kill(os.getpid(), signal.SIGKILL)
-        original(self, batch, index)
-    Loop.training_step = training_step
+        return original(self, batch)
+    Loop.take_step = take_step
 """
 
 
@@ -282,15 +282,15 @@ def test_a_run_begun_by_one_process_is_continued_by_two(
     scans: Path, alone: dict[str, Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    original = Loop.training_step
+    original = Loop.take_step
 
-    def training_step(self: Loop, batch: Batch, index: int) -> None:
+    def take_step(self: Loop, batch: Batch) -> Any:
         if (self.stage, self.step) == (1, 6):
             signal.raise_signal(signal.SIGTERM)
-        original(self, batch, index)
+        return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "training_step", training_step)
+        patch.setattr(Loop, "take_step", take_step)
         with pytest.raises(Interrupted):
             train(scans, run, **MLB_OPTIONS, device="cpu")
     train(resume=run, devices=2, accelerator="cpu")
@@ -321,7 +321,7 @@ def test_a_loss_that_is_no_number_is_told_once(scans: Path, tmp_path: Path, comm
             ["batch_size=1", "unlabelled_batch_size=3"],
             r"such as -o plan.batch_size=2 -o plan.unlabelled_batch_size=4",
         ),
-        (["train.norm=batch"], "found batch, whose statistics 2 ranks would not share, expected instance or"),
+        (["train.norm=batch"], "found batch, but 2 ranks do not share its statistics, expected instance or"),
     ],
 )
 def test_what_two_ranks_cannot_do_as_one_makes_no_run_folder(
@@ -333,7 +333,9 @@ def test_what_two_ranks_cannot_do_as_one_makes_no_run_folder(
 
 
 def test_a_run_is_not_continued_on_a_number_that_does_not_fit(alone: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"found plan.batch_size=2 .* continue it on a number that divides 2"):
+    with pytest.raises(
+        UserError, match=r"found plan.batch_size=2 .* continue on a number of ranks that divides 2"
+    ):
         train(resume=alone["mlb"], devices=3, device="cpu")
 
 

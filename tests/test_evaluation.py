@@ -319,7 +319,7 @@ def test_a_csv_that_cannot_be_written_leaves_the_old_file_alone(
         with pytest.raises(UserError, match=rf"{name}: expected a name that ends in \.csv"):
             evaluate(*folders, out=tmp_path / name)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="file: cannot be made a folder"):
         evaluate(*folders, out=tmp_path / "file" / "metrics.csv")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -12,7 +12,7 @@ import torch
 
 import mlbseg
 from blocks import TINY
-from mlbseg.config import Config
+from mlbseg.config import config_of
 from mlbseg.methods import METHODS
 from mlbseg.runs import Run, make_method, make_student
 from state import differences, global_state
@@ -87,7 +87,7 @@ def test_what_is_done_with_a_run_changes_nothing(mlb_run: Path, scans: Path, tmp
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_made_from_the_seed_alone(name: str, mlb_run: Path) -> None:
     opened = Run.open(mlb_run)
-    config = Config.model_validate({**opened.config.model_dump(), "method": name})
+    config = config_of({**opened.config.model_dump(), "method": name})
     run = Run(opened.root, config, opened.plan, opened.split)
     made = []
     for seed in (1, 2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mlbseg.training.loop import _lightning_hushed
 from test_architecture import SOURCE
 
 MODULES = sorted(
@@ -63,7 +61,7 @@ for name in others:
     try:
         importlib.import_module(name)
     except ImportError:  # of an extra that is not installed
-        assert name.split(".")[0] not in ("torch", "monai", "lightning"), name
+        assert name.split(".")[0] not in ("torch", "monai"), name
 before = state()
 for name in modules:
     importlib.import_module(name)
@@ -78,7 +76,7 @@ def unknown(_):
 pwd.getpwuid = unknown
 before = dict(os.environ)
 import mlbseg.networks
-from mlbseg.data.cache import default_cache_root
+from mlbseg.data.cache_root import default_cache_root
 print(default_cache_root())
 print(sorted(os.environ.items() ^ before.items()))
 """
@@ -104,15 +102,6 @@ def test_importing_every_module_changes_nothing_of_the_process() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}
-
-
-def test_lightning_is_hushed_while_it_trains_and_no_longer() -> None:
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    with _lightning_hushed():
-        assert not logger.isEnabledFor(logging.INFO)
-        assert logger.isEnabledFor(logging.WARNING)
-    assert logger.level == before
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_a_fault_of_ours_is_raised_with_its_traceback_and_nothing_is_printed(
 def test_a_fault_of_ours_in_a_rank_ends_a_command_with_one_line_and_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
 ) -> None:
-    monkeypatch.setattr("mlbseg.training.train", lambda *_, **__: launch("launched:crash", {}, 2))
+    monkeypatch.setattr("mlbseg.training.train_run", lambda *_, **__: launch("launched:crash", {}, 2))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     done = command("train", "--resume", tmp_path, "--devices", "2")
     assert (done.code, done.err.count("\n")) == (1, 1), done.err
@@ -102,7 +102,7 @@ def test_an_end_without_a_word_is_told_by_the_one_that_lost_it() -> None:
 
 def test_a_rank_that_does_not_answer_is_lost_after_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE", 0.5)
-    with pytest.raises(Killed, match=r"which ended or gave no answer for 0\.05 minutes"):
+    with pytest.raises(Killed, match=r"it ended, or did not answer for 0\.05 minutes"):
         launch("launched:keep_waiting", {"minutes": 0.05}, 2)
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from blocks import TINY, write_case
 from conftest import Command
 from data.broken import dicom_series
-from mlbseg.apps.bench.cells import parse_rows
 from mlbseg.apps.bench.record import Setup
-from mlbseg.apps.bench.setup import Request, begin, load_settings
+from mlbseg.apps.bench.request import BenchRequest
+from mlbseg.apps.bench.setup import begin
 from mlbseg.data.cases import find_cases
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError
@@ -100,10 +100,10 @@ def test_a_patient_id_is_in_no_file_of_a_run(tmp_path: Path) -> None:
         assert not path.is_file() or b"SECRET" not in path.read_bytes()
 
 
-def asked(cardiac: Path, tmp_path: Path, patient: str | None = None) -> Request:
-    return Request(
-        cardiac, parse_rows(["supervised"]), [2], [0], 2, 0, False, None, load_settings(None, None, TINY),
-        tmp_path / "cache", "", patient,
+def asked(cardiac: Path, tmp_path: Path, patient: str | None = None) -> BenchRequest:
+    return BenchRequest(
+        cardiac, ["supervised"], budgets=[2], test=2, upper=False, patient=patient, overrides=TINY,
+        cache=tmp_path / "cache",
     )  # fmt: skip
 
 

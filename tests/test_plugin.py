@@ -123,6 +123,9 @@ def test_it_is_audited_and_exported(installed: Installed, run: Path, tmp_path: P
     assert (tmp_path / "audit/cases.csv").is_file()
     installed.run("export", run, tmp_path / "half", "--format", "onnx")
     assert (tmp_path / "half/model.onnx").is_file()
+    said = installed.run("export", run, tmp_path / "bundle", "--format", "bundle", code=2)
+    assert "'plain' comes from mlbseg-example 0.1.0" in said
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_it_is_a_row_of_a_bench(installed: Installed, scans: Path, tmp_path: Path) -> None:

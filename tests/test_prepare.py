@@ -314,14 +314,16 @@ def test_ranks_do_not_part_the_pairs_that_a_method_mixes(unlabelled: int, tmp_pa
     with pytest.raises(UserError) as caught:
         prepared(scans, tmp_path / "run", *settings, method="ict", count=2)
     assert str(caught.value) == (
-        "2 ranks share a batch evenly, and method 'ict' mixes pairs of a rank's images: "
+        "a batch must divide evenly among 2 ranks, and method 'ict' mixes pairs of images within a rank: "
         f"found plan.unlabelled_batch_size={unlabelled}, expected multiples of 4 "
         f"(such as -o plan.unlabelled_batch_size={wanted})"
     )
     assert not (tmp_path / "run").exists()
     prepared(scans, tmp_path / "alone", *settings, method="ict")
     plan, config = Plan.read(tmp_path / "alone" / "plan.json"), load_config(method="ict")
-    with pytest.raises(UserError, match=r"a run keeps its batch: continue it on a number that divides 1\)"):
+    with pytest.raises(
+        UserError, match=r"the batch of a run is fixed: continue on a number of ranks that divides 1\)"
+    ):
         require_shares(plan, config, 2, begun=True)
     prepared(scans, tmp_path / "even", "batch_size=2", "unlabelled_batch_size=4", method="ict", count=2)
     with pytest.raises(

@@ -29,9 +29,12 @@ def test_ranks_are_not_launched_by_ranks(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"found --devices 2 in one of the 4 processes .*leave --devices out"):
+    with pytest.raises(
+        UserError,
+        match=r"--devices: found 2, but torchrun has already started 4 processes \(leave --devices out",
+    ):
         processes.require_no_launch(2)
-    with pytest.raises(UserError, match="--device cpu:0: found one device for several ranks"):
+    with pytest.raises(UserError, match="--device cpu:0: several ranks cannot share one device"):
         processes.own_device("cpu:0")
     assert processes.nodes() == (1, 4)
 

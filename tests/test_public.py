@@ -65,10 +65,24 @@ def test_no_module_hides_a_function_once_everything_is_imported() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_checking_loads_what_reading_needs_and_no_more() -> None:
+    """Of torch alone the import takes seconds, and each process that reads would pay for it."""
+    heavy = "{'torch', 'monai', 'lightning', 'scipy.ndimage', 'zarr', 'pandas', 'matplotlib', 'loky'}"
+    script = f"import sys, mlbseg.checking; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("module", ["mlbseg", "mlbseg.cli"])
 def test_importing_the_package_loads_nothing_heavy(module: str) -> None:
     heavy = "{'torch', 'monai', 'numpy', 'pandas'}"
     script = f"import sys, {module}; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_check_starts_without_torch() -> None:
+    script = "import sys, mlbseg.checking; sys.exit(', '.join({'torch', 'monai'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

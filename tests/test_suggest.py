@@ -233,7 +233,7 @@ def test_the_command(supervised_run: Path, scans: Path, tmp_path: Path, command:
     assert "exists already" in again.json["error"]
     passed = command("suggest", supervised_run, "--scans", scans, "--quiet")
     assert (passed.code, passed.err) == (0, "")
-    assert "note: 4 labelled or set apart for testing already, passed over" in passed.out
+    assert "note: 4 already labelled or set apart for testing, left out" in passed.out
 
 
 def test_the_command_names_faults(supervised_run: Path, tmp_path: Path, command: Command) -> None:
@@ -243,6 +243,6 @@ def test_the_command_names_faults(supervised_run: Path, tmp_path: Path, command:
     assert text.code == 2
     assert "label next, of 1 scans" in text.out
     assert "c.nii.gz" in text.err
-    assert "the other scans were looked at" in text.err
+    assert "the other scans were ranked" in text.err
     machine = command("suggest", supervised_run, "--scans", folder, "--json")
     assert (machine.code, machine.json["faults"][0]["case_id"]) == (2, "c")

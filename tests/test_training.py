@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from blocks import TINY, write_blocks
 from conftest import Command
@@ -40,6 +40,7 @@ from mlbseg.training import Interrupted, TrainResult, prepare, stages, train
 from mlbseg.training.loop import Loop
 from mlbseg.training.scan_labels import write_label
 from mlbseg.training.stages import Training
+from mlbseg.training.watching import Watch
 from mlbseg.types import UNLABELLED, Batch, Losses
 
 pytestmark = pytest.mark.slow
@@ -63,25 +64,25 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, stage: int, step: int, action: Callable[[], object]) -> None:
     """Do something in the middle of a training step (counted from 0)."""
-    original = Loop.training_step
+    original = Loop.take_step
 
-    def training_step(self: Loop, batch: Batch, index: int) -> None:
+    def take_step(self: Loop, batch: Batch) -> Any:
         if (self.stage, self.step) == (stage, step):
             action()
-        original(self, batch, index)
+        return original(self, batch)
 
-    monkeypatch.setattr(Loop, "training_step", training_step)
+    monkeypatch.setattr(Loop, "take_step", take_step)
 
 
 def at_every_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[Batch], object]) -> None:
     """Look at the batch of every training step."""
-    original = Loop.training_step
+    original = Loop.take_step
 
-    def training_step(self: Loop, batch: Batch, index: int) -> None:
+    def take_step(self: Loop, batch: Batch) -> Any:
         action(batch)
-        original(self, batch, index)
+        return original(self, batch)
 
-    monkeypatch.setattr(Loop, "training_step", training_step)
+    monkeypatch.setattr(Loop, "take_step", take_step)
 
 
 def fail(error: BaseException) -> Callable[..., Any]:
@@ -145,14 +146,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 def test_the_split_is_kept_to(scans: Path, tmp_path: Path) -> None:
     drawn: set[str] = set()
-    original = Loop.training_step
+    original = Loop.take_step
 
-    def training_step(self: Loop, batch: Batch, index: int) -> None:
+    def take_step(self: Loop, batch: Batch) -> Any:
         drawn.update(batch.case_ids)
-        original(self, batch, index)
+        return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "training_step", training_step)
+        patch.setattr(Loop, "take_step", take_step)
         small(scans, tmp_path / "run", labelled=["case_0", "case_1"], test=["case_2"], validation=["case_1"])
     split = Split.read(tmp_path / "run" / "split.json")
     assert (split.clean, split.validation, split.test) == (("case_0",), ("case_1",), ("case_2",))
@@ -200,7 +201,7 @@ def test_labels_that_came_with_cases_are_weighed_beside_pseudo_labels(
         run = tmp_path / "run" / data.name
         small(data, run, steps=4)
         last = rows(run)[-1]
-        assert {name for name in ("initial", "pseudo") if last[name]} == terms
+        assert {name for name in ("initial", "pseudo") if last.get(name)} == terms
     # The frozen predictions of the unlabelled cases are learnt from only where that was asked for.
     drawn: list[torch.Tensor | None] = []
     at_every_step(monkeypatch, lambda batch: drawn.append(batch.initial_label))
@@ -387,14 +388,15 @@ KILLED = """
 import os, signal, sys
 from mlbseg.cli import main
 from mlbseg.training.loop import Loop
+from mlbseg.training.watching import Watch
 stage, step, where = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
-original, now = Loop.training_step, [None]
-def training_step(self, batch, index):
+original, now = Loop.take_step, [None]
+def take_step(self, batch):
     now[0] = (self.stage, self.step)
     if where == "step" and now[0] == (stage, step): kill()
-    original(self, batch, index)
-Loop.training_step = training_step
+    return original(self, batch)
+Loop.take_step = take_step
 fsync = os.fsync
 def half_written(number):
     if where == "checkpoint" and now[0] == (stage, step): kill()
@@ -604,10 +606,10 @@ def test_where_looking_waits_a_value_that_is_no_number_is_found_before_the_next_
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
-    look = Loop._look
+    look = Watch.look
 
-    def counted(self: Loop) -> None:
-        looks.append((self.step, len(self.unseen)))
+    def counted(self: Watch) -> None:
+        looks.append((self._unseen[-1][0] if self._unseen else -1, len(self._unseen)))
         look(self)
 
     def losses(self: Supervised, batch: Batch, step: int) -> Iterator[Losses]:
@@ -615,7 +617,7 @@ def test_where_looking_waits_a_value_that_is_no_number_is_found_before_the_next_
         yield {"clean": loss * (float("nan") if step == 16 else 1)}
 
     monkeypatch.setattr(Loop, "looks_each_step", False)  # as on a GPU
-    monkeypatch.setattr(Loop, "_look", counted)
+    monkeypatch.setattr(Watch, "look", counted)
     monkeypatch.setattr(Supervised, "losses", losses)
     run = tmp_path / "run"
     with pytest.raises(
@@ -623,7 +625,7 @@ def test_where_looking_waits_a_value_that_is_no_number_is_found_before_the_next_
     ):
         small(scans, run, "checkpoint_every=14", method="supervised", steps=60)
     assert newest(run)["step"] == 14
-    assert [step for step, unseen in looks if unseen > 1] == [10, 14, 20]
+    assert [step for step, unseen in looks if unseen > 1] == [9, 14, 19]
 
 
 def test_how_often_values_are_looked_at_changes_nothing(
@@ -680,7 +682,7 @@ def test_too_little_memory_is_said_with_a_remedy(
     error: Exception, half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = newest(half_done)["step"]
-    monkeypatch.setattr(Loop, "training_step", fail(error))
+    monkeypatch.setattr(Loop, "take_step", fail(error))
     result = command("train", "--resume", half_done, "-q")
     assert result.code == 2
     assert f"not enough memory; the last checkpoint is step {before} of stage" in result.err
@@ -699,7 +701,7 @@ def test_too_little_memory_before_the_first_checkpoint(
 def test_other_errors_are_ours_and_keep_their_traceback(
     half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Loop, "training_step", fail(RuntimeError("sizes do not match")))
+    monkeypatch.setattr(Loop, "take_step", fail(RuntimeError("sizes do not match")))
     done = command("train", "--resume", half_done, "-q")
     assert done.code == 1
     assert "internal error" in done.err
@@ -757,7 +759,7 @@ def test_tensorboard_that_cannot_write_is_named(
     half_done: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.out")
-    monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail(full))
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fail(full))
     result = command("train", "--resume", half_done, "-q")
     assert result.code == 2
     assert "events.out: No space left on device; the last checkpoint is step" in result.err
@@ -962,13 +964,14 @@ PAUSED = """
 import sys
 from mlbseg.cli import main
 from mlbseg.training.loop import Loop
-original = Loop.training_step
-def training_step(self, batch, index):
+from mlbseg.training.watching import Watch
+original = Loop.take_step
+def take_step(self, batch):
     if (self.stage, self.step) == (1, 10):
         print("paused", flush=True)
         sys.stdin.read()
-    original(self, batch, index)
-Loop.training_step = training_step
+    return original(self, batch)
+Loop.take_step = take_step
 main()
 """
 

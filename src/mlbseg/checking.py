@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlbseg.data.check import CheckResult
 from mlbseg.data.check import check as check_dataset
+from mlbseg.data.reading import Reading
 from mlbseg.data.source import DataSource
 
 __all__ = ["CheckResult", "check"]
@@ -18,9 +19,11 @@ def check(
     labels: Sequence[int] | None = None,
     patient: str | None = None,
     allow_empty: bool = False,
+    cache: str | Path | None = None,
+    processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckResult:
-    """Read every scan and label once and report all faults together. Nothing is written.
+    """Read every scan and label once and report all faults together. Nothing is written but the cache.
 
     Args:
         data: The folder (or datalist); see `mlbseg.data.cases.find_cases` for the layouts.
@@ -28,6 +31,9 @@ def check(
             when None.
         patient: A regular expression whose first group, found in each case id, is the patient; recognised when None.
         allow_empty: Careful labels without any structure are accepted: these scans have nothing to find.
+        cache: Folder that remembers what was read, so that unchanged files are not read again; the user's cache folder
+            when None.
+        processes: Number of processes that read; one per core when None. Fewer are used when memory is short.
         progress: Called with (cases done, cases in all).
 
     Returns:
@@ -37,4 +43,5 @@ def check(
         UserError: if there are no cases at all.
     """
     source = DataSource(Path(data), labels, patient, allow_empty)
-    return check_dataset(source.find(), labels=source.labels, progress=progress)
+    reading = Reading.of(processes, None if cache is None else Path(cache))
+    return check_dataset(source.find(), labels=source.labels, reading=reading, progress=progress)

@@ -9,10 +9,18 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from mlbseg.data.augment import AUGMENTATIONS, Augment
 from mlbseg.errors import UserError, brief, nearest
@@ -65,15 +73,25 @@ class PlanSettings(Section):
 class TrainSettings(Section):
     """How training goes."""
 
+    optimiser: Literal["sgd", "adamw"] = Field("sgd", description="optimiser of both stages")
     lr: float = Field(
-        0.05, gt=0, le=1e38, description="learning rate of stage 1 (and of supervised training)"
+        0.05,
+        gt=0,
+        le=1e38,
+        description="learning rate of stage 1, and of supervised training; 0.001 with adamw unless set",
     )
-    lr_bootstrap: float = Field(0.05, gt=0, le=1e38, description="learning rate of stage 2")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, le=1000, description="of SGD")
+    lr_bootstrap: float = Field(
+        0.05, gt=0, le=1e38, description="learning rate of stage 2; 0.001 with adamw unless set"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; the first beta of adamw")
+    weight_decay: float = Field(5e-4, ge=0, le=1000, description="weight decay")
     clip: float = Field(1.0, gt=0, le=1e38, description="largest L2 norm of the gradient")
-    schedule: Literal["poly", "paper", "constant"] = Field(
-        "poly", description="of the learning rate: poly falls to 0 within a stage, paper is 20 / (epoch + 20)"
+    schedule: Literal["poly", "cosine", "paper", "constant"] = Field(
+        "poly",
+        description="of the learning rate: poly and cosine fall to 0 within a stage, paper is 20 / (epoch + 20)",
+    )
+    warmup: int = Field(
+        0, ge=0, le=1_000_000_000, description="steps of each stage over which the learning rate rises from 0"
     )
     stage1_share: float = Field(0.75, gt=0, lt=1, description="share of the steps that stage 1 takes")
     # `-o train.precision=32` is a number to YAML
@@ -103,6 +121,14 @@ class TrainSettings(Section):
         description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU",
     )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
+
+    @model_validator(mode="after")
+    def _usual_rates(self) -> Self:
+        if self.optimiser == "adamw":  # whose usual learning rate is far below that of SGD
+            for name in ("lr", "lr_bootstrap"):
+                if name not in self.model_fields_set:
+                    setattr(self, name, 0.001)
+        return self
 
 
 class Config(Section):

@@ -19,7 +19,6 @@ _PACKAGES = (
     "mlbseg",
     "torch",
     "monai",
-    "lightning",
     "numpy",
     "scipy",
     "SimpleITK",

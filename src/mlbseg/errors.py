@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend. Anything else that is raised is a fault of ours.
+"""User errors: what a user can cause and correct. Anything else that is raised is an internal error.
 
 The command line prints a `UserError` as one clear line (or one line per fault) and exits with code 2.
 """
@@ -10,6 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 _MOST_LISTED = 20
 _FIRST = 3
@@ -57,6 +58,16 @@ class UserError(Exception):
         super().__init__(printable(message))
         self.faults = tuple(faults)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Kinds of this error are made of other arguments than the message, which is all that pickle has.
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(kind: type[UserError], arguments: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
+
 
 class ReadError(UserError):
     """A file could not be read as what it should be."""
@@ -70,7 +81,7 @@ class OtherRank(UserError):
     """Another of the processes that work together has failed.
 
     Attributes:
-        told: That one says itself why.
+        told: That process reports the reason itself.
     """
 
     def __init__(self, message: str, *, exit_code: int = 2, told: bool = True) -> None:
@@ -116,7 +127,7 @@ _BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 8
 
 
 def brief(value: object) -> str:
-    """Return a value for a message, however large it is: nobody reads a million of its items."""
+    """Return a value for a message, shortened if it is large."""
     return _BRIEF.repr(value)
 
 
@@ -126,7 +137,7 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which of the `known` names are meant by an unknown `name`.
+    """Say which of the `known` names an unknown `name` may mean.
 
     Returns:
         A sentence such as ``did you mean 'unet'? (known: unet, vnet)``, or ``known: unet, vnet`` if none is near. More
@@ -153,11 +164,11 @@ def why_case_failed(error: BaseException, what: str = "scan") -> str:
     """Return the reason of a fault for an error that stops one case and no other.
 
     Args:
-        error: What was raised: a user's fault, or the machine's limits.
+        error: What was raised: a user error, or a limit of the machine.
         what: What there was not enough memory for.
 
     Raises:
-        RuntimeError: the error itself, if it is a fault of ours.
+        RuntimeError: the error itself, if it is an internal error.
     """
     if out_of_memory(error):
         return f"not enough memory for this {what}"
@@ -168,7 +179,7 @@ def why_case_failed(error: BaseException, what: str = "scan") -> str:
 
 @contextlib.contextmanager
 def one_case(case_id: str, faults: list[Fault], kind: str, what: str = "scan") -> Iterator[None]:
-    """Let what the user can mend in one case be a fault, and go on with the next case.
+    """Record an error of one case as a fault, so that the other cases go on.
 
     Args:
         case_id: The case.
@@ -177,7 +188,7 @@ def one_case(case_id: str, faults: list[Fault], kind: str, what: str = "scan") -
         what: What there was not enough memory for.
 
     Raises:
-        RuntimeError: a fault of ours.
+        RuntimeError: an internal error.
     """
     try:
         yield

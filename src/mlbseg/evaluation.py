@@ -366,7 +366,7 @@ def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
             found[case] = path
     if not found:
         raise UserError(
-            f"{folder}: no scan files, expected {what} such as case_01.nii.gz (name their own folder)"
+            f"{folder}: no scan files, expected {what} such as case_01.nii.gz (name the folder that holds them)"
         )
     return {case: path for case, path in found.items() if case not in {f.case_id for f in faults}}, faults
 

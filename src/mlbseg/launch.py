@@ -1,8 +1,8 @@
-"""Several processes on this machine that do one thing together, started and watched by the one that was asked.
+"""Start several processes on this machine that do one thing together, and watch them.
 
-Each of them calls one function of the package, with the environment that torchrun would give it. The first that
-fails ends the others. torch's own launcher is not used, as it kills a rank 30 seconds after it was asked to
-stop, be it in the middle of a step or not, and reports in words of its own.
+Each of them calls one function of the package, with the environment that torchrun would give it. When one fails, the
+others are stopped. torch's own launcher is not used: it kills a rank 30 seconds after it was asked to stop, even in the
+middle of a step, and reports in words of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Signalled(UserError):
 
 
 class Killed(UserError):
-    """A process was killed, which says nothing itself."""
+    """A process was killed, and could not say why."""
 
 
 def launch(function: str, arguments: Mapping[str, Any], count: int) -> list[Any]:
@@ -69,9 +69,9 @@ def launch(function: str, arguments: Mapping[str, Any], count: int) -> list[Any]
 
     Raises:
         UserError: that of a process that failed.
-        Killed: if one ended without a word.
+        Killed: if one ended without a message.
         Signalled: on SIGINT or SIGTERM, when all have ended.
-        RuntimeError: if one failed by a fault of ours; its traceback is the error's note.
+        RuntimeError: if one failed by an internal error; its traceback is the error's note.
     """
     from torch import get_num_threads
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ def _raise_failure(codes: Sequence[int], reports: Sequence[Mapping[str, Any]], k
         if code < 0 and index not in killed:
             name = signal.Signals(-code).name
             hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            raise Killed(f"rank {index} of {len(codes)} was killed ({name}{hint}), which ended the others")
+            raise Killed(f"rank {index} of {len(codes)} was killed ({name}{hint}); the others were stopped")
     for index, report in enumerate(reports):
         if "crash" in report:
             failed = RuntimeError(f"rank {index} of {len(codes)} failed: {report['crash']['what']}")
@@ -212,7 +212,7 @@ def main() -> None:
                 "other": isinstance(error, OtherRank),
             }
         }
-    except Exception as error:  # a fault of ours: the one that launched this raises it, as if it were its own
+    except Exception as error:  # an internal error: the process that launched this one raises it
         code = 1
         trace = "".join(traceback.format_exception(error, limit=-50))
         report = {"crash": {"what": f"{type(error).__name__}: {error}", "traceback": trace}}

@@ -23,11 +23,11 @@ TIMEOUT = 30.0
 
 
 def require_no_launch(devices: int) -> None:
-    """Refuse to start processes from one that was itself started with others."""
+    """Refuse to start processes in a rank."""
     if devices > 1 and started():
         raise UserError(
-            f"found --devices {devices} in one of the {os.environ['WORLD_SIZE']} processes that torchrun has "
-            "started (leave --devices out)"
+            f"--devices: found {devices}, but torchrun has already started {os.environ['WORLD_SIZE']} processes "
+            "(leave --devices out)"
         )
 
 
@@ -47,7 +47,7 @@ def own_device(name: str) -> torch.device:
         return pick_device(name)
     device = pick_device(name)
     if device.index is not None:
-        raise UserError(f"--device {name}: found one device for several ranks (use cpu, cuda or auto)")
+        raise UserError(f"--device {name}: several ranks cannot share one device (use cpu, cuda or auto)")
     return device if device.type != "cuda" else pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
 
 
@@ -78,7 +78,7 @@ def joined(device: torch.device, minutes: float = TIMEOUT) -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"rank {os.environ['RANK']} found the others not at {place} within {minutes:g} minutes "
+            f"rank {os.environ['RANK']} did not find the other ranks at {place} within {minutes:g} minutes "
             f"({str(error).partition(chr(10))[0]}; check that every machine reaches this address, "
             "and that all ranks were started)"
         ) from None
@@ -89,7 +89,7 @@ def joined(device: torch.device, minutes: float = TIMEOUT) -> Iterator[Ranks]:
         if not lost(error):
             raise
         raise OtherRank(
-            f"rank {ranks.index} lost another of the {ranks.count} ranks, which ended or gave no answer for "
+            f"rank {ranks.index} lost another of the {ranks.count} ranks: it ended, or did not answer for "
             f"{minutes:g} minutes",
             told=False,
         ) from error

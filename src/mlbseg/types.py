@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch  # `mlbseg check` does without, and its seconds
 
 IGNORE = -1
 """The label of a pixel that no loss may look at (padding, outside a view)."""
@@ -17,7 +19,7 @@ IGNORE = -1
 UNLABELLED = -2
 """The initial label of a pixel that has none: what it is, pseudo labels may say."""
 
-Losses = dict[str, torch.Tensor]
+Losses: TypeAlias = "dict[str, torch.Tensor]"
 """Named scalar loss terms of one optimiser step; what is minimised is their sum."""
 
 
@@ -142,16 +144,15 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which a GPU copies while it computes; DataLoader calls it."""
-        pinned: dict[str, Any] = {
-            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
         return replace(self, **pinned)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
         return replace(self, **moved)
+
+    def _tensors(self) -> dict[str, Any]:
+        import torch
+
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}

@@ -8,7 +8,6 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from mlbseg.data.plan import Plan
@@ -86,6 +85,9 @@ def slide_windows(
     Returns:
         (M, *S) float32.
     """
+    # Here, as every process that trains imports this module, and MONAI takes seconds.
+    from monai.inferers.utils import sliding_window_inference
+
     x = torch.from_numpy(np.ascontiguousarray(array))
     sliced = len(patch_size) < x.ndim - 1
     # (Z, C, Y, X) for slices, (1, C, *S) otherwise

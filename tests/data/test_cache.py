@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,12 +19,15 @@ import pytest
 
 from mlbseg.data import cache as cache_module
 from mlbseg.data import entries as entries_module
-from mlbseg.data.cache import FORMAT, Cache, default_cache_root
-from mlbseg.data.entries import STALE_SECONDS
+from mlbseg.data import reading as reading_module
+from mlbseg.data.cache import FORMAT, Cache
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import prepare_label, prepare_scan
 from mlbseg.data.readers import read_label, read_scan, write_image, write_label
+from mlbseg.data.reading import Reading
 from mlbseg.errors import ReadError, UserError
+from mlbseg.temporaries import temporary_folder
 from mlbseg.types import Case, Geometry, Role
 
 PLAN = Plan(
@@ -472,17 +474,15 @@ def test_an_entry_is_not_made_anew_of_a_scan_that_has_changed(tmp_path: Path) ->
     assert entries(tmp_path / "cache") == []
 
 
-def test_remains_of_killed_builds_are_swept_after_a_day(tmp_path: Path) -> None:
+def test_remains_of_killed_builds_are_swept_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / f"v{FORMAT}"
-    old, young, entry = folder / ".image-00.aa", folder / ".image-00.bb", folder / "image-00"
-    for path in (old, young, entry):
+    entry, remain = folder / "image-00", folder / f".mlbseg-{'0' * 32}"
+    for path in (entry, remain):
         path.mkdir(parents=True)
-    past = time.time() - 2 * STALE_SECONDS
-    for path in (old, entry):
-        os.utime(path, (past, past))
-    Cache(tmp_path, PLAN)
-    assert not old.exists()
-    assert young.is_dir()
+    with temporary_folder(folder) as in_use:
+        Cache(tmp_path, PLAN)
+        assert in_use.is_dir()
+    assert not remain.exists()
     assert entry.is_dir()
 
 
@@ -574,11 +574,12 @@ def test_a_build_killed_half_way_leaves_no_entry(tmp_path: Path) -> None:
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    (remains,) = entries(tmp_path / "cache")
-    assert remains.startswith(".")
+    remains = entries(tmp_path / "cache")
+    assert len(remains) == 2  # a folder and its lock
+    assert all(name.startswith(".") for name in remains)
     image = Cache(tmp_path / "cache", PLAN).image(case)
     assert np.array_equal(image.array[:], prepare_scan(read_scan(case.images), PLAN)[0])
-    assert len(entries(tmp_path / "cache")) == 2
+    assert len(entries(tmp_path / "cache")) == 1
 
 
 @pytest.mark.slow
@@ -692,3 +693,61 @@ def test_entries_say_where_the_scan_lies_in_plain_json(tmp_path: Path) -> None:
     attributes = json.loads((entry / "zarr.json").read_text())["attributes"]
     assert tuple(attributes["native"]["origin"]) == frame.native.origin
     assert str(tmp_path) not in json.dumps(attributes)
+
+
+def folders(root: Path) -> dict[str, bytes]:
+    """Return the files of all entries."""
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
+
+
+def labelled_cases(root: Path) -> list[Case]:
+    cases = [make_case(root / str(seed), seed=seed) for seed in range(4)]
+    return [replace(case, id=str(number)) for number, case in enumerate(cases)]
+
+
+@pytest.mark.slow
+def test_processes_prepare_what_one_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = labelled_cases(tmp_path)
+    Cache(tmp_path / "one", PLAN).fill(cases)
+    monkeypatch.setattr(reading_module, "SOON", -1.0)
+    told: list[tuple[int, int]] = []
+    cached = Cache(tmp_path / "two", PLAN)
+    cached.image(cases[1])  # is there already
+    cached.fill(cases, reading=Reading(2), progress=lambda done, total: told.append((done, total)))
+    one, two = folders(tmp_path / "one" / f"v{FORMAT}"), folders(tmp_path / "two" / f"v{FORMAT}")
+    assert len({name.split("/")[0] for name in one}) >= len(cases)
+    assert one == two
+    assert told[-1] == (4, 4)
+
+
+def test_what_is_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = labelled_cases(tmp_path)
+    Cache(tmp_path / "cache", PLAN).fill(cases)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(cache_module, "_prepare", refuse)
+    told: list[int] = []
+    Cache(tmp_path / "cache", PLAN).fill(cases, progress=lambda done, _: told.append(done))
+    assert told == [4]
+
+
+@pytest.mark.slow
+def test_the_first_case_that_cannot_be_prepared_is_named_and_nothing_is_left_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = labelled_cases(tmp_path)
+    for case in cases[1:3]:
+        case.images[0].write_bytes(case.images[0].read_bytes()[:500])
+    said = []
+    for name, reading in (("one", Reading()), ("two", Reading(2))):
+        monkeypatch.setattr(reading_module, "SOON", -1.0)
+        with pytest.raises(UserError) as raised:
+            Cache(tmp_path / name, PLAN).fill(cases, reading=reading)
+        said.append(str(raised.value))
+        assert not any(entry.startswith(".") for entry in entries(tmp_path / name))
+    assert said[0] == said[1]
+    assert str(cases[1].images[0]) in said[0]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
+from mlbseg.data import hashes
 from mlbseg.data import inputs as module
-from mlbseg.data.inputs import Inputs, content_hash
+from mlbseg.data.hashes import content_hash
+from mlbseg.data.inputs import Inputs
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.types import Case, Role
 
@@ -65,7 +67,7 @@ def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path, monkeypatch: 
         seen.add(content_hash(path))
     assert len(seen) == 3
     # So it is where hashes are remembered, which they are not of a file that has just been written.
-    monkeypatch.setattr(module, "_GRAIN", -1)
+    monkeypatch.setattr(hashes, "_GRAIN", -1)
     before = content_hash(path)
     (tmp_path / "new").write_bytes(b"ten")
     (tmp_path / "new").replace(path)
@@ -82,11 +84,11 @@ def test_a_file_is_hashed_once_while_it_stays(tmp_path: Path, monkeypatch: pytes
         calls.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(module.hashlib, "file_digest", digest)
+    monkeypatch.setattr(hashes.hashlib, "file_digest", digest)
     content_hash(path)
     content_hash(path)
     assert len(calls) == 2  # it has just been written: another change could carry the same time
-    monkeypatch.setattr(module, "_GRAIN", -(10**9))
+    monkeypatch.setattr(hashes, "_GRAIN", -(10**9))
     for _ in range(3):
         content_hash(path)
     assert len(calls) == 3
@@ -137,8 +139,8 @@ def test_a_file_that_changes_back_at_once_is_named(tmp_path: Path, monkeypatch: 
     case = make_case(tmp_path)
     inputs = Inputs(since="noon")
     inputs.note(case)
-    hashes = iter(["other", *inputs.known["a"]["images"][1:]])
-    monkeypatch.setattr(module, "content_hash", lambda path: next(hashes, None) or content_hash(path))
+    held = iter(["other", *inputs.known["a"]["images"][1:]])
+    monkeypatch.setattr(module, "content_hash", lambda path, _: next(held, None) or content_hash(path))
     with pytest.raises(UserError, match="a_0: has changed since noon"):
         inputs.images(case)
 

@@ -19,7 +19,7 @@ from mlbseg.data.cases import find_cases, find_scans
 from mlbseg.data.check import check
 from mlbseg.data.formats import nifti as module
 from mlbseg.data.geometry import geometry_difference
-from mlbseg.data.inputs import content_hash
+from mlbseg.data.hashes import content_hash
 from mlbseg.data.readers import read_label, read_scan, write_image, write_label
 from mlbseg.errors import ReadError
 from mlbseg.types import Geometry

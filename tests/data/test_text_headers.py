@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from data.broken import noise, save
-from mlbseg.data.inputs import content_hash
+from mlbseg.data.hashes import content_hash
 from mlbseg.data.readers import pixel_file, read_label, read_scan
 from mlbseg.errors import ReadError
 

@@ -84,6 +84,9 @@ def test_a_new_name_becomes_a_column_of_the_log(tmp_path: Path) -> None:
     assert read_log(path).columns["paleness"] == [(30, 5)]
     with pytest.raises(ValueError, match="letters"):
         append_row(path, {"a,b": 1})
+    path.write_text("2,10,0.0")  # of a row that was cut off, and nothing else
+    cut_log(path, 2, 20)
+    assert not path.exists()
 
 
 def test_a_chart_goes_where_its_values_go() -> None:

@@ -26,7 +26,16 @@ Accelerator = Annotated[
 Timeout = Annotated[
     float, typer.Option(help="Minutes that a process waits for another before it gives up.", min=0.01)
 ]
-Threads = Annotated[int | None, typer.Option(help="Total CPU threads, shared by all --devices.", min=1)]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that read scans (default: one per core). Fewer are used when memory is short.", min=1
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.", min=1)]
+SharedThreads = Annotated[
+    int | None, typer.Option("--threads", help="Total CPU threads, shared by all --devices.", min=1)
+]
 
 Labels = Annotated[str | None, typer.Option(help="Label values to expect, such as 0,1,2.")]
 Patient = Annotated[
@@ -58,7 +67,9 @@ Override = Annotated[
         "-o", "--override", help="A setting as key=value, such as -o plan.spacing=1.25; repeatable."
     ),
 ]
-Cache = Annotated[Path | None, typer.Option(help="Folder for preprocessed scans.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for preprocessed scans and for facts about files that were read.")
+]
 Network = Annotated[
     str | None, typer.Option(help="Network to use: student, teacher ... (default: the method's choice).")
 ]

@@ -19,6 +19,7 @@ from mlbseg.cli.arguments import (
     Override,
     Patient,
     Preset,
+    Processes,
     Quiet,
     count_or_ids,
     label_values,
@@ -74,6 +75,7 @@ def bench(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
     cache: Cache = None,
+    processes: Processes = None,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of GPUs to spread the cells over.", min=1)] = 1,
     threads: Annotated[
@@ -86,15 +88,18 @@ def bench(
 
     The same command continues a bench that was stopped. With more methods, budgets or seeds it runs the new cells only.
     """
-    from mlbseg.apps.bench import bench as run_bench
+    from mlbseg.apps.bench import BenchRequest, run_bench
 
-    result = run_bench(
-        data, out, methods=names(methods), variants=variant or (), labelled=numbers("--labelled", labelled),
+    request = BenchRequest(
+        data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
         upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
-        config=config, overrides=override or (), jobs=jobs, device=device, devices=devices, threads=threads,
-        cache=cache, retry=retry,
-        command=shlex.join(["mlbseg", *sys.argv[1:]]), console=progress_console(quiet or as_json),
+        config=config, overrides=tuple(override or ()), cache=cache, processes=processes,
+        command=shlex.join(["mlbseg", *sys.argv[1:]]),
+    )  # fmt: skip
+    result = run_bench(
+        out, request, jobs=jobs, device=device, devices=devices, threads=threads, retry=retry,
+        console=progress_console(quiet or as_json),
     )  # fmt: skip
     finish(
         result.as_dict(), as_json=as_json, tables=result.tables(),

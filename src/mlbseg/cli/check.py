@@ -6,7 +6,17 @@ from typing import Any
 
 from rich.table import Table
 
-from mlbseg.cli.arguments import AllowEmpty, Data, Json, Labels, Patient, Quiet, label_values
+from mlbseg.cli.arguments import (
+    AllowEmpty,
+    Cache,
+    Data,
+    Json,
+    Labels,
+    Patient,
+    Processes,
+    Quiet,
+    label_values,
+)
 from mlbseg.cli.ending import finish
 from mlbseg.cli.printing import progress_console
 from mlbseg.terminal import plain
@@ -17,6 +27,8 @@ def check(
     labels: Labels = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
+    cache: Cache = None,
+    processes: Processes = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -26,8 +38,8 @@ def check(
 
     with StepProgress(progress_console(quiet or as_json), "reading", 0) as progress:
         result = run_check(
-            data, labels=label_values(labels), patient=patient, allow_empty=allow_empty,
-            progress=lambda done, total: progress.update(done, total=total),
+            data, labels=label_values(labels), patient=patient, allow_empty=allow_empty, cache=cache,
+            processes=processes, progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     finish(
         result.as_dict(), as_json=as_json, tables=[_table(result.summary, str(data))], notes=result.warnings,

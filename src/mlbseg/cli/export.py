@@ -64,11 +64,10 @@ def export(
             also=names(also) or None, scans=scans, masks=masks, codes=codes, fractional=fractional or None,
             overwrite=overwrite, device=device, progress=progress,
         )  # fmt: skip
-    files = [str(path) for path in result.files]
-    lines = [f"wrote {file}" for file in files]
-    if result.next and files:
+    lines = [f"wrote {path}" for path in result.files]
+    if result.next and lines:
         lines.append(f"next: {result.next}")
     finish(
-        {"files": files, "next": result.next, "faults": [f.as_dict() for f in result.faults]}, as_json=as_json,
-        lines=lines, faults=result.faults, where=str(out), advice="the others were exported" if files else "",
+        result.as_dict(), as_json=as_json, lines=lines, faults=result.faults, where=str(out),
+        advice="the others were exported" if result.files else "",
     )  # fmt: skip

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mlbseg.cli.arguments import (
     AllowEmpty,
+    Cache,
     ConfigFile,
     Data,
     Device,
@@ -18,6 +19,7 @@ from mlbseg.cli.arguments import (
     Override,
     Patient,
     Preset,
+    Processes,
     Quiet,
     SkipBad,
     count_or_ids,
@@ -51,11 +53,13 @@ def plan(
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
     skip_bad: SkipBad = False,
+    cache: Cache = None,
+    processes: Processes = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the plan that train would follow, with its reasons. Nothing is trained or written."""
+    """Print the plan that train would follow, with its reasons. Nothing is trained, and no run is written."""
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.prepare import plan_run
@@ -63,9 +67,11 @@ def plan(
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
-        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
+        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache,
     )  # fmt: skip
-    found = plan_run(request, device=pick_device(device), console=progress_console(quiet or as_json))
+    found = plan_run(
+        request, device=pick_device(device), console=progress_console(quiet or as_json), processes=processes
+    )
     finish(
         found.as_dict(), as_json=as_json,
         tables=[_table(found.plan, str(data))], lines=names_note(found.skipped, "left out"),

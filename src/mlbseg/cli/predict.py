@@ -15,7 +15,7 @@ from mlbseg.cli.arguments import (
     Network,
     Quiet,
     Run,
-    Threads,
+    SharedThreads,
     case_ids,
     part_of,
     set_threads,
@@ -57,7 +57,7 @@ def predict(
     device: Device = "auto",
     devices: Devices = 1,
     accelerator: Accelerator = None,
-    threads: Threads = None,
+    threads: SharedThreads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

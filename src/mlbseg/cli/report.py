@@ -45,15 +45,10 @@ def report(
             device=device,
             progress=progress,
         )
-    warnings = [finding for finding in result.findings if finding.warning]
-    record = {
-        "report": str(result.path),
-        "scored": result.scored,
-        "group": result.group,
-        "mean_dice": result.mean_dice,
-        "warnings": [f"{finding.title}. {finding.text}" for finding in warnings],
-    }
-    finish(record, as_json=as_json, lines=[*(f"note: {f.title}" for f in warnings), f"wrote {result.path}"])
+    finish(
+        result.as_dict(), as_json=as_json,
+        lines=[*(f"note: {finding.title}" for finding in result.warnings), f"wrote {result.path}"],
+    )  # fmt: skip
 
 
 def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Path | None, str]:

@@ -24,7 +24,8 @@ def suggest(
     rule: Annotated[
         str,
         typer.Option(
-            help="spread: scans unlike all labelled ones first; cover: scans that many others are like first."
+            help="spread: first the scans farthest from the labelled ones; cover: first the scans that many others "
+            "are like."
         ),
     ] = "spread",
     device: Device = "auto",

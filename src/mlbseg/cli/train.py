@@ -20,9 +20,10 @@ from mlbseg.cli.arguments import (
     Override,
     Patient,
     Preset,
+    Processes,
     Quiet,
+    SharedThreads,
     SkipBad,
-    Threads,
     Timeout,
     count_or_ids,
     label_values,
@@ -68,6 +69,7 @@ def train(
     allow_empty: AllowEmpty = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
+    processes: Processes = None,
     with_report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the run folder.")
     ] = True,
@@ -75,7 +77,7 @@ def train(
     devices: Devices = 1,
     accelerator: Accelerator = None,
     timeout: Timeout = 30.0,
-    threads: Threads = None,
+    threads: SharedThreads = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -92,7 +94,7 @@ def train(
     )  # fmt: skip
     result = train_run(
         request, resume=resume, device=device_name(device, accelerator, devices), devices=devices, timeout=timeout,
-        console=progress_console(quiet or as_json),
+        processes=processes, console=progress_console(quiet or as_json),
     )  # fmt: skip
     page, why = None, ""
     if with_report and speaks():

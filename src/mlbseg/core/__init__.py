@@ -1,4 +1,4 @@
-"""The algorithm as pure functions on tensors: no files, no Lightning, usable in anyone's own loop."""
+"""The algorithm as pure functions on tensors: no files, no framework, usable in anyone's own loop."""
 
 from mlbseg.core.directional import central_difference, directional_derivative, gradient, loss_and_gradient
 from mlbseg.core.losses import cross_entropy_map, soft_dice_loss, supervised_loss

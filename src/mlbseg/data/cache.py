@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry, sweep
+from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry
+from mlbseg.data.facts import ImageFacts, recalled
 from mlbseg.data.geometry import RESAMPLE, onto
-from mlbseg.data.inputs import Inputs, combined_hash
+from mlbseg.data.inputs import Inputs
+from mlbseg.data.lattice import at_spacing, reorient
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
-from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
+from mlbseg.data.reading import HERE, Reading
+from mlbseg.data.remembered import Remembered, combined_hash
 from mlbseg.errors import ReadError, UserError, printable
+from mlbseg.temporaries import sweep
 from mlbseg.types import Case, Geometry, Role
 
 FORMAT = 2
@@ -36,6 +39,7 @@ FORMAT = 2
 FOREGROUND_VOXELS = 2_000
 """Positions kept per foreground class."""
 
+_GRID_BYTES = 12  # most memory for each number of a prepared scan, beside what reading takes; measured
 _ATTEMPTS = 10  # to have a whole entry: others may be mending it, and a disk may be failing
 
 _IMAGE_FIELDS = ("scan_ndim", "channels", "spacing", "normalisation", "intensity", "crop", "orientation")
@@ -85,46 +89,6 @@ class CachedImage:
     frame: Frame
 
 
-def default_cache_root() -> Path:
-    """Return $MLBSEG_CACHE, else `mlbseg` in $XDG_CACHE_HOME, else in ~/.cache, else in the machine's temporary folder.
-
-    The last is for users without a home that they can write to, in containers for instance.
-
-    Raises:
-        UserError: that folder cannot be made, or is another user's.
-    """
-    if own := os.environ.get("MLBSEG_CACHE"):
-        return Path(own)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "mlbseg"
-    try:
-        home = Path.home()
-    except RuntimeError:  # there is none
-        return _temporary_root()
-    root = home / ".cache" / "mlbseg"
-    there = next(path for path in (root, *root.parents) if path.exists())
-    return root if os.access(there, os.W_OK) else _temporary_root()
-
-
-def _temporary_root() -> Path:
-    """Return this user's folder among the temporary ones, made if need be, which nobody else can look into."""
-    remedy = "(name a folder with --cache DIR or the environment variable MLBSEG_CACHE)"
-    try:
-        root = Path(tempfile.gettempdir()) / f"mlbseg-{os.getuid()}"
-        root.mkdir(mode=0o700, exist_ok=True)
-        found = root.lstat()
-    except OSError as error:  # of the first it means that none of the usual places can be written
-        raise UserError(
-            "no folder for prepared scans: there is no home and no temporary folder that can be written: "
-            f"{error.strerror or error} {remedy}"
-        ) from None
-    if not S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise UserError(
-            f"{root}: expected a folder of your own that nobody else can look into, as prepared scans go there {remedy}"
-        )
-    return root
-
-
 class Cache:
     """Prepared images and labels of cases, built when they are first asked for.
 
@@ -147,6 +111,53 @@ class Cache:
         self._labels: dict[Case, _Entry] = {}
         self._foregrounds: dict[Case, npt.NDArray[np.int32]] = {}
         sweep(self.root)
+
+    def fill(
+        self,
+        cases: Sequence[Case],
+        *,
+        reading: Reading = HERE,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Prepare what is not prepared yet of some cases: images, and labels of the clean and noisy ones.
+
+        Args:
+            cases: The cases.
+            reading: In how many processes scans are prepared.
+            progress: Called with (cases done, cases in all).
+        """
+        todo = [case for case in cases if not all(map(os.path.lexists, self._folders(case)))]
+        total, there = len(cases), len(cases) - len(todo)
+        prepare = partial(_prepare, self.root.parent, self.plan, self.inputs.without_look(todo))
+        made = reading.each(
+            prepare, todo, need=lambda case: self._need(case, reading.remembered),
+            progress=None if progress is None else lambda done, _: progress(there + done, total),
+        )  # fmt: skip
+        try:
+            with closing(made):
+                for _ in made:
+                    pass
+        finally:
+            sweep(self.root)  # processes that were killed leave what they had begun
+        if progress:
+            progress(total, total)
+
+    def _folders(self, case: Case) -> Iterator[Path]:
+        """Yield where the entries of a case are or shall be."""
+        yield self.root / f"image-{self._image_key(case)}"
+        if _is_labelled(case):
+            yield self.root / f"label-{self._label_key(case)}"
+
+    def _need(self, case: Case, remembered: Remembered) -> int:
+        """Return the memory that preparing a case takes, bytes: of the whole grid, as a crop is not known yet."""
+        known = recalled(ImageFacts, case.images, remembered)
+        if known is None:
+            native = grid = sum(announced(path) for path in case.images)
+        else:
+            lattice = at_spacing(reorient(known.geometry, self.plan.orientation), self.plan.spacing)
+            native, grid = (known.channels * math.prod(place.size) for place in (known.geometry, lattice))
+        label = announced(case.label, label=True) if _is_labelled(case) and case.label else 0
+        return max(SCAN_BYTES * native + _GRID_BYTES * grid, LABEL_BYTES * label)
 
     def image(self, case: Case) -> CachedImage:
         """Return the prepared scan of `case`."""
@@ -183,14 +194,17 @@ class Cache:
         return self._foregrounds[case]
 
     def _label_entry(self, case: Case) -> _Entry:
-        if case.role not in (Role.CLEAN, Role.NOISY) or case.label is None:
+        if not _is_labelled(case):
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
-            contents = self._image_key(case), self.inputs.label(case)
-            key = combined_hash(*contents, self.plan.label_values, case.unknown)
+            key = self._label_key(case)
             prepare = partial(self._prepare_label, case, seed=int(key[:16], 16))
             self._labels[case] = _Entry(self.root / f"label-{key}", case, prepare)
         return self._labels[case]
+
+    def _label_key(self, case: Case) -> str:
+        contents = self._image_key(case), self.inputs.label(case)
+        return combined_hash(*contents, self.plan.label_values, case.unknown)
 
     def _image_key(self, case: Case) -> str:
         settings = {name: getattr(self.plan, name) for name in _IMAGE_FIELDS}
@@ -218,6 +232,17 @@ class Cache:
                 "foreground": (positions, (max(1, len(positions)), positions.shape[1])),
             }
         )
+
+
+def _prepare(root: Path, plan: Plan, inputs: Inputs, case: Case) -> None:
+    cache = Cache(root, plan, inputs)
+    cache.image(case)
+    if _is_labelled(case):
+        cache.label(case)
+
+
+def _is_labelled(case: Case) -> bool:
+    return case.role in (Role.CLEAN, Role.NOISY) and case.label is not None
 
 
 class _Entry:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.cases import Dataset
+from mlbseg.data.facts import ImageFacts, LabelFacts, image_facts, label_facts, recalled
 from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
-from mlbseg.data.grey import find_greys, grey_fault, value_counts
-from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.grey import grey_fault
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced
+from mlbseg.data.reading import HERE, KILLED, Reading
+from mlbseg.data.remembered import Remembered
 from mlbseg.errors import Fault, FaultsError, ReadError
 from mlbseg.tables import data_frame
 from mlbseg.types import Case, Geometry, Role
@@ -70,9 +74,7 @@ class _Seen:
     """What is kept of a case after its pixels are gone."""
 
     case: Case
-    geometry: Geometry | None = None
-    channels: int = 0
-    digest: str = ""
+    image: ImageFacts | None = None
     labels: dict[int, int] = field(default_factory=dict)  # value -> voxels
     unknown: int = 0  # voxels whose class the label leaves open
 
@@ -82,9 +84,10 @@ def check(
     *,
     labels: Sequence[int] | None = None,
     require_roles: bool = True,
+    reading: Reading = HERE,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckResult:
-    """Read each file of `dataset` once, one case in memory at a time.
+    """Read each file of `dataset` once, or not at all if it is remembered; one case in a process at a time.
 
     Args:
         dataset: As `find_cases` returns it, or with the cases of `apply_split`: then hidden and test labels are
@@ -92,18 +95,22 @@ def check(
         labels: The label values that may occur. Without it: those that the data set names; else those of at
             least two labelled cases; else, with fewer than three labelled cases, whatever there is.
         require_roles: Whether something will be trained, so that no clean case is a fault.
+        reading: In how many processes files are read, and what is remembered of them. It changes no result.
         progress: Called with (cases done, cases in all).
     """
     faults, warnings = list(dataset.faults), list(dataset.warnings)
     stated = tuple(dataset.class_names) if labels is None else labels
     seen = []
-    for done, case in enumerate(dataset.cases, 1):
-        one = _Seen(case)
-        for fault in (*_check_image(one), *_check_label(one, stated)):
-            (warnings if fault.kind in _WARNINGS else faults).append(_named(fault, case, dataset.root))
-        seen.append(one)
-        if progress:
-            progress(done, len(dataset.cases))
+    read = reading.each(
+        partial(_read_case, remembered=reading.remembered), dataset.cases,
+        need=partial(_need, reading.remembered), lost=_lost, short=_is_short, progress=progress,
+    )  # fmt: skip
+    with closing(read):
+        for case, (image, label) in zip(dataset.cases, read, strict=True):
+            one = _Seen(case)
+            for fault in (*_check_image(one, image), *_check_label(one, label, stated)):
+                (warnings if fault.kind in _WARNINGS else faults).append(_named(fault, case, dataset.root))
+            seen.append(one)
     faults += _unexpected_labels(seen, labels, dataset.class_names)
     faults += _same_images(seen)
     faults += _odd_ones_out(seen)
@@ -163,46 +170,75 @@ def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
 _WARNINGS = ("constant-channel", "empty-label", "note")
 
 
-def _check_image(one: _Seen) -> Iterable[Fault]:
-    name = _files(one.case.images)
+_Read = tuple[ImageFacts | Fault, LabelFacts | Fault | None]
+"""What is known of a case's image, and of its label, if it has one."""
+
+
+def _read_case(case: Case, remembered: Remembered) -> _Read:
+    image: ImageFacts | Fault
+    label: LabelFacts | Fault | None = None
     try:
-        scan = read_scan(one.case.images)
+        image = image_facts(case.images, remembered)
     except ReadError as error:
-        yield error.fault
+        image = error.fault
+    if case.label is not None:
+        try:
+            label = label_facts(case.label, remembered)
+        except ReadError as error:
+            label = error.fault
+    return image, label
+
+
+def _need(remembered: Remembered, case: Case) -> int:
+    """Return the memory that a case takes, bytes; what is remembered takes none."""
+    image = label = 0
+    if recalled(ImageFacts, case.images, remembered) is None:
+        image = sum(announced(path) for path in case.images)
+    if case.label is not None and recalled(LabelFacts, [case.label], remembered) is None:
+        label = announced(case.label, label=True)
+    return max(SCAN_BYTES * image, LABEL_BYTES * label)  # one after the other
+
+
+def _lost(case: Case) -> _Read:
+    remedy = "use a machine with more memory, or leave the scan out"
+    return Fault(_files(case.images), KILLED, remedy=remedy, kind="memory"), None
+
+
+def _is_short(read: _Read) -> bool:
+    return any(isinstance(part, Fault) and part.kind == "memory" for part in read)
+
+
+def _check_image(one: _Seen, image: ImageFacts | Fault) -> Iterable[Fault]:
+    name = _files(one.case.images)
+    if isinstance(image, Fault):
+        yield image
         return
-    for note in scan.notes:
+    for note in image.notes:
         yield Fault(name, note, kind="note")
-    one.geometry, one.channels = scan.geometry, len(scan.array)
-    one.digest = hashlib.blake2b(scan.array.data.cast("B"), digest_size=16).hexdigest() + str(
-        scan.array.shape
-    )
-    finite = int(np.isfinite(scan.array).sum())
-    if finite < scan.array.size:
-        found = f"{scan.array.size - finite} values are NaN or infinite"
+    one.image = image
+    if image.odd:
+        found = f"{image.odd} values are NaN or infinite"
         yield Fault(name, found, "finite values", "export the scan again", kind="nan")
-        return
-    constant = [i for i, channel in enumerate(scan.array) if channel.min() == channel.max()]
-    if len(constant) == one.channels:
-        found = f"every pixel is {scan.array.flat[0]:g}"
+    elif len(image.constant) == image.channels:
+        found = f"every pixel is {image.constant[0][1]:g}"
         yield Fault(name, found, "an image", "export the scan again", kind="constant")
-    elif constant:
-        found = f"channel {constant[0]} is constant"
+    elif image.constant:
+        found = f"channel {image.constant[0][0]} is constant"
         yield Fault(name, found, "an image in each channel", kind="constant-channel")
 
 
-def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
-    if one.case.label is None:
+def _check_label(one: _Seen, label: LabelFacts | Fault | None, stated: Collection[int]) -> Iterable[Fault]:
+    if label is None:
+        return
+    if isinstance(label, Fault):
+        yield label
         return
     name = str(one.case.label)
-    try:
-        array, geometry = read_label(one.case.label)
-    except ReadError as error:
-        yield error.fault
-        return
-    if greys := find_greys(array, stated):
-        yield grey_fault(name, greys)
+    # Greys that are all stated are meant.
+    if label.greys and not set(label.values) <= {0, *stated}:
+        yield grey_fault(name, label.greys)
     else:  # greys are no values that other labels could be compared with
-        one.labels = _histogram(array)
+        one.labels = dict(label.values)
         one.unknown = one.labels.pop(one.case.unknown, 0) if one.case.unknown is not None else 0
         if not one.labels:
             yield Fault(
@@ -212,13 +248,13 @@ def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
                 "draw them, or remove the file: then the case counts as unlabelled",
                 kind="all-unknown",
             )
-    if one.geometry and (difference := geometry_difference(geometry, one.geometry)):
+    if one.image and (difference := geometry_difference(label.geometry, one.image.geometry)):
         found, expected = difference
         yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")
     # Of a label that leaves voxels open, the structure may lie there.
     if set(one.labels) == {0} and not one.unknown and not one.case.may_be_empty:
         # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
-        may_be = one.case.role is Role.TEST or geometry.ndim == 2
+        may_be = one.case.role is Role.TEST or label.geometry.ndim == 2
         remedy = (
             ""
             if may_be
@@ -228,10 +264,6 @@ def _check_label(one: _Seen, stated: Collection[int]) -> Iterable[Fault]:
         yield Fault(
             name, "only background", "a structure", remedy, kind="empty-label" if may_be else "background"
         )
-
-
-def _histogram(array: npt.NDArray[np.int32]) -> dict[int, int]:
-    return dict(zip(*(part.tolist() for part in value_counts(array)), strict=True))
 
 
 def _files(paths: Sequence[Path]) -> str:
@@ -281,7 +313,7 @@ def _same_images(seen: Sequence[_Seen]) -> Iterable[Fault]:
     """Find one scan under two names: it could be trained on and tested on at once."""
     first: dict[str, str] = {}
     for one in seen:
-        other = first.setdefault(one.digest, one.case.id) if one.digest else one.case.id
+        other = first.setdefault(one.image.digest, one.case.id) if one.image else one.case.id
         if other != one.case.id:
             remedy = "remove one of them"
             yield Fault(
@@ -291,18 +323,15 @@ def _same_images(seen: Sequence[_Seen]) -> Iterable[Fault]:
 
 def _odd_ones_out(seen: Sequence[_Seen]) -> Iterable[Fault]:
     """Compare each case with the rest: number of axes, of channels, spacing."""
-    for value, name, kind in ((_ndim, "axes", "dimension"), (lambda o: o.channels, "channels", "channels")):
-        counts = Counter(value(one) for one in seen if one.geometry)
-        for one in seen:
-            if one.geometry and value(one) != (usual := counts.most_common(1)[0][0]):
-                found, expected = f"an image of {value(one)} {name}", f"{usual} as in most cases"
-                yield Fault(one.case.id, found, expected, "use scans of one kind", one.case.id, kind)
+    read = [(one.case.id, one.image) for one in seen if one.image]
+    for value, name, kind in ((_ndim, "axes", "dimension"), (lambda i: i.channels, "channels", "channels")):
+        counts = Counter(value(image) for _, image in read)
+        for case, image in read:
+            if value(image) != (usual := counts.most_common(1)[0][0]):
+                found, expected = f"an image of {value(image)} {name}", f"{usual} as in most cases"
+                yield Fault(case, found, expected, "use scans of one kind", case, kind)
     for ndim in (2, 3):
-        group = [
-            (one.case.id, _patient_spacing(one.geometry))
-            for one in seen
-            if one.geometry and _ndim(one) == ndim
-        ]
+        group = [(case, _patient_spacing(image.geometry)) for case, image in read if _ndim(image) == ndim]
         if len(group) < 3:
             continue  # of two, none is the odd one
         median = np.median([spacing for _, spacing in group], axis=0)
@@ -313,8 +342,8 @@ def _odd_ones_out(seen: Sequence[_Seen]) -> Iterable[Fault]:
                 yield Fault(name, found, expected, remedy, name, "spacing")
 
 
-def _ndim(one: _Seen) -> int:
-    return one.geometry.ndim if one.geometry else 0
+def _ndim(image: ImageFacts) -> int:
+    return image.geometry.ndim
 
 
 def _patient_spacing(geometry: Geometry) -> npt.NDArray[np.float64]:
@@ -328,13 +357,13 @@ def _patient_spacing(geometry: Geometry) -> npt.NDArray[np.float64]:
 
 
 def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
-    read = [(one, one.geometry) for one in seen if one.geometry]
+    read = [one.image for one in seen if one.image]
     summary: dict[str, Any] = {
         "root": str(dataset.root),
         "layout": dataset.layout,
         "cases": len(seen),
         "roles": {role.value: sum(one.case.role is role for one in seen) for role in Role},
-        "channels": sorted({one.channels for one, _ in read}),
+        "channels": sorted({image.channels for image in read}),
         "labels": {
             str(value): sum(value in one.labels for one in seen)
             for value in sorted({value for one in seen for value in one.labels})
@@ -346,7 +375,7 @@ def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
     }
     for name in ("size", "spacing"):
         for ndim in (2, 3):
-            rows = [getattr(geometry, name) for _, geometry in read if geometry.ndim == ndim]
+            rows = [getattr(image.geometry, name) for image in read if _ndim(image) == ndim]
             if rows:
                 table = np.array(rows, dtype=float)
                 summary.setdefault(name, {})[f"{ndim}D"] = {
@@ -361,9 +390,9 @@ def _entry(one: _Seen) -> dict[str, Any]:
     return {
         "id": one.case.id,
         "role": one.case.role.value,
-        "channels": one.channels,
-        "size": list(one.geometry.size) if one.geometry else None,
-        "spacing": list(one.geometry.spacing) if one.geometry else None,
+        "channels": one.image.channels if one.image else 0,
+        "size": list(one.image.geometry.size) if one.image else None,
+        "spacing": list(one.image.geometry.spacing) if one.image else None,
         "labels": {str(value): count for value, count in one.labels.items()},
         "unknown": one.unknown,
     }

@@ -11,8 +11,6 @@ import errno
 import json
 import os
 import shutil
-import time
-import uuid
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,10 +26,9 @@ from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-MANIFEST = "manifest.json"
+from mlbseg.temporaries import temporary_folder
 
-STALE_SECONDS = 24 * 3600
-"""A temporary folder this old was left by a build that was killed."""
+MANIFEST = "manifest.json"
 
 _COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
 _MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # say nothing of the file
@@ -65,8 +62,7 @@ def build(final: Path, content: Content) -> None:
         OSError: It cannot be written; nothing is left of it.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(final)
-    try:
+    with temporary_folder(final.parent, mode=0o777) as temporary:
         group = zarr.create_group(temporary, attributes=content.attributes)
         for name, (array, chunks) in content.arrays.items():
             # Chunks of zeros too: one that is not there must be a loss.
@@ -80,8 +76,6 @@ def build(final: Path, content: Content) -> None:
         (temporary / MANIFEST).write_text(json.dumps(sums))
         _flush(temporary)
         _put(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_entry(folder: Path) -> Opened:
@@ -102,16 +96,6 @@ def open_entry(folder: Path) -> Opened:
     names = [key.removesuffix("/zarr.json") for key in sums if key.endswith("/zarr.json")]
     arrays = {name: zarr.open_array(store, path=name, mode="r", zarr_format=3) for name in names}
     return Opened(arrays, group.attrs.asdict())
-
-
-def sweep(root: Path) -> None:
-    """Remove what builds that were killed left behind."""
-    try:
-        stale = [path for path in root.glob(".*-*.*") if time.time() - path.lstat().st_mtime > STALE_SECONDS]
-    except OSError:  # not ours to read, or just swept by another process: nothing depends on it
-        return
-    for path in stale:
-        _remove(path)
 
 
 class _Checked(LocalStore):
@@ -186,8 +170,8 @@ def _put(temporary: Path, final: Path) -> None:
         return
     if _is_whole(final):
         return
-    aside = _beside(final)
-    try:
+    with temporary_folder(final.parent) as taken:
+        aside = taken / final.name
         with suppress(FileNotFoundError):  # another process has just moved it
             final.rename(aside)
         try:
@@ -195,7 +179,6 @@ def _put(temporary: Path, final: Path) -> None:
         except OSError:
             if not _is_whole(final):
                 raise
-    finally:
         _remove(aside)
 
 
@@ -205,10 +188,6 @@ def _is_whole(folder: Path) -> bool:
     except (Damaged, FileNotFoundError):
         return False
     return True
-
-
-def _beside(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{uuid.uuid4().hex}")
 
 
 def _remove(path: Path) -> None:

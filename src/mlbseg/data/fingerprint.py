@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
+from mlbseg.data.facts import ImageFacts, Intensity, facts_of, image_facts, recalled
 from mlbseg.data.geometry import RESAMPLE, onto
-from mlbseg.data.lattice import array_shape, content_box, crop, reorient
-from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.lattice import array_shape, reorient
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
+from mlbseg.data.reading import HERE, Reading
+from mlbseg.data.remembered import Remembered
 from mlbseg.data.structures import Structure, structures
-from mlbseg.errors import UserError
-from mlbseg.types import Case, Role
+from mlbseg.errors import Fault, ReadError, UserError
+from mlbseg.types import Case, Role, Scan
 
-SAMPLE = 200_000
-"""Voxels, evenly strided, from which a scan's percentiles are taken."""
 MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
 POSED = 2.0
@@ -25,31 +28,18 @@ POSED = 2.0
 
 
 @dataclass(frozen=True)
-class Intensity:
-    """Intensities of one channel over one region of one scan.
+class LabelledFacts:
+    """What an image and its label show together.
 
     Attributes:
-        low: 0.5th percentile.
-        median: 50th percentile.
-        high: 99.5th percentile.
-        mean: Mean.
-        std: Standard deviation.
+        voxels: Voxels of each label value, on the image's lattice.
+        foreground: Intensities of each channel under the label; empty unless the case is clean.
+        structures: What the label shows; empty unless it was asked for.
     """
 
-    low: float
-    median: float
-    high: float
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, values: npt.NDArray[np.float32]) -> Intensity | None:
-        """Describe `values` (n,); None if there are none."""
-        if not values.size:
-            return None
-        sample = values[:: max(1, values.size // SAMPLE)].astype(np.float64)
-        low, median, high = np.percentile(sample, [0.5, 50, 99.5])
-        return cls(float(low), float(median), float(high), float(sample.mean()), float(sample.std()))
+    voxels: dict[int, int]
+    foreground: tuple[Intensity | None, ...]
+    structures: tuple[Structure, ...]
 
 
 @dataclass(frozen=True)
@@ -179,11 +169,17 @@ class Fingerprint:
         return ()
 
 
-def fingerprint(cases: Sequence[Case], *, progress: Callable[[int, int], None] | None = None) -> Fingerprint:
-    """Read the training cases, one at a time, and note what a plan needs to know.
+def fingerprint(
+    cases: Sequence[Case],
+    *,
+    reading: Reading = HERE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fingerprint:
+    """Read the training cases, one in a process at a time, and note what a plan needs to know.
 
     Args:
         cases: The data set. Test cases are not opened, and no label but those of clean and noisy cases.
+        reading: In how many processes files are read, and what is remembered of them. It changes no result.
         progress: Called with (cases read, cases in all).
 
     Raises:
@@ -195,53 +191,77 @@ def fingerprint(cases: Sequence[Case], *, progress: Callable[[int, int], None] |
         raise UserError("no case to train on: found only test cases, expected clean or unlabelled ones")
     clean = [case.id for case in training if case.role is Role.CLEAN]
     measured = {clean[i * len(clean) // MEASURED] for i in range(MEASURED)} if clean else set()
-    facts = []
-    for done, case in enumerate(training, start=1):
-        facts.append(_case_facts(case, measure=case.id in measured))
-        first, last = facts[0], facts[-1]
-        if (len(last.size), last.channels) != (len(first.size), first.channels):
-            raise UserError(
-                f"{last.id}: {len(last.size)}D with {last.channels} channels, expected "
-                f"{len(first.size)}D with {first.channels} channels as {first.id} has (leave one kind out)"
-            )
-        if progress:
-            progress(done, len(training))
+    read = functools.partial(_case_facts, measured=frozenset(measured), remembered=reading.remembered)
+    facts: list[CaseFacts] = []
+    with closing(
+        reading.each(read, training, need=functools.partial(_need, reading.remembered), progress=progress)
+    ) as found:
+        for last in found:
+            facts.append(last)
+            first = facts[0]
+            if (len(last.size), last.channels) != (len(first.size), first.channels):
+                raise UserError(
+                    f"{last.id}: {len(last.size)}D with {last.channels} channels, expected "
+                    f"{len(first.size)}D with {first.channels} channels as {first.id} has (leave one kind out)"
+                )
     return Fingerprint(tuple(facts))
 
 
-def _case_facts(case: Case, *, measure: bool) -> CaseFacts:
-    scan = read_scan(case.images)
-    turned = reorient(scan.geometry, "LPS")
-    minimum = tuple(float(channel.min()) for channel in scan.array)
-    voxels: dict[int, int] = {}
-    foreground: tuple[Intensity | None, ...] = ()
-    shown: tuple[Structure, ...] = ()
-    if case.label is not None and case.role in (Role.CLEAN, Role.NOISY):
-        label, geometry = read_label(case.label)
-        label = onto(
-            label, geometry, scan.geometry,
-            where=str(case.label), whose="its image", remedy=RESAMPLE, case_id=case.id,
+def _need(remembered: Remembered, case: Case) -> int:
+    """Return the memory that a case takes, bytes; a case without a label takes none if its scan is remembered."""
+    if not _has_label(case) and recalled(ImageFacts, case.images, remembered) is not None:
+        return 0
+    image = sum(announced(path) for path in case.images)
+    label = announced(case.label, label=True) if _has_label(case) and case.label is not None else 0
+    return SCAN_BYTES * image + LABEL_BYTES * label
+
+
+def _has_label(case: Case) -> bool:
+    return case.label is not None and case.role in (Role.CLEAN, Role.NOISY)
+
+
+def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) -> CaseFacts:
+    scan = functools.cache(lambda: read_scan(case.images))  # once, and only if something is not remembered
+    image = image_facts(case.images, remembered, scan)
+    if image.measures is None:
+        found = f"{image.odd} values are NaN or infinite"
+        raise ReadError(Fault(case.id, found, "finite values", "export the scan again", case.id, "nan"))
+    shown = LabelledFacts({}, (), ())
+    if _has_label(case) and case.label is not None:
+        measure = case.id in measured and case.role is Role.CLEAN
+        shown = facts_of(
+            LabelledFacts, [*case.images, case.label], lambda: _labelled_facts(case, scan(), measure=measure),
+            remembered, str(case.role), case.unknown, measure,
         )  # fmt: skip
-        values, counts = np.unique(label, return_counts=True)
-        voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != case.unknown}
-        if case.role == Role.CLEAN:
-            # What the label leaves open is no structure; compared with None, no voxel is left open.
-            drawn = np.where(label == case.unknown, 0, label)
-            foreground = tuple(Intensity.of(channel[drawn > 0]) for channel in scan.array)
-            shown = structures(drawn, scan.geometry) if measure else ()
+    turned = reorient(image.geometry, "LPS")
     return CaseFacts(
         id=case.id,
         role=case.role,
         size=array_shape(turned),
         spacing=tuple(reversed(turned.spacing)),
-        box_size=array_shape(reorient(crop(scan.geometry, content_box(scan.array)), "LPS")),
-        channels=len(scan.array),
-        minimum=minimum,
-        integers=tuple(bool(np.array_equal(channel, np.rint(channel))) for channel in scan.array),
-        content=tuple(
-            Intensity.of(channel[channel > low]) for channel, low in zip(scan.array, minimum, strict=True)
-        ),
-        foreground=foreground,
-        label_voxels=voxels,
-        structures=shown,
+        box_size=image.measures.box_size,
+        channels=image.channels,
+        minimum=image.measures.minimum,
+        integers=image.measures.integers,
+        content=image.measures.content,
+        foreground=shown.foreground,
+        label_voxels=shown.voxels,
+        structures=shown.structures,
     )
+
+
+def _labelled_facts(case: Case, scan: Scan, *, measure: bool) -> LabelledFacts:
+    assert case.label is not None  # noqa: S101 - the caller has seen to it
+    label, geometry = read_label(case.label)
+    label = onto(
+        label, geometry, scan.geometry,
+        where=str(case.label), whose="its image", remedy=RESAMPLE, case_id=case.id,
+    )  # fmt: skip
+    values, counts = np.unique(label, return_counts=True)
+    voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != case.unknown}
+    if case.role is not Role.CLEAN:
+        return LabelledFacts(voxels, (), ())
+    # What the label leaves open is no structure; compared with None, no voxel is left open.
+    drawn = np.where(label == case.unknown, 0, label)
+    foreground = tuple(Intensity.of(channel[drawn > 0]) for channel in scan.array)
+    return LabelledFacts(voxels, foreground, structures(drawn, scan.geometry) if measure else ())

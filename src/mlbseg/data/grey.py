@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+# scipy takes half a second to import, and few labels make it necessary: it is imported where it is used.
 from mlbseg.errors import Fault
 
 _FEWEST = 4  # values without an inside; fewer may well be lesions
@@ -133,6 +131,9 @@ def _over_neighbours(index: npt.NDArray[Any], which: np.ufunc) -> npt.NDArray[An
 
 def _mean_component(index: npt.NDArray[Any], among: npt.NDArray[np.bool_]) -> float:
     """Return how many of the voxels `among` hang together with one value, on average (corners count as touching)."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     count = int(among.sum())
     number = np.full(index.shape, -1)
     number[among] = np.arange(count)
@@ -151,6 +152,8 @@ def _mean_component(index: npt.NDArray[Any], among: npt.NDArray[np.bool_]) -> fl
 
 def _spread(index: npt.NDArray[Any], edge: npt.NDArray[np.bool_]) -> float:
     """Return the median, over the values at edges, of the share that a value's box takes of the box of all of them."""
+    from scipy import ndimage
+
     ordinal = np.where(edge, np.cumsum(edge), 0)[index]
     (whole,) = ndimage.find_objects((ordinal > 0).astype(np.int8))
     boxes = [box for box in ndimage.find_objects(ordinal) if box is not None]

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-import stat
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from mlbseg.data.formats import dicom
-from mlbseg.data.readers import pixel_file
+from mlbseg.data.hashes import content_hash
+from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.records import read_record, validate, write_record
-from mlbseg.errors import Fault, FaultsError, ReadError, UserError
+from mlbseg.data.remembered import Remembered
+from mlbseg.errors import Fault, FaultsError, UserError
 from mlbseg.types import Case, Role
 
 INPUTS = "inputs.json"
 """Name of the record in the folder of a run."""
 
 _RECORD = TypeAdapter(dict[str, dict[str, tuple[str, ...]]])
-_GRAIN = 2 * 10**9  # ns; file systems' clocks tick more often
-_hashes: dict[tuple[int, ...], str] = {}
 
 
 class Inputs:
@@ -35,6 +30,7 @@ class Inputs:
     Attributes:
         known: Case id -> ``images`` and ``label`` -> the hash of each file.
         since: When they held this.
+        remembered: Where the hashes of unchanged files are kept.
     """
 
     def __init__(
@@ -42,20 +38,23 @@ class Inputs:
         known: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
         *,
         since: str = "it was first read",
+        remembered: Remembered = HERE.remembered,
     ) -> None:
         self.known = {name: dict(parts) for name, parts in (known or {}).items()}
         self.since = since
+        self.remembered = remembered
 
     @classmethod
-    def read(cls, path: Path, *, since: str = "the run began") -> Inputs:
+    def read(
+        cls, path: Path, *, since: str = "the run began", remembered: Remembered = HERE.remembered
+    ) -> Inputs:
         """Read a record.
 
         Raises:
             UserError: It is missing or damaged.
         """
-        return cls(
-            validate(_RECORD, read_record(path, "the content hashes of scans"), str(path)), since=since
-        )
+        known = validate(_RECORD, read_record(path, "the content hashes of scans"), str(path))
+        return cls(known, since=since, remembered=remembered)
 
     def write(self, path: Path) -> None:
         """Write a record.
@@ -73,7 +72,12 @@ class Inputs:
         """
         chosen = list(cases)
         self.require(chosen)
-        return Inputs({case.id: self.known.get(case.id, {}) for case in chosen}, since=self.since)
+        return self.without_look(chosen)
+
+    def without_look(self, cases: Iterable[Case]) -> Inputs:
+        """Return what is known of some cases."""
+        known = {case.id: self.known.get(case.id, {}) for case in cases}
+        return Inputs(known, since=self.since, remembered=self.remembered)
 
     def joined(self, later: Inputs) -> Inputs:
         """Return what is known, and what is known later of other files."""
@@ -81,15 +85,34 @@ class Inputs:
         return Inputs(
             {name: {**later.known.get(name, {}), **self.known.get(name, {})} for name in names},
             since=self.since,
+            remembered=self.remembered,
         )
 
     def note(self, case: Case) -> None:
         """Remember what the files of a case hold, but those that cannot be read: whoever needs them will say so."""
-        for part, files in _parts(case):
-            try:
-                hashes = tuple(content_hash(path) for path in files)
-            except UserError:
-                continue
+        self._note(case, _held(case, self.remembered))
+
+    def note_all(
+        self,
+        cases: Sequence[Case],
+        *,
+        reading: Reading = HERE,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Remember what the files of cases hold, as `note`.
+
+        Args:
+            cases: The cases.
+            reading: In how many processes files are read.
+            progress: Called with (cases done, cases in all).
+        """
+        held = reading.each(partial(_held, remembered=self.remembered), cases, progress=progress)
+        with closing(held):
+            for case, parts in zip(cases, held, strict=True):
+                self._note(case, parts)
+
+    def _note(self, case: Case, held: Mapping[str, tuple[str, ...]]) -> None:
+        for part, hashes in held.items():
             self.known.setdefault(case.id, {}).setdefault(part, hashes)
 
     def images(self, case: Case) -> tuple[str, ...]:
@@ -132,7 +155,8 @@ class Inputs:
             known = self.known.get(case.id, {}).get(part)
             if known is None:
                 continue
-            yield from self._differences(case, files, known, tuple(content_hash(path) for path in files))
+            now = tuple(content_hash(path, self.remembered) for path in files)
+            yield from self._differences(case, files, known, now)
 
     def _differences(
         self, case: Case, files: tuple[Path, ...], known: tuple[str, ...], now: tuple[str, ...]
@@ -155,7 +179,7 @@ class Inputs:
             return []
 
     def _same(self, case: Case, part: str, files: tuple[Path, ...]) -> tuple[str, ...]:
-        now = tuple(content_hash(path) for path in files)
+        now = tuple(content_hash(path, self.remembered) for path in files)
         if self.known.setdefault(case.id, {}).setdefault(part, now) == now:
             return now
         faults = list(self._differences(case, files, self.known[case.id][part], now))
@@ -168,52 +192,12 @@ def _parts(case: Case) -> Iterator[tuple[str, tuple[Path, ...]]]:
         yield "label", (case.label,)
 
 
-def content_hash(path: Path) -> str:
-    """Return the SHA-256 of what a scan's path stands for.
-
-    Of a DICOM series all slices count; of a header file also the data file that it names.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    try:
-        files = [path]
-        if path.is_dir():
-            files = dicom.slice_files(path) or sorted(p for p in path.iterdir() if p.is_file())
-        digests = [_file_hash(file) for file in [*files, *_data_files(path)]]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return combined_hash(digests)
-
-
-def combined_hash(*parts: object) -> str:
-    """Return the SHA-256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    """Hash a file once per process, as long as the file system says that it is the same."""
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
-        raise OSError(errno.EINVAL, "not a file of bytes")
-    with path.open("rb") as file:
-        found = os.fstat(file.fileno())
-        # Its time of writing can be set, as `cp -p` does; that of any change cannot.
-        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        if key in _hashes:
-            return _hashes[key]
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # Of a file that has just been changed another change could carry the same time.
-    if time.time_ns() - found.st_ctime_ns > _GRAIN:
-        _hashes[key] = digest
-    return digest
-
-
-def _data_files(path: Path) -> list[Path]:
-    """Return the file beside a detached header that holds its pixels."""
-    if path.is_dir():
-        return []
-    try:
-        data = pixel_file(path)
-    except ReadError:  # whoever reads the scan says why
-        return []
-    return [] if data == path else [data]
+def _held(case: Case, remembered: Remembered) -> dict[str, tuple[str, ...]]:
+    """Return the hashes of the parts of a case whose files can all be read."""
+    held = {}
+    for part, files in _parts(case):
+        try:
+            held[part] = tuple(content_hash(path, remembered) for path in files)
+        except UserError:
+            continue
+    return held

@@ -27,7 +27,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from mlbseg.data import budget as limits
 from mlbseg.data import rules
-from mlbseg.data.fingerprint import CaseFacts, Fingerprint, Intensity, fingerprint
+from mlbseg.data.facts import Intensity
+from mlbseg.data.fingerprint import CaseFacts, Fingerprint, fingerprint
 from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import is_orientation
 from mlbseg.data.records import read_record, validate, write_record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
 from mlbseg.data.formats import metaimage, nifti, nrrd
-from mlbseg.data.formats.dicom import is_dicom, is_flat, open_dicom
+from mlbseg.data.formats.dicom import announced_by_slice, is_dicom, is_flat, open_dicom
 from mlbseg.data.formats.hdf5 import open_hdf5
 from mlbseg.data.formats.itk import itk_errors
 from mlbseg.data.formats.metaimage import open_metaimage
@@ -27,7 +28,7 @@ from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.formats.tiff import is_stack, write_stack
 from mlbseg.data.geometry import onto, written
 from mlbseg.data.places import is_file
-from mlbseg.errors import ReadError, UserError
+from mlbseg.errors import ReadError, UserError, out_of_memory
 from mlbseg.temporaries import temporary_file
 from mlbseg.types import Geometry, Scan
 
@@ -66,6 +67,10 @@ _OPENERS = {
 }
 _PIXEL_FILES = {"NIfTI": nifti.pixel_file, "MetaImage": metaimage.pixel_file, "NRRD": nrrd.pixel_file}
 _MASK_SUFFIX = {"NRRD": ".nrrd", "MetaImage": ".mha", "PNG": ".png", "TIFF": ".png", "JPEG": ".png"}
+_NO_MEMORY = "not enough memory for this scan"
+SCAN_BYTES, LABEL_BYTES = 20, 72
+"""Most memory for each number of a scan or a label, while it is read and described; measured, of float64 scans and of a
+label with interpolated edges (one with two values takes 17)."""
 _ROUNDED = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
@@ -193,10 +198,12 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except MemoryError:
-        fail(path, "not enough memory for this scan", kind="memory")
+        fail(path, _NO_MEMORY, kind="memory")
     except OSError as error:
         fail(path, f"cannot be opened ({error.strerror or error})")
     except Exception as error:
+        if out_of_memory(error):  # as ITK says it
+            fail(path, _NO_MEMORY, kind="memory")
         found = f"reading failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fail(path, found, remedy="leave the scan out, and report this line to mlbseg")
 
@@ -219,6 +226,22 @@ def _open(path: Path, *, label: bool = False) -> Opened:
     if path.stat().st_size == 0:
         fail(path, "an empty file", f"a {kind} file", "copy it again")
     return _OPENERS[kind](path, label=label)
+
+
+def announced(path: Path, *, label: bool = False) -> int:
+    """Return how many numbers a file holds, by its header; of a DICOM series, by the header of a slice.
+
+    Returns:
+        Voxels times components; 0 if the file cannot be opened, as whoever reads it will say why.
+    """
+    try:
+        with reading(path):
+            if path.is_dir() and not label:
+                return announced_by_slice(path)
+            opened = _open(path, label=label)
+            return math.prod(opened.geometry.size) * opened.components
+    except ReadError:
+        return 0
 
 
 def pixel_file(path: Path) -> Path:

@@ -17,7 +17,6 @@ from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.teacher import make_teacher, update_teacher
-from mlbseg.errors import UserError
 from mlbseg.methods.losses import LOSSES, Loss
 from mlbseg.settings import Below1, Section
 from mlbseg.types import Batch, Losses
@@ -133,8 +132,6 @@ class Method(nn.Module, ABC):
         Raises:
             UserError: naming the setting.
         """
-        if meta_cases:
-            raise UserError(f"train.meta_cases: found {meta_cases}, but this method has no weights to decide")
 
     @classmethod
     def why_no_weights(cls, settings: Any, *, noisy: bool) -> str | None:

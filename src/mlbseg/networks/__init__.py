@@ -280,7 +280,10 @@ _SAFE: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: 
 
 
 def _of(module: str, function: str = "build") -> Build:
-    """Return what imports a network's module when it is built: MONAI takes seconds."""
+    """Return what imports a network's module when it is built: MONAI takes seconds.
+
+    The module is looked for beside this one, as it lies in an exported bundle too.
+    """
 
     def build(
         ndim: int,
@@ -290,7 +293,7 @@ def _of(module: str, function: str = "build") -> Build:
         strides: Strides,
         dropout: float,
     ) -> nn.Module:
-        build: Build = getattr(import_module(f"mlbseg.networks.{module}"), function)
+        build: Build = getattr(import_module(f".{module}", __package__), function)
         return build(ndim, in_channels, num_classes, channels, strides, dropout)
 
     return build

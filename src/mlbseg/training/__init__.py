@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mlbseg import processes
 from mlbseg.device import device_name, pick_device
 from mlbseg.errors import OtherRank, UserError
 from mlbseg.launch import Killed, Signalled, launch
+from mlbseg.processes import TIMEOUT, joined, of_first, own_device, require_no_launch
 from mlbseg.runs import Run, checkpoints
 from mlbseg.runs.lock import sole_trainer
 from mlbseg.training.prepare import Planned, plan_run, prepare_run, require_shares
@@ -49,8 +49,9 @@ def train(
     device: str = "auto",
     devices: int = 1,
     accelerator: str | None = None,
-    timeout: float = processes.TIMEOUT,
+    timeout: float = TIMEOUT,
     cache: str | Path | None = None,
+    processes: int | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model from a folder of scans of which some are labelled.
@@ -80,6 +81,8 @@ def train(
         accelerator: Kind of device, instead of `device`: ``auto``, ``cpu`` or ``gpu``.
         timeout: Minutes that a rank waits for another before it gives up.
         cache: Folder for preprocessed scans; the user's cache folder when None.
+        processes: Number of processes that read and prepare scans; one per core when None. Fewer are used when memory
+            is short.
         console: Where progress is shown; silent when None.
 
     Raises:
@@ -96,7 +99,7 @@ def train(
     name = device_name(device, accelerator, devices)
     return train_run(
         request, resume=None if resume is None else Path(resume), device=name, devices=devices, timeout=timeout,
-        console=console,
+        processes=processes, console=console,
     )  # fmt: skip
 
 
@@ -106,7 +109,8 @@ def train_run(
     resume: Path | None = None,
     device: str = "auto",
     devices: int = 1,
-    timeout: float = processes.TIMEOUT,
+    timeout: float = TIMEOUT,
+    processes: int | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Begin a run as the request says, or continue one, and train it to its end. See `train`.
@@ -116,12 +120,12 @@ def train_run(
         OtherRank: on the ranks that did not fail themselves.
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
-    processes.require_no_launch(devices)
-    target = processes.own_device(device)
+    require_no_launch(devices)
+    target = own_device(device)
 
     def begin(count: int) -> Path:
         if resume is None:
-            return prepare_run(request, device=target, count=count, console=console)
+            return prepare_run(request, device=target, count=count, console=console, processes=processes)
         if given := request.given():
             raise UserError(
                 f"--resume cannot change data or settings, found also: {', '.join(given)} "
@@ -132,8 +136,8 @@ def train_run(
         return resume
 
     if devices > 1:
-        return _launch(begin(devices), device, devices, timeout, shown=console is not None)
-    return _train_as_rank(begin, target, timeout, console)
+        return _launch(begin(devices), device, devices, timeout, processes, shown=console is not None)
+    return _train_as_rank(begin, target, timeout, processes, console)
 
 
 def plan(
@@ -150,10 +154,12 @@ def plan(
     overrides: Sequence[str] = (),
     allow_empty: bool = False,
     skip_bad: bool = False,
+    cache: str | Path | None = None,
+    processes: int | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Planned:
-    """Return what `train` would decide, each decision with its reason. Nothing is trained or written.
+    """Return what `train` would decide, each decision with its reason. Nothing is trained, and no run is written.
 
     Arguments are those of `train`.
 
@@ -163,31 +169,40 @@ def plan(
     request = TrainRequest(
         data=Path(data), method=method, labelled=labelled, test=test, labels=labels, patient=patient, seed=seed,
         preset=preset, config=None if config is None else Path(config), overrides=tuple(overrides),
-        allow_empty=allow_empty, skip_bad=skip_bad,
+        allow_empty=allow_empty, skip_bad=skip_bad, cache=None if cache is None else Path(cache),
     )  # fmt: skip
-    return plan_run(request, device=pick_device(device), console=console)
+    return plan_run(request, device=pick_device(device), console=console, processes=processes)
 
 
 def _train_as_rank(
-    begin: Callable[[int], Path], target: torch.device, timeout: float, console: Console | None
+    begin: Callable[[int], Path],
+    target: torch.device,
+    timeout: float,
+    processes: int | None,
+    console: Console | None,
 ) -> TrainResult:
     """Train in this process: by itself, or as one of the ranks that were started."""
     root: Path | None = None
     try:
-        with processes.joined(target, timeout) as ranks, ExitStack() as held:
-            root = processes.of_first(ranks, lambda: begin(ranks.count))
-            processes.of_first(ranks, lambda: held.enter_context(sole_trainer(root)))
+        with joined(target, timeout) as ranks, ExitStack() as held:
+            root = of_first(ranks, lambda: begin(ranks.count))
+            of_first(ranks, lambda: held.enter_context(sole_trainer(root)))
             run = Run.open(root)
-            return Training(run, target, console if ranks.index == 0 else None, ranks).run_stages()
+            shown = console if ranks.index == 0 else None
+            return Training(run, target, shown, ranks, processes=processes).run_stages()
     except OtherRank as lost:
         if root is None or lost.told:
             raise
         raise OtherRank(f"{lost} ({how_to_continue(root)})", told=False) from None
 
 
-def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool) -> TrainResult:
+def _launch(
+    root: Path, device: str, count: int, timeout: float, processes: int | None, *, shown: bool
+) -> TrainResult:
     """Train a run that is prepared with several processes of this machine."""
-    arguments = {"root": str(root), "device": device, "timeout": timeout, "shown": shown}
+    arguments = {
+        "root": str(root), "device": device, "timeout": timeout, "processes": processes, "shown": shown,
+    }  # fmt: skip
     try:
         return TrainResult(root, **launch("mlbseg.training:_launched", arguments, count)[0])
     except Signalled as stop:
@@ -198,8 +213,15 @@ def _launch(root: Path, device: str, count: int, timeout: float, *, shown: bool)
         raise UserError(f"{error} ({how_to_continue(root)})") from None
 
 
-def _launched(root: str, device: str, timeout: float, shown: bool) -> dict[str, Any]:
+def _launched(root: str, device: str, timeout: float, processes: int | None, shown: bool) -> dict[str, Any]:
     """Be a rank of those that `_launch` starts."""
     console = Console(stderr=True) if shown else None
-    result = train_run(TrainRequest(), resume=Path(root), device=device, timeout=timeout, console=console)
+    result = train_run(
+        TrainRequest(),
+        resume=Path(root),
+        device=device,
+        timeout=timeout,
+        processes=processes,
+        console=console,
+    )
     return {name: value for name, value in asdict(result).items() if name != "run"}

@@ -48,6 +48,9 @@ def cut_log(path: Path, stage: int, step: int) -> None:
         return
     text = path.read_text(encoding="utf-8", errors="replace")
     header, *rows = text.splitlines() or [""]
+    if not header.startswith(",".join(FIRST)):  # the rest of one that was torn before its first row
+        path.unlink()
+        return
     count = len(header.split(","))
     kept = [row for row in rows if (place := _place(row, count)) and place <= (stage, step)]
     if (cut := "".join(f"{line}\n" for line in (header, *kept))) != text:

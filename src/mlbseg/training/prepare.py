@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from mlbseg.config import Config
-from mlbseg.data.cache import default_cache_root
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
+from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
 from mlbseg.device import available_memory, environment, use_bf16
@@ -36,7 +37,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def prepare_run(request: TrainRequest, *, device: torch.device, count: int, console: Console | None) -> Path:
+def prepare_run(
+    request: TrainRequest,
+    *,
+    device: torch.device,
+    count: int,
+    console: Console | None,
+    processes: int | None = None,
+) -> Path:
     """Split, check the data, plan, and write all decisions into a new run folder.
 
     Args:
@@ -44,6 +52,7 @@ def prepare_run(request: TrainRequest, *, device: torch.device, count: int, cons
         device: Where the run will be trained.
         count: Number of ranks that will train it.
         console: Where progress is shown; silent when None.
+        processes: Number of processes that read; one per core when None.
 
     Returns:
         The run folder.
@@ -56,7 +65,7 @@ def prepare_run(request: TrainRequest, *, device: torch.device, count: int, cons
     root = request.out
     hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
     require_new(root, overwrite=False, remedy=f"choose another --out{hint}")
-    decided = plan_run(request, device=device, console=console)
+    decided = plan_run(request, device=device, console=console, processes=processes)
     require_shares(decided.plan, decided.config, count)
     write_run(
         root,
@@ -109,13 +118,15 @@ class Planned:
         )
 
 
-def plan_run(request: TrainRequest, *, device: torch.device, console: Console | None) -> Planned:
-    """Split, check and measure the data, and decide; nothing is written. Arguments as those of `prepare_run`.
+def plan_run(
+    request: TrainRequest, *, device: torch.device, console: Console | None, processes: int | None = None
+) -> Planned:
+    """Split, check and measure the data, and decide; no run is written. Arguments as those of `prepare_run`.
 
     Raises:
         UserError: for faults of data and settings.
     """
-    config, source = request.settings(), request.source
+    config, source = request.settings, request.source
     data = source.data
     find_method(config.method)
     found = source.find()
@@ -129,16 +140,21 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
-    inputs = Inputs(since="the run began")
-    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], console)
+    reading = Reading.of(processes, request.cache)
+    inputs = Inputs(since="the run began", remembered=reading.remembered)
+    note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)
     labels = source.labels if config.plan.label_values is None else config.plan.label_values
     with StepProgress(console, "checking the scans", len(dataset.cases)) as progress:
-        result = check(dataset, labels=labels, progress=lambda done, _: progress.update(done))
+        result = check(
+            dataset, labels=labels, reading=reading, progress=lambda done, _: progress.update(done)
+        )
     if labels is None and not dataset.class_names and (request.skip_bad or not result.faults):
         good = leave_out(split, [fault.case_id for fault in result.faults if fault.case_id is not None])
         result = replace(result, faults=(*result.faults, *unknown_values(result, good.clean)))
     if result.faults and not request.skip_bad:
-        raise FaultsError(result.faults, str(data), "fix them, or pass --skip-bad to leave these cases out")
+        raise FaultsError(
+            result.faults, str(data), "correct them, or pass --skip-bad to leave these cases out"
+        )
     skipped = sorted({fault.case_id for fault in result.faults if fault.case_id is not None})
     cases = {case.id: case for case in without_bad(result).cases}
     split = leave_out(split, skipped)
@@ -149,7 +165,7 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     require_cases(data, config, split)
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
-        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+        facts = fingerprint(training, reading=reading, progress=lambda done, _: progress.update(done))
     names = dataset.class_names
     if labels is not None:
         names = {value: names.get(value, f"label {value}") for value in labels if value or value in names}
@@ -165,12 +181,10 @@ def plan_run(request: TrainRequest, *, device: torch.device, console: Console | 
     return Planned(config, split, plan, skipped, found.patients, inputs)
 
 
-def note_inputs(inputs: Inputs, cases: Sequence[Case], console: Console | None) -> None:
-    """Note what the files of cases hold before they are read: what has been read is known then."""
+def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:
+    """Record the content of the cases' files before they are read, so that later changes are noticed."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:
-        for number, case in enumerate(cases, start=1):
-            inputs.note(case)
-            progress.update(number)
+        inputs.note_all(cases, reading=reading, progress=lambda done, _: progress.update(done))
 
 
 def views_of(config: Config) -> int:
@@ -183,10 +197,14 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
     """Refuse a split that the method cannot be trained on.
 
     Raises:
-        UserError: too many cases are to decide weights, or no case is left to learn from without its label.
+        UserError: if no clean case is left for stage 1, or a semi-supervised method has no case without a clean label.
     """
     method = find_method(config.method)
     meta = config.train.meta_cases
+    if meta and not method.needs_initial_labels:
+        raise UserError(
+            f"train.meta_cases: found {meta}, but method {config.method!r} has no weights to decide"
+        )
     method.require_useful(config.of(config.method), noisy=bool(split.noisy), meta_cases=meta)
     if meta >= len(split.clean):
         raise UserError(
@@ -195,8 +213,8 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
         )
     if method.uses_unlabelled and not (split.noisy or split.unlabelled):
         raise UserError(
-            f"{data}: every case is labelled, and method {config.method!r} learns from unlabelled ones too "
-            "(add scans without a label, or use --method supervised)"
+            f"{data}: every case is labelled, but method {config.method!r} also needs scans without a label "
+            "(add some, or use --method supervised)"
         )
 
 
@@ -249,13 +267,13 @@ def write_run(
 
 
 def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = False) -> None:
-    """Refuse a number of ranks that cannot compute what one computes.
+    """Refuse a number of ranks that cannot compute the same as one rank.
 
     Args:
         plan: Of the run.
         config: Of the run.
         count: Of ranks.
-        begun: Plan and settings cannot be changed any more.
+        begun: The run exists: its plan and settings are fixed.
     """
     if count == 1:
         return
@@ -272,16 +290,21 @@ def require_shares(plan: Plan, config: Config, count: int, *, begun: bool = Fals
         # An odd number of images that are mixed in pairs is no other's than one rank's.
         most = math.gcd(*(size // group if size % group == 0 else 1 for size, group in sizes.values()))
         remedy = (
-            f"a run keeps its batch: continue it on a number that divides {most}"
+            f"the batch of a run is fixed: continue on a number of ranks that divides {most}"
             if begun
             else f"such as -o {wanted}"
         )
-        pairs = f", and method {config.method!r} mixes pairs of a rank's images" if method.mixes_pairs else ""
+        pairs = (
+            f", and method {config.method!r} mixes pairs of images within a rank"
+            if method.mixes_pairs
+            else ""
+        )
         raise UserError(
-            f"{count} ranks share a batch evenly{pairs}: found {found}, expected multiples of {multiples} ({remedy})"
+            f"a batch must divide evenly among {count} ranks{pairs}: found {found}, expected multiples of {multiples} "
+            f"({remedy})"
         )
     if config.train.norm == "batch":
         raise UserError(
-            f"train.norm: found batch, whose statistics {count} ranks would not share, expected instance or group "
+            f"train.norm: found batch, but {count} ranks do not share its statistics, expected instance or group "
             f"({'continue on one device' if begun else 'such as -o train.norm=instance'})"
         )

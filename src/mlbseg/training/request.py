@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from mlbseg.config import Config, load_config
@@ -60,8 +61,9 @@ class TrainRequest:
             raise UserError("no data: name a folder of scans, or a CSV/JSON list of them")
         return DataSource(self.data, self.labels, self.patient, self.allow_empty)
 
+    @cached_property
     def settings(self) -> Config:
-        """Return the settings of the run.
+        """The settings of the run.
 
         Raises:
             UserError: for settings that do not exist, or values that they cannot have.

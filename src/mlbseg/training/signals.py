@@ -69,11 +69,6 @@ class StopSignals:
         finally:
             self._stepping = False
 
-    def take_back(self) -> None:
-        """Take SIGTERM back from Lightning, which would stop without a checkpoint."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._stop)
-
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if not self._stepping:
             raise Interrupted(self.root, number)

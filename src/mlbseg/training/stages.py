@@ -23,6 +23,7 @@ from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.preprocess import UNKNOWN
+from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import apply_split
 from mlbseg.device import autocast, peak_memory
@@ -72,7 +73,15 @@ class Training:
     Ranks go through them together: each prepares, predicts and validates its share of the cases, rank 0 writes.
     """
 
-    def __init__(self, run: Run, device: torch.device, console: Console | None, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        run: Run,
+        device: torch.device,
+        console: Console | None,
+        ranks: Ranks = ALONE,
+        *,
+        processes: int | None = None,
+    ) -> None:
         self.run = run
         self.device = device
         self.console = console
@@ -91,7 +100,10 @@ class Training:
                 f"{run.root / INPUTS}: is missing, so a scan that has changed since the run began goes unnoticed",
                 stacklevel=3,
             )
-        self.cache = Cache(Path(record.cache), run.plan, self.inputs)
+        root = Path(record.cache)
+        self.reading = Reading.of(processes, root).shared(ranks.count)
+        self.inputs.remembered = self.reading.remembered
+        self.cache = Cache(root, run.plan, self.inputs)
         self.folder = run.root / "checkpoints"
         self.signals = StopSignals(run.root)
         self.seconds_per_step: float | None = None
@@ -252,9 +264,7 @@ class Training:
         processes.of_first(self.ranks, lambda: self.inputs.require(cases))
         todo = self._share(cases)
         with StepProgress(self.console, "preprocessing", len(todo)) as progress:
-            for number, case in enumerate(todo, start=1):
-                self._open(case)
-                progress.update(number, {"case": case.id})
+            self.cache.fill(todo, reading=self.reading, progress=lambda done, _: progress.update(done))
         processes.wait_for_all(self.ranks)
         for case in cases:  # of other ranks too: processes that draw batches begin with what is open here
             self._open(case)
@@ -358,7 +368,7 @@ class Training:
         """Train one stage from its newest checkpoint; leave its chosen weights in `method`."""
         dataset = self._dataset(number, steps, labels)
         loop = Loop(
-            self.run, number, method, dataset, lr, target=self.device, signals=self.signals,
+            self.run, number, method, dataset, lr, device=self.device, signals=self.signals,
             score=self.validate if self.validation else None, console=self.console,
             ranks=self.ranks,
         )  # fmt: skip
@@ -368,7 +378,7 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
-        method.to(self.device)  # all of it: Lightning brought it back to the CPU when the stage before ended
+        method.to(self.device)
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step
         turns = min(method.relabel, steps)

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from mlbseg.apps.bench import workers
 from mlbseg.apps.bench.cell import OUTCOME, outcome
-from mlbseg.apps.bench.cells import STAGE1, Cell, parse_rows
+from mlbseg.apps.bench.cells import STAGE1, Cell
 from mlbseg.apps.bench.record import Setup
 from mlbseg.apps.bench.report import tables, write_tables
+from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.results import CELL_COLUMNS, Results, gather
-from mlbseg.apps.bench.setup import Request, begin, load_settings
+from mlbseg.apps.bench.setup import begin
 from mlbseg.apps.bench.workers import Done, Place
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
@@ -26,7 +27,7 @@ from mlbseg.tables import data_frame
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BenchResult", "bench"]
+__all__ = ["BenchRequest", "BenchResult", "bench", "run_bench"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def bench(
     devices: int = 1,
     threads: int | None = None,
     cache: str | Path | None = None,
+    processes: int | None = None,
     retry: bool = False,
     command: str = "",
     console: Console | None = None,
@@ -99,26 +101,28 @@ def bench(
 
     Args:
         data: The folder (or datalist); see `mlbseg.data.cases.find_cases` for the layouts.
-        out: The folder of the bench: a new one, or one to continue or to add cells to.
-        methods: Names in `mlbseg.methods.METHODS`, a row each.
+        out: The folder of the bench: to create, to continue or to extend.
+        methods: Names in `mlbseg.methods.METHODS`, one row each.
         variants: Further rows, ``LABEL=METHOD key=value ...``.
-        labelled: Budgets: numbers of labels, the first of the split's order.
-        seeds: Of initial weights and of all draws.
-        test: Cases set apart: the last N, or the named ones. The same for all cells.
-        split_seed: Of the shuffle of cases, where the data have no order of their own.
-        upper: Also train supervised with all labels that are not of test cases.
+        labelled: Label budgets: numbers of labelled cases, the first of the split's order.
+        seeds: Random seeds of weights and training.
+        test: Cases set apart for testing: the last N, or the named ones. The same for all cells.
+        split_seed: Random seed of the order of cases, where the data have none of their own.
+        upper: Also train supervised with all labels but those of test cases.
         labels: All label values that may occur.
         patient: A regular expression whose first group, found in each case id, is the patient; recognised when None.
-        allow_empty: Careful labels without any structure are meant: there is nothing to find in these scans.
+        allow_empty: Accept careful labels without any structure: these scans have nothing to find.
         preset: A name in `mlbseg.config.PRESETS`, for all cells.
         config: A YAML file of settings, for all cells.
-        overrides: ``key=value`` settings, for all cells.
-        jobs: Cells at a time; one for each device when None.
+        overrides: Settings as ``key=value``, for all cells.
+        jobs: Cells to run at a time; one per device when None.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        devices: GPUs to spread the jobs over.
-        threads: Of the CPU, of all jobs together; as many as torch would take when None.
-        cache: Where prepared scans are kept; the user's cache folder when None.
-        retry: Run cells again that have failed.
+        devices: Number of GPUs to spread the jobs over.
+        threads: Total CPU threads, shared by all jobs; torch's own choice when None.
+        cache: Folder for preprocessed scans; the user's cache folder when None.
+        processes: Number of processes that read and prepare scans; one per core when None. Fewer are used when memory
+            is short.
+        retry: Run failed cells again.
         command: As typed, for the record.
         console: Where progress is shown; silent when None.
 
@@ -126,19 +130,43 @@ def bench(
         UserError: for what cannot be asked, and for faults of the data; nothing has been trained then.
         Stopped: on SIGINT or SIGTERM, after a checkpoint of each cell.
     """
-    folder = Path(out)
-    rows = parse_rows(methods, variants)
-    _require_numbers("--labelled", labelled, least=1)
-    _require_numbers("--seeds", seeds, least=0)
-    if test is None:
-        raise UserError("a bench needs test cases: --test N, or a file or a list of case ids")
+    request = BenchRequest(
+        data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds, test=test,
+        split_seed=split_seed, upper=upper, labels=labels, patient=patient, allow_empty=allow_empty, preset=preset,
+        config=None if config is None else Path(config), overrides=tuple(overrides),
+        cache=None if cache is None else Path(cache), processes=processes, command=command,
+    )  # fmt: skip
+    return run_bench(
+        Path(out),
+        request,
+        jobs=jobs,
+        device=device,
+        devices=devices,
+        threads=threads,
+        retry=retry,
+        console=console,
+    )
+
+
+def run_bench(
+    folder: Path,
+    request: BenchRequest,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    threads: int | None = None,
+    retry: bool = False,
+    console: Console | None = None,
+) -> BenchResult:
+    """Run the cells that are asked for and not there yet, and write the table. See `bench`.
+
+    Raises:
+        UserError: for what cannot be asked, and for faults of the data; nothing has been trained then.
+        Stopped: on SIGINT or SIGTERM, after a checkpoint of each cell.
+    """
     target = pick_device(device)
     places = _places(target, jobs, devices, threads)
-    request = Request(
-        Path(data), rows, labelled, seeds, test, split_seed, upper, labels,
-        load_settings(None if config is None else Path(config), preset, overrides),
-        None if cache is None else Path(cache), command, patient, allow_empty,
-    )  # fmt: skip
     setup = begin(folder, request, target, console)
     asked = _asked(setup, request)
     for cell in asked if retry else ():
@@ -162,7 +190,7 @@ def bench(
     return BenchResult(folder, results, done)
 
 
-def _asked(setup: Setup, request: Request) -> list[Cell]:
+def _asked(setup: Setup, request: BenchRequest) -> list[Cell]:
     """Return the cells that this command asked for, of all that the folder knows of."""
     slugs = {row.slug for row in request.rows}
     if any(setup.shares_stage1(row) for row in request.rows):
@@ -173,16 +201,6 @@ def _asked(setup: Setup, request: Request) -> list[Cell]:
         if cell.seed in request.seeds
         and (request.upper if cell.budget is None else cell.budget in request.budgets and cell.row in slugs)
     ]
-
-
-def _require_numbers(name: str, values: Sequence[int], least: int) -> None:
-    """Refuse no numbers, numbers below the least, and a number twice."""
-    if not values:
-        raise UserError(f"a bench needs {name}, such as {name} {least},{least + 1}")
-    if low := [value for value in values if value < least]:
-        raise UserError(f"{name}: found {low[0]}, expected whole numbers from {least}")
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise UserError(f"{name}: found {twice[0]} twice, expected each once")
 
 
 def _places(target: torch.device, jobs: int | None, devices: int, threads: int | None) -> list[Place]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,16 +11,20 @@ import yaml
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from mlbseg.apps.bench.cells import FIXED, STAGE1, Cell, Row, cells_of, in_order
+from mlbseg.apps.bench.cells import STAGE1, Cell, cells_of, in_order
 from mlbseg.apps.bench.record import RECORD, SETTINGS, Setup, shares_stage1, with_row
+from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.same import require_planned, require_same, shown
-from mlbseg.config import Config, load_config, parse_override
-from mlbseg.data.cache import Cache, default_cache_root
+from mlbseg.config import Config, load_config
+from mlbseg.data.cache import Cache
+from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.cases import Dataset, find_cases, with_patients
 from mlbseg.data.check import CheckResult, check, unknown_values
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan, make_plan
+from mlbseg.data.reading import HERE
+from mlbseg.data.remembered import Remembered
 from mlbseg.data.splits import Split, apply_split, make_split
 from mlbseg.device import available_memory
 from mlbseg.errors import FaultsError, UserError
@@ -35,56 +39,7 @@ from mlbseg.types import Role
 LOCK = ".lock"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a command asks of a bench.
-
-    Attributes:
-        data: The data set.
-        rows: Methods and variants.
-        budgets: Numbers of labels.
-        seeds: The seeds.
-        test: How many or which cases to set apart.
-        split_seed: Of the shuffle of the cases.
-        upper: Also train with all labels.
-        labels: Label values that may occur.
-        config: The settings of all cells.
-        cache: Where prepared scans are kept.
-        command: As typed.
-        patient: A regular expression that finds the patient in a case id.
-        allow_empty: Labels without any structure are meant.
-    """
-
-    data: Path
-    rows: Sequence[Row]
-    budgets: Sequence[int]
-    seeds: Sequence[int]
-    test: int | Sequence[str]
-    split_seed: int
-    upper: bool
-    labels: Sequence[int] | None
-    config: Config
-    cache: Path | None
-    command: str
-    patient: str | None = None
-    allow_empty: bool = False
-
-
-def load_settings(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Config:
-    """Return the settings of all cells. A file may be a run's config.yaml: its method and seed do not count.
-
-    Raises:
-        UserError: for what `load_config` refuses, and for overrides of what the table's axes set.
-    """
-    for item in overrides:
-        key, _ = parse_override(item)
-        if key in FIXED:
-            raise UserError(f"-o {item}: the table's cells have their own (use --{key}s)")
-    config = load_config(path, preset=preset, overrides=overrides)
-    return config.model_copy(update={name: Config.model_fields[name].default for name in FIXED})
-
-
-def begin(folder: Path, request: Request, device: torch.device, console: Console | None) -> Setup:
+def begin(folder: Path, request: BenchRequest, device: torch.device, console: Console | None) -> Setup:
     """Begin a bench in a new folder, or add to one what it lacks of what is asked.
 
     Args:
@@ -129,7 +84,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
                     f"{folder}: {added[name].label!r} was {shown(existing.rows[name])}, found "
                     f"{shown(added[name])} (give the new one another label)"
                 )
-    share = [row.slug for row in request.rows if shares_stage1(row, request.config)]
+    share = [row.slug for row in request.rows if shares_stage1(row, request.settings)]
     rows = {**({} if existing is None else existing.rows), **added}
     asked = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
     cells = in_order(asked, list(rows))
@@ -137,9 +92,9 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
         if cell.seed == request.seeds[0] and cell.row != STAGE1 and cell.budget is not None:
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
-            config = with_row(request.config, row)
+            config = with_row(request.settings, row)
             require_cases(request.data, config, fresh.split(cell, dataset))
-    inputs = _inputs(folder)
+    inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
     if existing is None and fresh.patients is not None:
@@ -150,7 +105,7 @@ def begin(folder: Path, request: Request, device: torch.device, console: Console
     with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
         if existing is None:
-            settings = _pinned(request.config, Plan.from_dict(fresh.plan))
+            settings = _pinned(request.settings, Plan.from_dict(fresh.plan))
             text = yaml.safe_dump(settings.as_record(), sort_keys=False)
             write_atomic(folder / SETTINGS, text.encode())
         else:
@@ -182,13 +137,15 @@ def _existing(folder: Path) -> Setup | None:
     return None
 
 
-def _inputs(folder: Path) -> Inputs:
+def _inputs(folder: Path, remembered: Remembered = HERE.remembered) -> Inputs:
     """Return what is known of the files of a bench's cases."""
     since = "the bench began"
-    return Inputs.read(folder / INPUTS, since=since) if (folder / INPUTS).exists() else Inputs(since=since)
+    if (folder / INPUTS).exists():
+        return Inputs.read(folder / INPUTS, since=since, remembered=remembered)
+    return Inputs(since=since, remembered=remembered)
 
 
-def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
+def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
     """Return the record of what is asked, with no plan yet."""
     by_id = {case.id: case for case in dataset.cases}
     scored = tuple(name for name in wide.test if by_id[name].label is not None)
@@ -205,7 +162,7 @@ def _facts(request: Request, dataset: Dataset, wide: Split) -> Setup:
         clean=wide.clean,
         test=wide.test,
         scored=scored,
-        asked=request.config.as_record(),
+        asked=request.settings.as_record(),
         plan={},
         labels=tuple(sorted(set(request.labels or ()))),
         noisy=wide.noisy,
@@ -220,7 +177,7 @@ def _widest(cells: Sequence[Cell], wide: Split) -> int:
 
 
 def _check(
-    request: Request,
+    request: BenchRequest,
     dataset: Dataset,
     wide: Split,
     labels: Sequence[int] | None,
@@ -248,17 +205,21 @@ def _check(
     ]
     kept = replace(dataset, cases=tuple(seen))
     read = [case for case in seen if case.role is not Role.TEST]
-    note_inputs(inputs, read, console)
+    note_inputs(inputs, read, request.reading, console)
     with StepProgress(console, "checking the scans", len(kept.cases)) as progress:
-        result = check(kept, labels=labels, progress=lambda done, _: progress.update(done))
+        result = check(
+            kept, labels=labels, reading=request.reading, progress=lambda done, _: progress.update(done)
+        )
     if result.faults:
-        raise FaultsError(result.faults, str(request.data), "fix them, or take these cases out of the data")
+        raise FaultsError(
+            result.faults, str(request.data), "correct them, or take these cases out of the data"
+        )
     inputs.require(read)
     return result, widest
 
 
 def _decide(
-    request: Request,
+    request: BenchRequest,
     dataset: Dataset,
     wide: Split,
     device: torch.device,
@@ -273,7 +234,9 @@ def _decide(
     Raises:
         UserError: for faults of the data, and settings that contradict each other.
     """
-    labels = request.labels if request.config.plan.label_values is None else request.config.plan.label_values
+    labels = (
+        request.labels if request.settings.plan.label_values is None else request.settings.plan.label_values
+    )
     result, widest = _check(request, dataset, wide, labels, inputs, console)
     names = dataset.class_names
     if labels is None and not names:
@@ -294,25 +257,21 @@ def _decide(
     cases = {case.id: case for case in apply_split(dataset.cases, narrow)}
     training = [cases[i] for i in (*narrow.clean, *narrow.noisy, *narrow.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
-        facts = fingerprint(training, progress=lambda done, _: progress.update(done))
+        facts = fingerprint(training, reading=request.reading, progress=lambda done, _: progress.update(done))
     plan = make_plan(
         facts,
         class_names=names,
         memory_bytes=available_memory(device),
         device=device.type,
-        views=max(views_of(with_row(request.config, row)) for row in request.rows),
-        overrides=request.config.plan.model_dump(exclude_none=True),
+        views=max(views_of(with_row(request.settings, row)) for row in request.rows),
+        overrides=request.settings.plan.model_dump(exclude_none=True),
     )
     root = request.cache if request.cache is not None else default_cache_root()
     cache = Cache(Path(root), plan, inputs)
     used = [case for case in result.dataset.cases if case.role is not Role.TEST]
     # Here and not in the cells: the first of them would pay for all, in time and in memory.
     with StepProgress(console, "preprocessing", len(used)) as progress:
-        for number, case in enumerate(used, start=1):
-            cache.image(case)
-            if case.role in (Role.CLEAN, Role.NOISY):
-                cache.label(case)
-            progress.update(number, {"case": case.id})
+        cache.fill(used, reading=request.reading, progress=lambda done, _: progress.update(done))
     return plan
 
 

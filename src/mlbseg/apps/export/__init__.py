@@ -31,6 +31,14 @@ class Exported:
     faults: list[Fault] = field(default_factory=list)
     next: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as lists and strings, for JSON."""
+        return {
+            "files": [str(path) for path in self.files],
+            "next": self.next,
+            "faults": [fault.as_dict() for fault in self.faults],
+        }
+
 
 @dataclass(frozen=True)
 class Format:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mlbseg.apps.export.output import files_in, write_json
 from mlbseg.errors import UserError
 from mlbseg.files import write_atomic
+from mlbseg.networks import NETWORKS
 from mlbseg.runs import Run
 from mlbseg.runs.weights import dump_tensors
 from mlbseg.staging import require_new, staged
@@ -22,7 +23,14 @@ from mlbseg.staging import require_new, staged
 VENDORED = (
     "mlbseg.types",
     "mlbseg.errors",
+    "mlbseg.registry",
     "mlbseg.networks",
+    "mlbseg.networks.builder",
+    "mlbseg.networks.dynunet",
+    "mlbseg.networks.swin_unetr",
+    "mlbseg.networks.unet",
+    "mlbseg.networks.unetplusplus",
+    "mlbseg.networks.vnet",
     "mlbseg.data.lattice",
     "mlbseg.data.preprocess",
     "mlbseg.apps.export.steps",
@@ -63,9 +71,15 @@ def export_bundle(run: Run, out: Path, *, network: str | None = None, overwrite:
         The files.
 
     Raises:
-        UserError: if training has not finished, there is no such network, or the folder cannot be written.
+        UserError: if training has not finished, there is no such network, it is another package's, or the folder cannot
+            be written.
     """
     require_new(out, overwrite=overwrite)
+    if (source := NETWORKS.source(run.plan.network)) is not None:
+        raise UserError(
+            f"{run.root}: its network {run.plan.network!r} comes from {source}, but a bundle carries networks of "
+            "mlbseg alone (use --format onnx)"
+        )
     model = run.network(network)
     metadata = _metadata(run, out.resolve().name)
     classes = list(zip(run.plan.label_values, run.plan.class_names, strict=True))
@@ -115,7 +129,7 @@ def inference(run: Run) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "plan": {name: _plain(getattr(plan, name)) for name in _PLAN},
         "network_def": {
-            "_target_": "scripts.nets.make_network",
+            "_target_": "scripts.networks.make_network",
             "name": plan.network,
             "ndim": plan.ndim,
             "in_channels": plan.channels,

@@ -1,6 +1,6 @@
 """What MONAI runs before and after the network: the package's own preparation as MONAI transforms.
 
-This file goes into every exported bundle, with the four files that it imports (`bundle.VENDORED`), so that a bundle
+This file goes into every exported bundle, with the files that it imports (`bundle.VENDORED`), so that a bundle
 prepares scans with the very code that training did and needs no mlbseg. Hence it imports nothing else of the package.
 
 A prepared scan is a `MetaTensor` (C, [Z,] Y, X) whose affine says where its grid lies, and whose metadata still say

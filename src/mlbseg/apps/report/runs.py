@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -63,6 +64,21 @@ class Report:
     group: str | None
     mean_dice: float | None
     findings: tuple[Finding, ...]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The findings that are warnings."""
+        return [finding for finding in self.findings if finding.warning]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as lists, strings and numbers, for JSON."""
+        return {
+            "report": str(self.path),
+            "scored": self.scored,
+            "group": self.group,
+            "mean_dice": self.mean_dice,
+            "warnings": [f"{finding.title}. {finding.text}" for finding in self.warnings],
+        }
 
 
 def report(

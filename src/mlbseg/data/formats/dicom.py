@@ -88,6 +88,21 @@ def slice_files(folder: Path) -> list[Path]:
     return [p for p, dicom in found.items() if dicom is not False] if any(found.values()) else []
 
 
+def announced_by_slice(folder: Path) -> int:
+    """Return about how many numbers a series holds: those of one image, times the files; 0 without an image.
+
+    Raises:
+        ReadError: A file is not readable.
+        OSError: The folder cannot be listed.
+    """
+    files = slice_files(folder)
+    for file in files:
+        header = read_header(file)
+        if isinstance(header, Header):
+            return header.size[0] * header.size[1] * header.components * header.count * len(files)
+    return 0
+
+
 def _looks(path: Path) -> bool | None:
     """Return whether a file is DICOM; None if it may not be opened."""
     try:

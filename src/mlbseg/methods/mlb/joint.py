@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from mlbseg.core.directional import directional_derivative, loss_and_gradient, with_gradient
+from mlbseg.core.directional import (
+    Direction,
+    directional_derivative,
+    loss_and_gradient,
+    with_gradient,
+)
 from mlbseg.core.losses import widened
+from mlbseg.core.optimisers import precondition
 from mlbseg.core.shared_pass import output_and_tangent
 from mlbseg.methods.base import inside_scan
 from mlbseg.methods.mlb.sight import CLEAN_VIEWS, META_VIEWS, SIGHT, VIEWS, Sight
@@ -33,7 +39,7 @@ class Joint(Sight):
         # Weights and loss must mean the same network.
         with self.same_dropout(batch):
             if asks:
-                direction = self._towards(self.ranks.sum_all(guide), x, batch.seed)
+                direction = self._towards(self._preconditioned(guide, v), x, batch.seed)
                 if self.settings.chunk is None:
                     logits, tangent = output_and_tangent(self.student, direction, x)
                 else:
@@ -66,6 +72,16 @@ class Joint(Sight):
                 others, rest = _terms_and_gradient(self.student, x, terms, self.settings.chunk, logits)
             v = {name: v[name] + rest[name] for name in v}
         yield {"clean": with_gradient(clean, v, self.student), **others}
+
+    def _preconditioned(self, guide: Direction, v: Direction) -> Direction:
+        """Return the gradient that weights are to serve as the optimiser's step sees it: A v (see `precondition`).
+
+        SGD's A is a number, the learning rate, which no weight depends on.
+        """
+        guide = self.ranks.sum_all(guide)
+        if self.optimiser is None or isinstance(self.optimiser, torch.optim.SGD):
+            return guide
+        return precondition(guide, self.student, self.optimiser, self.ranks.sum_all(v))
 
 
 def _terms_and_gradient(

@@ -1,0 +1,60 @@
+"""The optimiser of a stage, and how its learning rate goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mlbseg.config import TrainSettings
+from mlbseg.data.batches import StepDataset
+
+
+def make_optimiser(
+    parameters: Iterable[nn.Parameter], settings: TrainSettings, lr: float
+) -> torch.optim.Optimizer:
+    """Return the optimiser of those parameters that are to move."""
+    moved = [p for p in parameters if p.requires_grad]
+    decay, momentum = settings.weight_decay, settings.momentum
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(moved, lr=lr, betas=(momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(moved, lr=lr, momentum=momentum, weight_decay=decay)
+
+
+def lr_factor(step: int, settings: TrainSettings, dataset: StepDataset) -> float:
+    """Return what the learning rate is multiplied by at a step of the stage, counted from 0."""
+    warm = min(1.0, (step + 1) / (settings.warmup + 1))
+    if settings.schedule == "poly":
+        return warm * (1 - step / len(dataset)) ** 0.9
+    if settings.schedule == "cosine":
+        return warm * (1 + math.cos(math.pi * step / len(dataset))) / 2
+    if settings.schedule == "paper":
+        per_step = dataset.unlabelled_batch_size if dataset.others else dataset.batch_size
+        epoch = step * per_step // max(len(dataset.others or dataset.clean), 1)
+        return warm * 20 / (epoch + 20)
+    return warm
+
+
+def require_fitting(optimiser: torch.optim.Optimizer) -> None:
+    """Refuse a state that would fail in the middle of a step.
+
+    Raises:
+        ValueError: a tensor has another shape than its parameter, or a setting is no number.
+    """
+    for parameter, state in optimiser.state.items():
+        tensors = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
+        if any(tensor.shape != parameter.shape for tensor in tensors):
+            raise ValueError
+    for group in optimiser.param_groups:
+        for name, usual in optimiser.defaults.items():
+            pairs = zip(_flat(group[name]), _flat(usual), strict=True)
+            if any(
+                isinstance(own, int | float) and not isinstance(found, int | float) for found, own in pairs
+            ):
+                raise ValueError
+
+
+def _flat(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
