@@ -19,7 +19,7 @@ import mlbseg
 from blocks import TINY, write_blocks
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-ELSEWHERE = {"aimed_kills"}
+ELSEWHERE = {"aimed_kills", "reading_scans"}
 """Benchmarks with a test file of their own."""
 
 Load = Callable[[str], ModuleType]

@@ -93,7 +93,7 @@ def test_a_bare_key_of_two_sections_is_refused(monkeypatch: pytest.MonkeyPatch) 
         (["train.lr=0"], "setting train.lr: found 0, input should be greater than 0"),
         (["train.lr=.inf"], "finite number"),
         (["train.lr=.nan"], "setting train.lr"),
-        (["train.schedule=cosine"], "'poly', 'paper' or 'constant'"),
+        (["train.schedule=sine"], "'poly', 'cosine', 'paper' or 'constant'"),
         (["plan.ndim=4"], "setting plan.ndim: found 4"),
         (["mlb.views=turn"], "setting mlb.views"),
         (["plan.spacing=thin"], "setting plan.spacing: found 'thin'"),

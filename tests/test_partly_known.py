@@ -191,7 +191,7 @@ def test_masks_and_scores_know_no_open_voxels(
         save(path, mask)
     changed = command("evaluate", masks, data / "labelsTr", "--json", "--report", tmp_path / "page.html")
     assert changed.json["cases"] == done.json["cases"]
-    assert "not known" in command("evaluate", masks, data / "labelsTr").out
+    assert "unknown voxels" in command("evaluate", masks, data / "labelsTr").out
 
 
 def test_the_value_can_be_given_to_evaluate(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_memory_is_a_plausible_number_with_and_without_proc(monkeypatch: pytest.
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", absent)
-    assert available_memory(CPU) == installed // 2
+    assert 0 < available_memory(CPU) <= installed  # as psutil says
 
 
 MIB = 2**20

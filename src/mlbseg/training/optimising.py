@@ -44,9 +44,11 @@ def require_fitting(optimiser: torch.optim.Optimizer) -> None:
         ValueError: a tensor has another shape than its parameter, or a setting is no number.
     """
     for parameter, state in optimiser.state.items():
-        tensors = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
-        if any(tensor.shape != parameter.shape for tensor in tensors):
-            raise ValueError
+        for value in state.values():  # a momentum, or a count of steps; SGD has None before its first step
+            if value is not None and (
+                not isinstance(value, Tensor) or value.shape not in ((), parameter.shape)
+            ):
+                raise ValueError
     for group in optimiser.param_groups:
         for name, usual in optimiser.defaults.items():
             pairs = zip(_flat(group[name]), _flat(usual), strict=True)

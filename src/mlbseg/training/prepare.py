@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,7 +255,7 @@ def write_run(
                 **environment(),
                 "device": str(device),
                 "bf16": use_bf16(config.train.precision, device),
-                "plugins": plugins_of(config, plan),
+                "plugins": [asdict(plugin) for plugin in plugins_of(config, plan)],
             },
         )
         write_record(
