@@ -101,6 +101,7 @@ def train(
         page, why = report_of_training(result.run, device_name(device, accelerator), quiet=quiet or as_json)
     score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
     lines = [f"trained {result.steps} steps; kept {result.selection}{score}"]
+    lines += [f"warning: {warning}" for warning in result.warnings]
     if page is not None:
         lines.append(f"report: {page}")
     elif why:
@@ -108,5 +109,5 @@ def train(
     lines.append(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
     record = {"run": str(result.run), "steps": result.steps, "validation_dice": result.validation_dice,
               "selection": result.selection, "report": None if page is None else str(page),
-              "note": why}  # fmt: skip
+              "warnings": list(result.warnings), "note": why}  # fmt: skip
     finish(record, as_json=as_json, lines=lines)

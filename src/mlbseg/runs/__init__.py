@@ -49,6 +49,7 @@ class ResultRecord:
     validation_dice: Annotated[float, Field(allow_inf_nan=False)] | None = None
     seconds_per_step: Annotated[float, Field(allow_inf_nan=False)] | None = None
     peak_memory_bytes: Annotated[float, Field(ge=0, le=2**63)] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 _DATA, _RESULT = TypeAdapter(DataRecord), TypeAdapter(ResultRecord)

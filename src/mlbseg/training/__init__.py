@@ -204,7 +204,8 @@ def _launch(
         "root": str(root), "device": device, "timeout": timeout, "processes": processes, "shown": shown,
     }  # fmt: skip
     try:
-        return TrainResult(root, **launch("mlbseg.training:_launched", arguments, count)[0])
+        told = launch("mlbseg.training:_launched", arguments, count)[0]
+        return TrainResult(root, **{**told, "warnings": tuple(told["warnings"])})
     except Signalled as stop:
         newest = checkpoints.find(root / "checkpoints")[-1:]
         where = "".join(f" at step {c.step} of stage {c.stage}" for c in newest)

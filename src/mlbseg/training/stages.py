@@ -34,6 +34,7 @@ from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
 from mlbseg.runs import Run, augmentation_of, checkpoints, context_of, make_method, make_student
 from mlbseg.runs.weights import WEIGHTS, save_weights
+from mlbseg.training import guard
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
 from mlbseg.training.prepare import first_steps
@@ -59,6 +60,7 @@ class TrainResult:
         selection: The rule by which the weights were chosen.
         seconds_per_step: Of the last stage, checkpoints, validation and labelling of scans included, in the process
             that finished it; None if that had no step left to do.
+        warnings: What speaks against it, seen without a test label; see `mlbseg.training.guard`.
     """
 
     run: Path
@@ -66,6 +68,7 @@ class TrainResult:
     validation_dice: float | None
     selection: str
     seconds_per_step: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Training:
@@ -169,10 +172,12 @@ class Training:
         self._fill_cache(with_others=kind.uses_unlabelled)
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
+            first = None
             method = make_method(make_student(self.run.plan, self.run.config), self.run)
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
-            initialiser = self._first_stage()
+            initialiser, trained = self._first_stage()
+            first = self._look(initialiser.predictor()) if trained else None
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
                 frozen = self._freezes_labels
@@ -185,7 +190,8 @@ class Training:
             if self.validation
             else "the weights of the last step; no case chose anything"
         )
-        result = TrainResult(self.run.root, steps, best, selection, self.seconds_per_step)
+        found = guard.warnings_of(first, self._look(method.predictor()), self.run.plan.class_names)
+        result = TrainResult(self.run.root, steps, best, selection, self.seconds_per_step, tuple(found))
         if self.ranks.index == 0:
             save_weights(self.run.root, method.networks())
             write_record(
@@ -196,6 +202,7 @@ class Training:
                     "selection": selection,
                     "seconds_per_step": self.seconds_per_step,
                     "peak_memory_bytes": peak_memory(self.device),
+                    "warnings": found,
                 },
             )
         processes.wait_for_all(self.ranks)
@@ -225,19 +232,30 @@ class Training:
     def _recorded(self) -> TrainResult:
         """Return what the run folder says of a training that has finished."""
         record = self.run.result
-        return TrainResult(self.run.root, record.steps, record.validation_dice, record.selection)
+        return TrainResult(
+            self.run.root,
+            record.steps,
+            record.validation_dice,
+            record.selection,
+            warnings=record.warnings,
+        )
 
     @property
     def _first_steps(self) -> int:
         """Steps of stage 1."""
         return first_steps(self.run.plan, self.run.config)
 
-    def _first_stage(self) -> Supervised:
-        """Train on the clean cases alone, unless stage 2 has all that it needs."""
+    def _first_stage(self) -> tuple[Supervised, bool]:
+        """Train on the clean cases alone, unless stage 2 has all that it needs.
+
+        Returns:
+            The method, and whether its network has been trained: its weights are gone where stage 2 goes on alone.
+        """
         initialiser = Supervised(make_student(self.run.plan, self.run.config), context=context_of(self.run))
-        if not processes.of_first(self.ranks, self._first_is_idle):
+        idle = processes.of_first(self.ranks, self._first_is_idle)
+        if not idle:
             self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
-        return initialiser
+        return initialiser, not idle
 
     def _first_is_idle(self) -> bool:
         """Return whether stage 1's checkpoints were deleted when stage 2 had its own, and all initial labels."""
@@ -340,6 +358,19 @@ class Training:
         image = np.asarray(self.cache.image(case).array[...])
         with autocast(self.run.config.train.precision, self.device):
             return predict_grid(network, image, patch_size=self.run.plan.patch_size, device=self.device)
+
+    def _look(self, network: torch.nn.Module) -> guard.Look:
+        """Return what a network makes of a few of the scans. All ranks have the same answer, each computes it."""
+        was_training = network.training
+        network.to(self.device).eval()
+        labelled = [(case, np.asarray(self.cache.label(case)[...])) for case in guard.few(self.clean)]
+        found = guard.look(
+            lambda case: self._predict(network, case).argmax(0).astype(np.uint8),
+            labelled,
+            guard.few(self.others) if find_method(self.run.config.method).uses_unlabelled else (),
+        )
+        network.train(was_training)
+        return found
 
     def validate(self, method: Method) -> float:
         """Return the mean Dice over validation cases and foreground classes, on the prepared grid."""

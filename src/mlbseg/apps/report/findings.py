@@ -46,7 +46,8 @@ def findings(run: Run, log: Log, scored: Scored | None, trained_dice: float | No
         scored: Its scored cases; None if there are none.
         trained_dice: Mean Dice of cases that it was trained on; None if it was not measured.
     """
-    found = list(_of_log(log))
+    found = [Finding("Training", f"{text[0].upper()}{text[1:]}") for text in run.result.warnings]
+    found += _of_log(log)
     if scored is not None:
         found += [
             *_of_group(scored),
