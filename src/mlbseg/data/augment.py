@@ -88,7 +88,7 @@ class Augment(Augmentation):
             description="largest relative change of size: 0.4 makes a structure up to 1.4 times smaller or larger",
         )
         affine: Share = Field(0.8, description="probability of rotation and scaling")
-        elastic: Share = Field(0.2, description="probability of an elastic deformation")
+        elastic: Share = Field(0.0, description="probability of an elastic deformation")
         intensity: Share = Field(
             0.3, description="probability of a change of brightness and, independently, of contrast"
         )
