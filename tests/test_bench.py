@@ -156,7 +156,7 @@ def test_the_command_fills_the_table(phantoms: Path, tmp_path: Path, command: Co
     assert float(stated["dice"]) == pytest.approx(sum(mine) / 6, abs=1e-5)
 
     text = (out / "table.md").read_text()
-    for part in ("mlbseg bench", "no case chose anything", "## 2 labels", "## 3 labels", "10 of 10 done", "95 % CI",
+    for part in ("mlbseg bench", "no validation set", "## 2 labels", "## 3 labels", "10 of 10 done", "95 % CI",
                  "16 × 16 × 16", "Along a shuffle with seed 0"):  # fmt: skip
         assert part in text
     assert matplotlib.image.imread(out / "figure.png")[..., :3].std() > 0.05

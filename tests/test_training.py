@@ -107,7 +107,7 @@ def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     assert result == {
         "steps": STEPS,
         "validation_dice": None,
-        "selection": "the weights of the last step; no case chose anything",
+        "selection": "final weights (no validation set)",
     }
     assert {name.partition(".")[0] for name in load_file(mlb_run / "model.safetensors")} == {
         "teacher",

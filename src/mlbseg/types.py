@@ -28,7 +28,7 @@ class Role(StrEnum):
 
     CLEAN = "clean"  # a careful label
     UNLABELLED = "unlabelled"  # no label
-    NOISY = "noisy"  # a label that nobody trusts
+    NOISY = "noisy"  # an unverified label
     TEST = "test"  # never seen by training, whatever it carries
 
 

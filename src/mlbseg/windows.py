@@ -38,7 +38,7 @@ def predict_grid(
         patch_size: Of a window; array order.
         device: Where windows are computed; scan and result stay in the host's memory.
         flip_axes: Axes of a window; the mean is taken over all combinations of their flips.
-        overlap: Of neighbouring windows, share of the side.
+        overlap: Overlap of neighbouring windows, as a fraction of the window side.
 
     Returns:
         (K, *S) float32.
@@ -80,7 +80,7 @@ def slide_windows(
         array: (C, *S); a scan smaller than the window is continued by its edge.
         patch_size: Of a window; array order.
         device: Where windows are computed; scan and result stay in the host's memory.
-        overlap: Of neighbouring windows, share of the side.
+        overlap: Overlap of neighbouring windows, as a fraction of the window side.
 
     Returns:
         (M, *S) float32.
@@ -137,7 +137,7 @@ def case_probability(
         plan: Of the run that the network is from.
         device: Where windows are computed.
         flips: Average over flips of the axes that the plan allows to be flipped.
-        overlap: Of neighbouring windows, share of the side.
+        overlap: Overlap of neighbouring windows, as a fraction of the window side.
         notes: Gets what reading the scan has left out or done to it.
 
     Raises:

@@ -210,7 +210,7 @@ def test_a_good_run_gets_no_warning() -> None:
     )
     found = findings(FakeRun(), log, scored([0.9] * 12), 0.92)  # type: ignore[arg-type]
     assert [finding for finding in found if finding.warning] == []
-    assert "Nothing speaks against" in shown(found)
+    assert "No warnings" in shown(found)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_logs_are_read(columns: dict[str, list[tuple[float, float]]], words: str
         (scored([0.9] * 12, voxels=(50, 100)), None, "vessel is too small throughout"),
         (scored([0.9] * 11 + [0.3]), None, "1 case falls far behind"),
         (scored([0.9] * 12, group="clean"), None, "The scores are of training cases"),
-        (scored([0.9] * 12, group="noisy"), None, "labels that nobody trusts"),
+        (scored([0.9] * 12, group="noisy"), None, "unverified labels"),
         (scored([0.9] * 12, faults=(Fault("case_9", "unreadable"),)), None, "Not all is scored"),
         (None, None, "Nothing could be scored"),
     ],

@@ -111,7 +111,7 @@ def test_a_case_without_a_mask_is_named(run: Path, scans: Path, tmp_path: Path) 
     ("parts", "group", "said"),
     [
         ({"test": (), "validation": ("case_3",)}, "validation", "The scored cases chose the checkpoint"),
-        ({"test": (), "noisy": ("case_3",)}, "noisy", "labels that nobody trusts"),
+        ({"test": (), "noisy": ("case_3",)}, "noisy", "unverified labels"),
         ({"test": ("case_7",), "unlabelled": ()}, "clean", "The scores are of training cases"),
     ],
 )

@@ -23,7 +23,7 @@ class Split:
 
     Attributes:
         clean: Trained on with their labels.
-        noisy: Trained on with labels that nobody trusts.
+        noisy: Trained on with unverified labels.
         unlabelled: Trained on without labels; those of hidden labels are among them.
         validation: Clean cases kept out of training to choose a checkpoint; may be empty.
         test: Never trained on.

@@ -73,7 +73,7 @@ def look(predict: Callable[[T], Mask], labelled: Sequence[tuple[T, Mask]], unlab
 
 
 def warnings_of(first: Look | None, last: Look, class_names: Sequence[str]) -> list[str]:
-    """Return what speaks against a training, each in a sentence or two with what to change.
+    """Return the warnings about a training, each in a sentence or two with what to change.
 
     Args:
         first: Of stage 1's network; None where there was one stage only, or its weights are gone.

@@ -60,7 +60,7 @@ class TrainResult:
         selection: The rule by which the weights were chosen.
         seconds_per_step: Of the last stage, checkpoints, validation and labelling of scans included, in the process
             that finished it; None if that had no step left to do.
-        warnings: What speaks against it, seen without a test label; see `mlbseg.training.guard`.
+        warnings: Warnings that need no test label; see `mlbseg.training.guard`.
     """
 
     run: Path
@@ -188,7 +188,7 @@ class Training:
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
-            else "the weights of the last step; no case chose anything"
+            else "final weights (no validation set)"
         )
         found = guard.warnings_of(first, self._look(method.predictor()), self.run.plan.class_names)
         result = TrainResult(self.run.root, steps, best, selection, self.seconds_per_step, tuple(found))

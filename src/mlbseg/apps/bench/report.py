@@ -24,7 +24,7 @@ from mlbseg.terminal import plain
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, told apart by people with the common colour-vision deficiencies; yellow is too pale for a line."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-SELECTION = "the weights of the last step; no case chose anything"
+SELECTION = "final weights (no validation set)"
 
 
 EXPLAINED = (

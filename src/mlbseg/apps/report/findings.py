@@ -29,7 +29,7 @@ class Finding:
     Attributes:
         title: In a few words.
         text: What was found, and what can be done.
-        warning: Whether it speaks against the run; else it only helps to read the page.
+        warning: Whether it is a warning; else it only helps to read the page.
     """
 
     title: str
@@ -111,7 +111,7 @@ def _of_group(scored: Scored) -> Iterator[Finding]:
         )
     if scored.group == "noisy":
         yield Finding(
-            "The scores are against labels that nobody trusts",
+            "The scores are against unverified labels",
             "They say how far prediction and label agree; where they do not, either may be wrong.",
         )
     if scored.group == "validation":

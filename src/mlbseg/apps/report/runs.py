@@ -92,7 +92,7 @@ def report(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Report:
-    """Write one HTML file that shows what a run learned, how good it is, and what speaks against it.
+    """Write one HTML file that shows what a run learned, how good it is, and warnings.
 
     It shows and chooses nothing: training is over, and no label that it looks at changes the run.
 
@@ -101,7 +101,7 @@ def report(
         out: The file; `REPORT` in the run folder when None.
         predictions: A folder of masks to score in place of the report's own predictions.
         cases: How many cases to predict and score at most: test cases, else validation cases, else those with a
-            label that nobody trusts, else the training cases; the first of them.
+            unverified label, else the training cases; the first of them.
         compared: How many of the labelled training cases to predict too where others are scored, to see whether
             the network is better on what it was trained on.
         overwrite: Replace a file that is there.
@@ -269,7 +269,7 @@ def _facts(run: Run, scored: Scored | None) -> list[tuple[str, str]]:
             facts.append(("95HD, mean", f"{distance:.1f} mm"))
     facts.append(("careful labels", str(len(split.clean))))
     if split.noisy:
-        facts.append(("labels nobody trusts", str(len(split.noisy))))
+        facts.append(("unverified labels", str(len(split.noisy))))
     facts.append(("scans without a label", str(len(split.unlabelled))))
     facts.append(("training steps", f"{run.plan.steps:,}"))
     return facts

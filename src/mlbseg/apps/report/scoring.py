@@ -32,7 +32,7 @@ from mlbseg.windows import case_probability
 GROUPS = {
     "test": "test cases, which training never saw",
     "validation": "validation cases, by which the checkpoint was chosen",
-    "noisy": "cases with a label that nobody trusts",
+    "noisy": "cases with an unverified label",
     "clean": "the training cases themselves: the network was trained on these",
 }
 """Parts of a split in the order in which they are taken: the first that has labels is scored."""

@@ -20,7 +20,7 @@ from mlbseg.runs import ENVIRONMENT, Run
 
 PARTS = {
     "clean": "trained on with a careful label",
-    "noisy": "trained on with a label that nobody trusts",
+    "noisy": "trained on with an unverified label",
     "unlabelled": "trained on without a label",
     "validation": "chose the checkpoint",
     "test": "never seen by training",
