@@ -104,6 +104,9 @@ def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     result = json.loads((mlb_run / "result.json").read_text())
     assert 0 < result.pop("seconds_per_step") < 60
     assert 1 << 20 < result.pop("peak_memory_bytes") < 1 << 40
+    assert all(
+        isinstance(warning, str) for warning in result.pop("warnings")
+    )  # it has hardly learned anything
     assert result == {
         "steps": STEPS,
         "validation_dice": None,

@@ -180,6 +180,9 @@ class FakeRun:
     class plan:  # noqa: N801 - as the run's attribute is called
         structures = {1: "organ", 2: "vessel"}  # noqa: RUF012 - nobody changes it
 
+    class result:  # noqa: N801 - likewise
+        warnings: tuple[str, ...] = ()
+
 
 def scored(
     dice: list[float],
@@ -246,6 +249,13 @@ def test_scores_are_judged(cases: Scored | None, trained: float | None, words: s
     assert said(found, words)
     assert sum(finding.warning for finding in found) == 1
     assert "Warning: " in shown(found)
+
+
+def test_warnings_of_training_are_findings() -> None:
+    run = FakeRun()
+    run.result = SimpleNamespace(warnings=("the network has not learned the careful labels",))  # type: ignore[assignment, misc]
+    html = shown(findings(run, Log({}, None, ()), scored([0.9] * 12), None))  # type: ignore[arg-type]
+    assert "The network has not learned the careful labels" in html
 
 
 def test_few_cases_are_a_note() -> None:
