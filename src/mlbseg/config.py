@@ -78,10 +78,11 @@ class TrainSettings(Section):
         0.05,
         gt=0,
         le=1e38,
-        description="learning rate of stage 1, and of supervised training; 0.001 with adamw unless set",
+        description="learning rate of stage 1, and of supervised training; adamw takes 0.001 where no file or "
+        "option sets it (a variant of a bench has to set it)",
     )
     lr_bootstrap: float = Field(
-        0.05, gt=0, le=1e38, description="learning rate of stage 2; 0.001 with adamw unless set"
+        0.05, gt=0, le=1e38, description="learning rate of stage 2; with adamw as for stage 1"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; the first beta of adamw")
     weight_decay: float = Field(5e-4, ge=0, le=1000, description="weight decay")

@@ -17,6 +17,7 @@ from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.methods.supervised import Supervised
 from mlbseg.runs import Run, augmentation_of, context_of, make_method, make_student
+from mlbseg.training.optimising import make_optimiser
 from mlbseg.training.prepare import Planned, first_steps
 from mlbseg.types import Batch
 
@@ -94,7 +95,7 @@ def _timed(method: Method, name: str, run: Run, stage: int, steps: int, device: 
     train = run.config.train
     method.to(device).train()
     method.length = steps
-    method.optimiser = torch.optim.SGD(method.trained(), lr=1e-6, momentum=train.momentum)
+    method.optimiser = make_optimiser(method.trained(), train, lr=1e-6)
     draws = train.workers == 0 or (train.workers is None and device.type == "cpu")
     augment = augmentation_of(run) if draws else None
     began = 0.0
