@@ -137,12 +137,9 @@ def pack(
     planes = [(grey & 255).astype(np.uint8), (grey >> 8).astype(np.uint8)]
     seen = {name: _indices(thinned(mask, box, steps), values) for name, mask in masks.items()}
     for number, (name, indices) in enumerate(seen.items()):
-        kind = {
-            "kind": "mask",
-            "line": number == 1,
-            "shown": number < 2,
-            "opacity": 45 if number != 1 else 100,
-        }
+        # Lines of the second mask are white, so that they are seen on the first of the same class.
+        style = {"line": True, "single": "#ffffff", "opacity": 100} if number == 1 else {"opacity": 45}
+        kind = {"kind": "mask", "shown": number < 2, **style}
         head["layers"].append({"name": name, **kind})
         planes.append(indices)
     if len(seen) > 1:

@@ -83,7 +83,7 @@ class Gallery:
         size = f"{self.most / 1e6:.0f} MB"
         return (
             f"The first {len(self.kept)} cases can be opened here; the page holds {size} of scans, and "
-            f"{self.beyond} more are beyond it (mlbseg review RUN opens all)."
+            f"{self.beyond} more are beyond it."
         )
 
     @property

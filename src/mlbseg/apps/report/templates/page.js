@@ -68,3 +68,5 @@ addEventListener("afterprint", () => {
     delete details.dataset.opened;
   }
 });
+
+if (!document.querySelector(".viewer")) document.documentElement.dataset.ready = "";

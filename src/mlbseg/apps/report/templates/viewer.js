@@ -30,7 +30,7 @@ class Viewer {
       isRadiologicalConvention: true,
       isNearestInterpolation: false,
       crosshairColor: [0.3, 0.9, 1, 0.8],
-      crosshairWidth: 0.15,
+      crosshairWidth: 0.25,
       crosshairWidthUnit: "percent",
       multiplanarShowRender: 1,
       multiplanarPadPixels: 4,
