@@ -28,6 +28,7 @@ from mlbseg.apps.bench.record import Setup
 from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.setup import begin
 from mlbseg.cli.arguments import join_lists
+from mlbseg.config import load_config
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
 from mlbseg.errors import UserError
@@ -232,8 +233,9 @@ def test_what_is_finished_is_not_run_again_and_what_is_added_is(
 ) -> None:
     out = copied(finished, tmp_path)
     before = contents(out)
-    run(phantoms, out)
+    run(phantoms, out, overrides=[*TINY, "steps=4", "train.workers=0", "train.lr=0.05"])  # which changes no result
     assert contents(out) == before
+    assert load_config(out / "settings.yaml").train.workers == 0
     result = run(
         phantoms, out, methods=["mean-teacher"], seeds=[1], upper=False,
         variants=["mlb, own stage 1=mlb train.lr=0.01 mlb.jitter=0.1"],
