@@ -13,6 +13,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def feature_levels(model: nn.Module, x: Tensor) -> list[Level]:
         elif ends and size == layers[ends[-1]][1] and i == ends[-1] + 1:
             ends[-1] = i  # of the same block, or around it
     levels = [Level(deepest)]
-    for here, then in reversed(list(zip(ends, [*ends[1:], end], strict=True))):
+    for here, then in reversed(list(pairwise([*ends, end]))):
         if runs[layers[here][0]] == 1:
             between = layers[here + 1 : then + 1]
             onwards = frozenset(name for name, size in between if size == layers[then][1])

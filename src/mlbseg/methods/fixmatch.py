@@ -42,8 +42,8 @@ class FixMatch(Method):
         pseudo_weight: Weight = Field(1.0, description="factor of the unlabelled images' loss (the paper: 1)")
         pseudo_loss: PseudoLoss = Field(
             "dice-ce",
-            description="loss of pseudo labels: dice-ce, as SSL4MIS has it; ce, the paper's; dice, as in UniMatch's code "
-            "for medical images",
+            description="loss of pseudo labels: dice-ce, as SSL4MIS has it; ce, the paper's; dice, as in UniMatch's "
+            "code for medical images",
         )
 
     settings: Settings

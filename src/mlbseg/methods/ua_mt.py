@@ -52,14 +52,10 @@ class UAMT(MeanTeacher):
         super().__init__(student, settings, context)
         self._deepest: str | None = None
 
-    settings: Settings
-
     def counted(self, batch: Batch, step: int) -> Tensor:
         """Return where in the scan the mean of the teacher's predictions has little entropy, (U, 1, *S) bool."""
         image = unlabelled_image(batch)
-        passes = (
-            torch.softmax(self.taught(batch, STREAMS + i), 1) for i in range(self.settings.passes)
-        )
+        passes = (torch.softmax(self.taught(batch, STREAMS + i), 1) for i in range(self.settings.passes))
         mean = sum(passes, start=image.new_zeros(())) / self.settings.passes
         entropy = entropy_map(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
         # The rest of the way to 1 is gone along the whole stage.
@@ -79,7 +75,9 @@ class UAMT(MeanTeacher):
     def learnt(self, seen: Tensor, batch: Batch) -> Tensor:
         """Return the student's logits, each image with its own dropout."""
         counts = len(batch.clean_image), len(seen) - len(batch.clean_image)
-        seeds = [s for kind, count in enumerate(counts) for s in self.seeds(count, batch.seed, _DROPPED - 1 - kind)]
+        seeds = [
+            s for kind, count in enumerate(counts) for s in self.seeds(count, batch.seed, _DROPPED - 1 - kind)
+        ]
         with self._dropping(self.student, seen, seeds):
             return super().learnt(seen, batch)
 

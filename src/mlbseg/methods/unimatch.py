@@ -26,9 +26,9 @@ _BOX = (0.02, 0.4)  # share of the image that its neighbour takes, as in the aut
 class UniMatch(FixMatch):
     """FixMatch of two strongly changed images, and of the weakly changed one with changed features.
 
-    Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. Channels are dropped
-    of the features of every level (see `feature_levels`). The last of an odd number of images has no neighbour, and no
-    box.
+    Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. Channels of the
+    features of every level are dropped (see `feature_levels`). The last of an odd number of images has no neighbour,
+    and no box.
     """
 
     mixes_pairs = True
@@ -40,7 +40,8 @@ class UniMatch(FixMatch):
             0.5, description="probability that an image has a box of its neighbour (the paper: 0.5)"
         )
         drop: Below1 = Field(
-            0.5, description="probability of dropping a channel of the features, at every level (the paper: 0.5)"
+            0.5,
+            description="probability of dropping a channel of the features, at every level (the paper: 0.5)",
         )
 
     settings: Settings
