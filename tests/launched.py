@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from types import ModuleType
-from typing import Any
 
 from mlbseg.errors import Fault, UserError
 

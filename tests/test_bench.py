@@ -233,7 +233,9 @@ def test_what_is_finished_is_not_run_again_and_what_is_added_is(
 ) -> None:
     out = copied(finished, tmp_path)
     before = contents(out)
-    run(phantoms, out, overrides=[*TINY, "steps=4", "train.workers=0", "train.lr=0.05"])  # which changes no result
+    run(
+        phantoms, out, overrides=[*TINY, "steps=4", "train.workers=0", "train.lr=0.05"]
+    )  # which changes no result
     assert contents(out) == before
     assert load_config(out / "settings.yaml").train.workers == 0
     result = run(

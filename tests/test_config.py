@@ -32,7 +32,9 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
 
 def test_a_rate_that_nothing_sets_is_the_optimisers(tmp_path: Path) -> None:
     path = tmp_path / "pinned.yaml"
-    load_config(overrides=["train.lr_bootstrap=0.2"]).write(path)  # as a bench writes down what all rows share
+    load_config(overrides=["train.lr_bootstrap=0.2"]).write(
+        path
+    )  # as a bench writes down what all rows share
     sgd, adamw = load_config(path).train, load_config(path, overrides=["train.optimiser=adamw"]).train
     assert (sgd.rate(1), sgd.rate(2)) == (0.05, 0.2)
     assert (adamw.rate(1), adamw.rate(2)) == (0.001, 0.2)

@@ -84,7 +84,7 @@ def test_what_is_done_with_a_run_changes_nothing(
     # What a cell's process does with its own state is its own affair.
     monkeypatch.setattr(workers, "start", lambda *_: Ended())
     torch.set_num_threads(2)  # others than a command's own: they must not matter, and stay
-    again = {name: action for name, action in everything(mlb_run, scans, tmp_path / "second")}
+    again = dict(everything(mlb_run, scans, tmp_path / "second"))
     try:
         for name, action in everything(mlb_run, scans, tmp_path / "first"):
             if changed_by(action):  # packages have been imported, perhaps

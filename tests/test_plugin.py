@@ -107,7 +107,19 @@ def used(installed: Installed, run: Path, scans: Path, tmp_path_factory: pytest.
         ["audit", run, "--out", out / "audit", "--quiet"],
         ["export", run, out / "half", "--format", "onnx"],
         ["predict", run, scans, "--out", out / "one", "--only", "test", "--device", "cpu"],
-        ["predict", run, scans, "--out", out / "two", "--only", "test", "--accelerator", "cpu", "--devices", 2],
+        [
+            "predict",
+            run,
+            scans,
+            "--out",
+            out / "two",
+            "--only",
+            "test",
+            "--accelerator",
+            "cpu",
+            "--devices",
+            2,
+        ],
         ["export", run, out / "bundle", "--format", "bundle"],
     )
     assert [code for code, _ in done] == [0] * 5, done

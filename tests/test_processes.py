@@ -97,7 +97,11 @@ def test_no_thread_of_the_group_outlives_it() -> None:
     """A thread that does would end with the process, which is aborted then, now and then."""
     path = [part for part in os.environ["PYTHONPATH"].split(os.pathsep) if part != str(HIDDEN)]
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    environment = {**os.environ, **place, "PYTHONPATH": os.pathsep.join(path)}  # MONAI as it is with all it imports
+    environment = {
+        **os.environ,
+        **place,
+        "PYTHONPATH": os.pathsep.join(path),
+    }  # MONAI as it is with all it imports
     done = subprocess.run(
         [sys.executable, "-c", LEFT], env=environment, capture_output=True, text=True, check=False
     )
