@@ -339,7 +339,7 @@ NETWORKS: Registry[Builder] = Registry(
             _of("nnunet", "plain"), min_levels=2, anisotropic=True, saved_maps=14, options=_NNUNET_OPTIONS
         ),
         "resenc": Builder(
-            _of("nnunet", "residual"), min_levels=2, anisotropic=True, saved_maps=14, options=_NNUNET_OPTIONS
+            _of("nnunet", "residual"), min_levels=2, anisotropic=True, saved_maps=21, options=_NNUNET_OPTIONS
         ),
         "swin-unetr": Builder(_of("swin_unetr"), halvings=5, plan_levels=5, first_multiple=12, counted_at=12),
     },

@@ -1,4 +1,4 @@
-"""nnU-Net's own networks (Isensee et al. 2021, 2024), of dynamic-network-architectures: plain, and with residual encoder.
+"""nnU-Net's own networks (Isensee et al. 2021, 2024), of dynamic-network-architectures: plain and residual.
 
 The names of their weights are the library's, so that checkpoints of nnU-Net and nnssl fit.
 """

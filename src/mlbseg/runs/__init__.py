@@ -209,6 +209,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             patch_size=plan.patch_size,
             norm=config.train.norm,
             dropout=config.train.dropout,
+            options=plan.network_options,
         )
 
 

@@ -27,6 +27,7 @@ VENDORED = (
     "mlbseg.networks",
     "mlbseg.networks.builder",
     "mlbseg.networks.dynunet",
+    "mlbseg.networks.nnunet",
     "mlbseg.networks.swin_unetr",
     "mlbseg.networks.unet",
     "mlbseg.networks.unetplusplus",
@@ -138,6 +139,7 @@ def inference(run: Run) -> dict[str, Any]:
             "strides": [list(stride) for stride in plan.network_strides],
             "norm": run.config.train.norm,
             "dropout": run.config.train.dropout,
+            "options": _plain(plan.network_options),
         },
         "network": "$@network_def.to(@device)",
         "preprocessing": {
