@@ -115,8 +115,8 @@ class TrainSettings(Section):
         None,
         min_length=1,
         max_length=4096,
-        description="weights to start from: a run folder (RUN:teacher for its teacher), a file of weights, a checkpoint "
-        "of nnU-Net, a MONAI bundle",
+        description="weights to start from: a run folder (RUN:teacher for its teacher), a file of weights, a "
+        "checkpoint of nnU-Net, a MONAI bundle",
     )
     # `-o train.precision=32` is a number to YAML
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: "32" if v == 32 else v)] = (

@@ -14,7 +14,7 @@ from mlbseg.core.scope import parameters_in_scope
 from mlbseg.errors import UserError, brief
 
 ENOUGH = 0.5
-"""Share of the encoder's weights, counted by name, that must come from elsewhere."""
+"""Share of the encoder's kernels, counted by name, that must come from elsewhere."""
 _DEEPEST_PREFIX = 5
 _FIRST = 4
 _ALIAS = {"conv": "all_modules.0", "norm": "all_modules.1"}
@@ -62,7 +62,7 @@ def fit(
 
     A weight fits by its name and its shape. Prefixes such as ``module.`` or ``backbone.``, on either side, are seen
     through: those are left away and put before with which most weights fit. A first layer for another number of
-    channels is repeated and scaled, or summed for one channel, so that its answer to a grey image stays. A head for
+    channels is repeated and scaled, or summed for one channel, so that its answers stay about as large. A head for
     other classes keeps the values that it was drawn with. Norm layers take scale and shift from norms of any kind.
 
     Args:
@@ -76,13 +76,13 @@ def fit(
         where: The file, for messages.
 
     Raises:
-        UserError: Less than half of the encoder's weights are there, or one of them is no finite number.
+        UserError: Less than half of the encoder's kernels are there, or one of them is no finite number.
     """
     own = network.state_dict()
     places = _places(found, own)
     names: dict[str, str] = {}
-    for source, name in places.items():
-        names.setdefault(name, source)
+    for theirs, place in places.items():
+        names.setdefault(place, theirs)
     probe = torch.zeros(1, in_channels, *sides)
     decoder = parameters_in_scope(network, probe, "decoder")
     head = parameters_in_scope(network, probe, "head")
@@ -115,7 +115,8 @@ def fit(
             )
         with torch.no_grad():
             target.copy_(value)  # `state_dict` gives the network's own tensors
-    encoder = [name for name, _ in network.named_parameters() if name not in decoder]
+    # Biases and norms fit any network of the same widths.
+    encoder = [name for name, p in network.named_parameters() if name not in decoder and p.ndim > 1]
     taken = len({*loaded, *adapted}.intersection(encoder))
     if taken < ENOUGH * len(encoder):
         raise UserError(_too_little(where, found, own, encoder, taken, ndim))
@@ -208,7 +209,7 @@ def _too_little(
     theirs = [f"{name} {_shape(value)}" for name, value in found.items()]
     ours = [f"{name} {_shape(own[name])}" for name in encoder]
     return (
-        f"{where}: {taken} of the encoder's {len(encoder)} weights fit, expected half of them or more\n"
+        f"{where}: {taken} of the encoder's {len(encoder)} kernels fit, expected half of them or more\n"
         f"  found {_first(theirs)}\n"
         f"  expected {_first(ours)}\n"
         "choose the network of these weights, such as -o plan.network=resenc -o plan.network_channels=32,64,128"

@@ -108,13 +108,11 @@ def _built(
     """Return a network as nnU-Net builds and draws it, each weight under one name and none that nothing needs."""
     stages = len(channels)
     kernels = [list(kernel) for kernel in kernels] or [[3] * ndim] * stages
-    for name, found, wanted in (
-        ("kernels", kernels, stages),
-        *((name, counts, stages - ("decoder" in name)) for name, counts in own.items()),
-    ):
-        if len(found) != wanted:
-            raise UserError(f"plan.network_options: found {len(found)} values of {name}, expected {wanted}")
-    network: nn.Module = kind(
+    counts = {"kernels": len(kernels), **{name: len(values) for name, values in own.items()}}
+    for name, found in counts.items():
+        if found != (wanted := stages - ("decoder" in name)):
+            raise UserError(f"plan.network_options: found {found} values of {name}, expected {wanted}")
+    network: Any = kind(
         input_channels=in_channels,
         n_stages=stages,
         features_per_stage=list(channels),
@@ -142,4 +140,5 @@ def _built(
                     delattr(module, alias)
         if isinstance(module, BasicBlockD) and not isinstance(module.skip, nn.Module):
             module.skip = nn.Identity()  # a lambda, which cannot be sent to another process
-    return network
+    built: nn.Module = network
+    return built

@@ -64,7 +64,8 @@ class Proposal:
         if self.schemes and (len(set(self.schemes)) == 1 or len(self.schemes) == channels):
             order = [channel % len(self.schemes) for channel in range(channels)]
             fields["normalisation"] = tuple(self.schemes[i] for i in order)
-            fields["intensity"] = tuple(self.intensity[i] for i in order) if "ct" in self.schemes else ()
+            if "ct" in self.schemes:
+                fields["intensity"] = tuple(self.intensity[i] for i in order)
         return fields
 
 
@@ -183,9 +184,9 @@ def _prepared(
     spacing = tuple(
         float(mm) for mm in configuration.get("spacing") or () if isinstance(mm, int | float) and mm > 0
     )
-    order = plans.get("transpose_forward", [0, 1, 2])
+    order = plans.get("transpose_forward")
     orientation = ""
-    if isinstance(order, Sequence) and sorted(order) == [0, 1, 2]:
+    if spacing and order in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]):
         orientation = "".join(_LETTERS[axis] for axis in order)[::-1]
     found = configuration.get("normalization_schemes") or ()
     schemes = tuple(_SCHEMES.get(str(scheme), "") for scheme in found)
@@ -205,7 +206,7 @@ def _prepared(
     masked = configuration.get("use_mask_for_norm")
     if "zscore" in schemes and not (isinstance(masked, Sequence) and all(masked)):
         notes.append(
-            "nnU-Net took mean and SD of whole scans; here they are those of the voxels that are no background"
+            "nnU-Net took mean and SD of whole scans; here they are those of voxels that are no background"
         )
     labels = dataset.get("labels") if isinstance(dataset, Mapping) else None
     names = tuple(map(str, labels)) if isinstance(labels, Mapping) else None

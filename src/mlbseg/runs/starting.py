@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -200,9 +201,10 @@ def start_from(
     )
     said = (*start.proposal.notes, *notes)
     if start.run is not None and (norm := start.run.config.train.norm) != config.train.norm:
+        now = config.train.norm
         said = (
             *said,
-            f"they were trained with {norm} norm, and go on with {config.train.norm} norm (-o train.norm={norm})",
+            f"they were trained with {norm} norm, and go on with {now} norm (-o train.norm={norm})",
         )
     record = StartRecord(
         Path(start.source).name, start.kind, start.file.name, start.sha256, fitted.loaded, fitted.adapted, fitted.drawn,
@@ -295,11 +297,12 @@ def _torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        said = str(error)
-        if "Unsupported" in said or "weights_only" in said:
+        with path.open("rb") as file:
+            begin = file.read(4)
+        if begin.startswith((b"PK", b"\x80")) and isinstance(error, pickle.UnpicklingError):
             raise UserError(
-                f"{path}: holds more than tensors, numbers and texts, so it is not opened: what else there is could run "
-                "code (in a program that you trust, save its state_dict() alone, best as safetensors)"
+                f"{path}: holds more than tensors, numbers and texts, so it is not opened: what else there is could "
+                "run code (in a program that you trust, save its state_dict() alone, best as safetensors)"
             ) from None
         raise UserError(
             f"{path}: no file of weights, or a damaged one (expected safetensors, or what torch.save writes)"

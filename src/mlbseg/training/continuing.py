@@ -62,13 +62,8 @@ class Continued:
         run = None if start is None or request.data is None or not start.of(request.data) else start.run
         cache, same = request.cache, False
         if run is not None:
-            environment = run.root / ENVIRONMENT
-            trained = (
-                read_record(environment, "the environment of a run").get("device", "")
-                if environment.is_file()
-                else ""
-            )
-            same = torch.device(str(trained) or "cpu").type == device.type
+            record = read_record(run.root / ENVIRONMENT, "the environment of a run")
+            same = str(record.get("device")).partition(":")[0] == device.type
             if cache is None and Path(run.data.cache).is_dir():
                 cache = Path(run.data.cache)
         return cls(start, run, request, config, same, cache)
@@ -115,8 +110,8 @@ class Continued:
         theirs = self.run.plan
         if (theirs.scan_ndim, theirs.channels) != (facts.scan_ndim, facts.channels):
             self.said.append(
-                f"the plan: not reused, as the scans have {facts.scan_ndim} dimensions and {facts.channels} channels now, "
-                f"{theirs.scan_ndim} and {theirs.channels} then"
+                f"the plan: not reused, as the scans have {facts.scan_ndim} dimensions and {facts.channels} channels "
+                f"now, {theirs.scan_ndim} and {theirs.channels} then"
             )
             return proposed
         names = [*PREPARED]
@@ -129,7 +124,8 @@ class Continued:
             )
         else:
             names += LEARNT_ON
-        return proposed | {name: getattr(theirs, name) for name in names}
+        taken = {name: getattr(theirs, name) for name in names}
+        return proposed | {name: value for name, value in taken.items() if name != "intensity" or value}
 
     def notes(self, split: Split, plan: Plan) -> tuple[str, ...]:
         """Return what was taken over and what was not, once all is decided."""
@@ -140,13 +136,10 @@ class Continued:
                 "split, spacing and normalisation are decided anew, as that run was trained on other scans",
             )
         theirs = self.run
-        same = [
-            name
-            for name in (*PREPARED, *LEARNT_ON, *ARCHITECTURE)
-            if getattr(plan, name) == getattr(theirs.plan, name)
-        ]
+        every = (*PREPARED, *LEARNT_ON, *ARCHITECTURE)
+        same = [name for name in every if getattr(plan, name) == getattr(theirs.plan, name)]
         lines = [*self.said, f"reused of the plan: {', '.join(same)}"]
-        other = [name for name in (*PREPARED, *LEARNT_ON, *ARCHITECTURE) if name not in same]
+        other = [name for name in every if name not in same]
         if other:
             lines.append(f"other than in that run: {', '.join(other)}")
         if plan.label_values != theirs.plan.label_values:
