@@ -102,7 +102,7 @@ VARIANTS = {
 
 def trained_in_double(ranks: Ranks, folder: str) -> dict[str, Tensor]:
     """Continue prepared runs, a copy of each for each number of ranks, in float64."""
-    make, draw = stages.make_student, StepDataset.__getitem__
+    make, draw = stages.starting_student, StepDataset.__getitem__
 
     def getitem(self: StepDataset, step: int) -> Batch:
         batch = draw(self, step)
@@ -112,7 +112,7 @@ def trained_in_double(ranks: Ranks, folder: str) -> dict[str, Tensor]:
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "make_student", lambda *arguments: InDouble(make(*arguments)))
+        patch.setattr(stages, "starting_student", lambda *arguments: InDouble(make(*arguments)))
         patch.setattr(StepDataset, "__getitem__", getitem)
         for variant in VARIANTS:
             run = Path(folder) / variant / str(ranks.count)
