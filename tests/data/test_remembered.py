@@ -26,6 +26,7 @@ from mlbseg.data.hashes import content_hash
 from mlbseg.data.reading import Reading
 from mlbseg.data.remembered import Remembered, reader_version
 from mlbseg.errors import UserError
+from mlbseg.types import Known
 
 KINDS = {
     "nifti": healthy, "nrrd": lambda root: healthy(root, ".nrrd"), "metaimage": lambda root: healthy(root, ".mha"),
@@ -114,7 +115,7 @@ def test_measures_are_remembered_too(tmp_path: Path, here: Reading, counted: Cou
     assert fingerprint(cases, reading=here) == plain
     assert counted.taken() == []
     # What is asked counts: of a case that is not clean, no structure is measured.
-    hidden = [replace(case, unknown=1) for case in cases]
+    hidden = [replace(case, known=Known(ignore=1)) for case in cases]
     assert fingerprint(hidden, reading=here) == fingerprint(hidden)
 
 

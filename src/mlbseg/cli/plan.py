@@ -15,14 +15,17 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Data,
     Device,
+    Ignore,
     Json,
     Labels,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
     Processes,
     Quiet,
     SkipBad,
+    Sparse,
     count_or_ids,
     label_values,
 )
@@ -54,6 +57,9 @@ def plan(
     override: Override = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
@@ -62,6 +68,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Print the plan that train would follow, with its reasons, and how long training takes. No run is written."""
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.prepare import plan_run
@@ -70,7 +77,9 @@ def plan(
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
-        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache,
+        overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad, cache=cache,
     )  # fmt: skip
     target = pick_device(device)
     found = plan_run(request, device=target, console=progress_console(quiet or as_json), processes=processes)

@@ -15,8 +15,10 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Device,
     Devices,
+    Ignore,
     Json,
     Labels,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
@@ -24,6 +26,7 @@ from mlbseg.cli.arguments import (
     Quiet,
     SharedThreads,
     SkipBad,
+    Sparse,
     Timeout,
     count_or_ids,
     label_values,
@@ -67,6 +70,9 @@ def train(
     override: Override = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
@@ -82,6 +88,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model from scans of which some are labelled."""
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import device_name
     from mlbseg.training import TrainRequest, train_run
 
@@ -89,7 +96,9 @@ def train(
     request = TrainRequest(
         data=data, out=out, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient, seed=seed,
-        preset=preset, config=config, overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
+        preset=preset, config=config, overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad,
         cache=cache,
     )  # fmt: skip
     result = train_run(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache_root import default_cache_root
+from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
@@ -78,6 +79,7 @@ def prepare_run(
         device=device,
         cache=request.cache,
         inputs=decided.inputs,
+        label_options=request.label_options,
     )
     return root
 
@@ -235,6 +237,7 @@ def write_run(
     cache: str | Path | None,
     inputs: Inputs,
     patients: Patients | None = None,
+    label_options: LabelOptions = AS_DRAWN,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
 
@@ -265,6 +268,7 @@ def write_run(
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
                 "patients": None if patients is None else patients.as_dict(),
+                "labels": asdict(label_options),
             },
         )
         inputs.write(folder / INPUTS)

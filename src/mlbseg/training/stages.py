@@ -20,7 +20,6 @@ from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
-from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.data.reading import Reading
@@ -91,7 +90,7 @@ class Training:
         self.console = console
         self.ranks = ranks
         record = run.data
-        dataset = find_cases(Path(record.root))
+        dataset = run.find_cases()
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases

@@ -56,7 +56,7 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data, allow_empty=request.allow_empty)
+    dataset = find_cases(request.data, request.label_options)
     if existing is None or existing.patients is not None or request.patient is not None:
         dataset = with_patients(dataset, request.patient)
     wide = make_split(
@@ -168,6 +168,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
         patients=dataset.patients,
+        label_options=request.label_options,
     )
 
 
