@@ -146,8 +146,10 @@ class Batch:
 
     Attributes:
         clean_image: (B, C, *S) float, patches of clean cases.
-        clean_label: (B, *S) int64 class indices.
-        image: (U, C, *S) float, patches of unlabelled and noisy cases; None for methods that use none.
+        clean_label: (B, *S) int64 class indices; `IGNORE` where a voxel is not known, ``EITHER - j`` where it is
+            background or a class of set j.
+        image: (U, C, *S) float, patches of unlabelled and noisy cases, and of clean cases whose label is not known
+            everywhere; None for methods that use none.
         initial_label: (U, *S) int64, the frozen stage-1 prediction (or the noisy label); None before stage 2.
         pseudo_label: (U, *S) int64, of the last prediction of the whole scans; None where a method makes its own.
         meta_image: (B, C, *S) float, patches of clean cases that nothing is trained on: what the weights are to
@@ -156,7 +158,8 @@ class Batch:
         case_ids: The cases drawn: clean first, then unlabelled, then those set apart.
         seed: Seeds every random draw that the method itself makes in this step (views, noise, dropout).
         inside: (U, *S) bool, True where `image` shows its scan, False where a patch that reaches beyond it repeats the
-            scan's edge: nothing is to be learnt there. None: everywhere True.
+            scan's edge, and where the label of a clean case is known: an unlabelled loss learns nothing there. So the
+            voxels of a clean scan that nobody labelled are unlabelled data, for every method. None: everywhere True.
     """
 
     clean_image: torch.Tensor

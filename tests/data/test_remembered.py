@@ -17,6 +17,7 @@ from data.broken import BROKEN, cut, healthy, left_atrium, mask, nifti, noise, p
 from mlbseg.data import facts as facts_module
 from mlbseg.data import fingerprint as fingerprint_module
 from mlbseg.data import hashes, remembered
+from mlbseg.data import known as known_module
 from mlbseg.data import reading as reading_module
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import CheckResult, check
@@ -42,7 +43,7 @@ class Counted:
         self.read: list[str] = []
         for module, name in (
             (facts_module, "read_scan"), (facts_module, "read_label"),
-            (fingerprint_module, "read_scan"), (fingerprint_module, "read_label"),
+            (fingerprint_module, "read_scan"), (known_module, "read_label"),
         ):  # fmt: skip
             monkeypatch.setattr(module, name, self._counting(getattr(module, name)))
 

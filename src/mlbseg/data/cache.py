@@ -193,6 +193,10 @@ class Cache:
             )
         return self._foregrounds[case]
 
+    def is_partly_known(self, case: Case) -> bool:
+        """Return whether the prepared label of a clean or noisy case leaves voxels open, or classes."""
+        return case.known.classes is not None or bool(self._label_entry(case).opened.attributes["unknown"])
+
     def _label_entry(self, case: Case) -> _Entry:
         if not _is_labelled(case):
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
@@ -227,7 +231,8 @@ class Cache:
             {
                 "array": (prepared, _chunks(prepared.shape, self.plan.ndim)),
                 "foreground": (positions, (max(1, len(positions)), positions.shape[1])),
-            }
+            },
+            {"unknown": int(np.count_nonzero(prepared == UNKNOWN))},
         )
 
 

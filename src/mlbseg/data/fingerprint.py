@@ -62,7 +62,7 @@ class CaseFacts:
         foreground: Intensities of each channel under the label; empty unless the case is clean.
         label_voxels: Voxels of each label value; empty unless the case is clean or noisy.
         structures: What the label shows; empty unless the case is one of the `MEASURED` clean ones.
-        unknown: Voxels whose class the label does not tell.
+        unknown: Voxels whose class the label does not tell; those too that may be of a class that was not drawn.
     """
 
     id: str
@@ -124,6 +124,11 @@ class Fingerprint:
     def count(self, *roles: Role) -> int:
         """Return the number of cases in any of `roles`."""
         return sum(case.role in roles for case in self.cases)
+
+    @property
+    def partly_known(self) -> int:
+        """The number of clean cases whose label leaves voxels open."""
+        return sum(case.role is Role.CLEAN and case.unknown > 0 for case in self.cases)
 
     def extent(self) -> npt.NDArray[np.float64] | None:
         """Return mm along each axis (array order) that hold the largest component of any structure.
@@ -252,7 +257,8 @@ def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) ->
         foreground=shown.foreground,
         label_voxels=shown.voxels,
         structures=shown.structures,
-        unknown=shown.unknown,
+        # Background may be a class that was not drawn.
+        unknown=shown.unknown + (shown.voxels.get(0, 0) if case.known.classes is not None else 0),
     )
 
 

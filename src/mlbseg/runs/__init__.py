@@ -257,4 +257,6 @@ def context_of(run: Run) -> Context:
         UserError: there is no such loss.
     """
     loss = LOSSES.find(run.config.train.loss)
-    return Context(flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss)
+    return Context(
+        flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss, crf=run.config.train.crf
+    )

@@ -164,7 +164,12 @@ def plan_run(
         say(console, line)
     if skipped:
         say(console, f"left out: {', '.join(skipped)}")
-    require_cases(data, config, split)
+    partly = {
+        entry["id"]
+        for entry in result.summary["per_case"]
+        if entry["unknown"] or entry["classes"] is not None
+    }
+    require_cases(data, config, split, partly=not partly.isdisjoint(split.clean))
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, reading=reading, progress=lambda done, _: progress.update(done))
@@ -200,8 +205,14 @@ def views_of(config: Config) -> int:
     return method.passes(config.of(config.method)) if method.uses_unlabelled else 0
 
 
-def require_cases(data: Path, config: Config, split: Split) -> None:
+def require_cases(data: Path, config: Config, split: Split, *, partly: bool = False) -> None:
     """Refuse a split that the method cannot be trained on.
+
+    Args:
+        data: The data set, for messages.
+        config: The settings.
+        split: The split.
+        partly: Whether some clean label leaves voxels or classes open: these are unlabelled data.
 
     Raises:
         UserError: if no clean case is left for stage 1, or a semi-supervised method has no case without a clean label.
@@ -218,7 +229,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
             f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
             "(stage 1 needs at least one)"
         )
-    if method.uses_unlabelled and not (split.noisy or split.unlabelled):
+    if method.uses_unlabelled and not (split.noisy or split.unlabelled or partly):
         raise UserError(
             f"{data}: every case is labelled, but method {config.method!r} also needs scans without a label "
             "(add some, or use --method supervised)"

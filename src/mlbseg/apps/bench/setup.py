@@ -34,7 +34,7 @@ from mlbseg.runs.lock import locked
 from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
-from mlbseg.types import Role
+from mlbseg.types import ALL_KNOWN, Role
 
 LOCK = ".lock"
 
@@ -93,7 +93,9 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
             config = with_row(request.settings, row)
-            require_cases(request.data, config, fresh.split(cell, dataset))
+            # Whether a label that may leave voxels open does is known once it has been read.
+            partly = any(case.known != ALL_KNOWN for case in dataset.cases)
+            require_cases(request.data, config, fresh.split(cell, dataset), partly=partly)
     inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
