@@ -6,6 +6,7 @@ entries: using an image never opens a label. One that is lost or damaged, while 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import warnings
@@ -202,7 +203,7 @@ class Cache:
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
             key = self._label_key(case)
-            prepare = partial(self._prepare_label, case, seed=int(key[:16], 16))
+            prepare = partial(self._prepare_label, case)
             self._labels[case] = _Entry(self.root / f"label-{key}", case, prepare)
         return self._labels[case]
 
@@ -221,12 +222,12 @@ class Cache:
         chunks = (len(prepared), *_chunks(prepared.shape[1:], self.plan.ndim))
         return Content({"array": (prepared, chunks)}, asdict(frame))
 
-    def _prepare_label(self, case: Case, seed: int) -> Content:
+    def _prepare_label(self, case: Case) -> Content:
         frame = self.image(case).frame
         with _naming(case), _unchanged(partial(self.inputs.label, case)):
             label = label_on(case, frame.native)
             prepared = prepare_label(label, frame.native, frame.grid, self.plan)
-        positions = _foreground(prepared, self.plan.num_classes, seed)
+        positions = _foreground(prepared, self.plan.num_classes)
         return Content(
             {
                 "array": (prepared, _chunks(prepared.shape, self.plan.ndim)),
@@ -311,8 +312,11 @@ def _chunks(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
     )
 
 
-def _foreground(label: npt.NDArray[np.uint8], num_classes: int, seed: int) -> npt.NDArray[np.int32]:
-    random = np.random.default_rng(seed)
+def _foreground(label: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int32]:
+    # The same of labels that say the same, whatever stands for "not known" in their files.
+    random = np.random.default_rng(
+        int.from_bytes(hashlib.blake2b(label.tobytes(), digest_size=8).digest(), "big")
+    )
     rows = [np.empty((0, label.ndim + 1), np.int32)]
     # Of a label that is known in places, patches must be told where it is background too.
     first = 0 if (label == UNKNOWN).any() else 1

@@ -118,7 +118,8 @@ def check(
     faults += _odd_ones_out(seen)
     if require_roles:
         faults += no_clean_case(dataset.cases)
-        if not any(case.role in (Role.UNLABELLED, Role.NOISY) for case in dataset.cases):
+        open_ = any(one.unknown or one.case.known.classes is not None for one in seen)
+        if not open_ and not any(case.role in (Role.UNLABELLED, Role.NOISY) for case in dataset.cases):
             found, remedy = "no unlabelled case", "add scans without labels to learn from them too"
             warnings.append(Fault(str(dataset.root), found, remedy=remedy, kind="roles"))
     return CheckResult(dataset, tuple(faults), tuple(warnings), _summary(dataset, seen))
@@ -169,7 +170,7 @@ def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
     return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
-_WARNINGS = ("constant-channel", "empty-label", "note", "sparse")
+_WARNINGS = ("constant-channel", "empty-label", "note", "sparse", "scribbles")
 
 
 _Read = tuple[ImageFacts | Fault, LabelFacts | Fault | None]
@@ -298,6 +299,12 @@ def _ask(one: _Seen, label: LabelFacts, name: str) -> Iterable[Fault]:
             "now they are background",
             kind="sparse",
         )
+    total = sum(label.values.values())
+    most = max(label.values, key=label.values.__getitem__)
+    if most and most != known.ignore and 2 * label.values[most] > total and len(label.values) > 2:
+        share = f"{label.values[most] / total:.3g} of the voxels have the label value {most}"
+        remedy = f"if it stands for not drawn, say --ignore {most}; now it is a class"
+        yield Fault(name, share, "", remedy, kind="scribbles")
     if known.classes is not None and (others := set(one.labels) - {0, *known.classes}):
         yield Fault(
             name,
