@@ -160,6 +160,8 @@ class Batch:
         inside: (U, *S) bool, True where `image` shows its scan, False where a patch that reaches beyond it repeats the
             scan's edge, and where the label of a clean case is known: an unlabelled loss learns nothing there. So the
             voxels of a clean scan that nobody labelled are unlabelled data, for every method. None: everywhere True.
+        weak: (U, C, *S) float, `image` with the scans' own grey values: what a network sees that predicts pseudo
+            labels. None: the same as `image`.
     """
 
     clean_image: torch.Tensor
@@ -172,6 +174,7 @@ class Batch:
     case_ids: tuple[str, ...] = field(default=())
     seed: int = 0
     inside: torch.Tensor | None = None
+    weak: torch.Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which a GPU copies while it computes; DataLoader calls it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import zlib
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from mlbseg.apps.report.packing import Subject
 from mlbseg.apps.report.page import Markup, Section, render_page
-from mlbseg.apps.report.slices import Subject, browser
+from mlbseg.apps.report.viewer import SCRIPTS, Gallery
+from mlbseg.types import Geometry
 
 EVIL = '<script>document.title="stolen"</script><b>x</b>&amp;"\''
 """A case's name as nobody should call one."""
@@ -32,34 +32,43 @@ def subject(name: str = "case_1", *, shape: tuple[int, ...] = (6, 20, 30), **cha
         label[4:12, 5:15] = 1
     trust[label > 0] = np.linspace(0, 1, int((label > 0).sum()))
     masks = {"label": label, "prediction": np.roll(label, 2, axis=-1)}
-    values = {"spacing": (3.0, 1.0, 1.0)[-len(shape) :], "masks": masks, "maps": {"trust": trust}, **changes}
-    return Subject(name, "Dice 0.9", image, **values)
+    geometry = Geometry.identity(shape[::-1], (1.0, 1.0, 3.0)[: len(shape)])
+    values = {"image": image, "geometry": geometry, "masks": masks, "maps": {"trust": trust}, **changes}
+    return Subject(name, "Dice 0.9", **values)
 
 
 def page_of(*subjects: Subject, title: str = "Cases") -> str:
-    widgets = Markup("").join(browser(s, {1: "organ", 2: "vessel"}) for s in subjects)
-    return render_page(title, [Section("Cases", widgets), Section("More", Markup("<p>text</p>"))])
+    looked = Gallery({1: "organ", 2: "vessel"})
+    looked.fill(iter(subjects), len(subjects))
+    return render_page(
+        title,
+        [Section("Cases", looked.html(), looked.note, SCRIPTS), Section("More", Markup("<p>text</p>"))],
+    )
+
+
+def unpack(content: bytes) -> dict[str, Any]:
+    """Return a packed case: its head, with "image" (Z, Y, X) and each layer's "data" as it was, (Z, Y, X), in LPS."""
+    length = int.from_bytes(content[:4], "little")
+    head = json.loads(content[4 : 4 + length])
+    nx, ny, nz = head["size"]
+    planes = np.frombuffer(zlib.decompress(content[4 + length :]), np.uint8).reshape(-1, nz, ny, nx)
+    flips = (1,) if head["flat"] else (1, 2)
+    planes = np.flip(planes, [1 + axis for axis in flips])
+    head["image"] = head["low"] + head["step"] * (planes[0] + 256.0 * planes[1])
+    for item, plane in zip(head["layers"], planes[2:], strict=True):
+        item["data"] = plane
+    return dict(head)
 
 
 def data_of(html: str) -> list[dict[str, Any]]:
-    """Return what each browser of a page is given."""
-    return [
-        json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.S)
-    ]
+    """Return each case that a page holds, unpacked."""
+    found = re.findall(r'<script type="text/plain" class="packed">(.*?)</script>', html, re.S)
+    return [unpack(base64.b64decode(text)) for text in found]
 
 
 def layer(data: dict[str, Any], name: str) -> np.ndarray:
-    """Return the pixels (Z, Y, X) of a layer."""
-    found = next(item for item in data["layers"] if item["name"] == name)
-    width, height = data["size"]
-    values = np.frombuffer(zlib.decompress(base64.b64decode(found["data"])), np.uint8)
-    return values.reshape(-1, height, width)
-
-
-def sprite(data: dict[str, Any]) -> np.ndarray:
-    """Return the grey levels of the sheet of slices."""
-    content = base64.b64decode(data["image"].partition("base64,")[2])
-    return np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    """Return the voxels (Z, Y, X) of a layer."""
+    return np.asarray(next(item for item in data["layers"] if item["name"] == name)["data"])
 
 
 def contrast(a: str, b: str) -> float:

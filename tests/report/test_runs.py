@@ -15,12 +15,11 @@ from blocks import TINY, write_blocks
 from conftest import Command
 from mlbseg.apps import report as package
 from mlbseg.apps.report import masks_report, report
-from mlbseg.apps.report.page import Section, render_page
-from mlbseg.apps.report.runs import slices_of
-from mlbseg.apps.report.slices import Subject
+from mlbseg.apps.report.packing import Subject, pack
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError
-from report.pages import data_of, layer, sprite
+from mlbseg.types import Geometry
+from report.pages import data_of, layer
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +74,7 @@ def test_a_run_is_shown(run: Path) -> None:
     ]
     data = data_of(html)
     assert [d["name"] for d in data] == ["case_3"]
-    assert [item["name"] for item in data[0]["layers"]] == ["label", "prediction", "differences", "certainty"]
+    assert [item["name"] for item in data[0]["layers"]] == ["label", "prediction", "difference", "certainty"]
     assert f"{result.mean_dice:.3f}" in html
     assert "would be called over-fitting" in html
     assert "Loss terms" in html
@@ -91,7 +90,13 @@ def test_prediction_shown_is_the_run_s_own(run: Path, scans: Path, tmp_path: Pat
     own, given = report(run), report(run, tmp_path / "b.html", predictions=tmp_path / "masks")
     assert own.mean_dice == given.mean_dice
     a, b = (data_of(result.path.read_text(encoding="utf-8"))[0] for result in (own, given))
-    assert a["layers"][:3] == b["layers"][:3]
+    for name in ("label", "prediction", "difference"):
+        assert np.array_equal(layer(a, name), layer(b, name))
+    assert [item["name"] for item in b["layers"]] == [
+        "label",
+        "prediction",
+        "difference",
+    ]  # no certainty of others
     label = sitk.GetArrayFromImage(sitk.ReadImage(str(scans / "labels" / "case_3.nii.gz")))
     assert np.array_equal(layer(a, "label"), label)
 
@@ -206,7 +211,8 @@ def test_trust_is_found_in_the_scan_s_format_and_left_out_where_it_does_not_fit(
 
     def shown() -> tuple[bool, str]:
         html = report(run, overwrite=True).path.read_text(encoding="utf-8")
-        return "trust" in [item["name"] for item in data_of(html)[0]["layers"]], html
+        case = data_of(html)[0]
+        return "trust" in [item["name"] for item in case["layers"]], case["caption"]
 
     sitk.WriteImage(trust, str(path))
     has, html = shown()
@@ -298,7 +304,12 @@ def test_masks_are_shown(scans: Path, tmp_path: Path, command: Command) -> None:
     assert f"report: {page}" in done.out
     html = page.read_text(encoding="utf-8")
     data = data_of(html)
-    assert [d["name"] for d in data] == ["case_3", "case_2", "case_1"]
+    assert [d["name"] for d in data] == [
+        "case_3",
+        "case_2",
+        "case_1",
+        "case_0",
+    ]  # worst, median, best, the rest
     assert "Masks without a reference: alone." in html
     assert command("evaluate", masks, scans / "labels", "--report", page).code == 2
     assert command("evaluate", masks, scans / "labels", "--scans", scans).code == 2
@@ -310,7 +321,7 @@ def test_masks_are_shown(scans: Path, tmp_path: Path, command: Command) -> None:
     command("evaluate", masks, scans / "labels", "--report", page, "--overwrite")
     html = page.read_text(encoding="utf-8")
     assert "the masks lie on black" in html
-    assert data_of(html)[0]["image"] != data[0]["image"]
+    assert not np.array_equal(data_of(html)[0]["image"], data[0]["image"])
 
 
 def test_a_mask_s_scan_of_another_size_is_left_out(scans: Path, tmp_path: Path) -> None:
@@ -320,7 +331,7 @@ def test_a_mask_s_scan_of_another_size_is_left_out(scans: Path, tmp_path: Path) 
     other = write_blocks(tmp_path / "other", count=4, size=(10, 10, 10))
     result = evaluate(masks, scans / "labels")
     page = masks_report(result, masks, scans / "labels", tmp_path / "a.html", scans=other)
-    assert "the scan has another size" in page.read_text(encoding="utf-8")
+    assert "the scan has another size" in data_of(page.read_text(encoding="utf-8"))[0]["caption"]
 
 
 def test_a_mask_s_scan_that_lies_elsewhere_is_left_out(scans: Path, tmp_path: Path) -> None:
@@ -339,21 +350,20 @@ def test_a_mask_s_scan_that_lies_elsewhere_is_left_out(scans: Path, tmp_path: Pa
     result = evaluate(masks, scans / "labels")
     page = masks_report(result, masks, scans / "labels", tmp_path / "a.html", scans=moved)
     html = page.read_text(encoding="utf-8")
-    assert "the scan has another origin, so it is not shown" in html
-    assert "the scan has another spacing, so it is not shown" in html
-    assert [int(sprite(d).max()) for d in data_of(html)] == [0, 0]
+    captions = " ".join(d["caption"] for d in data_of(html))
+    assert "the scan has another origin, so it is not shown" in captions
+    assert "the scan has another spacing, so it is not shown" in captions
+    assert [d["image"].max() for d in data_of(html)] == [0, 0]
     straight = masks_report(result, masks, scans / "labels", tmp_path / "b.html", scans=scans)
-    assert all(sprite(d).max() > 0 for d in data_of(straight.read_text(encoding="utf-8")))
+    assert all(d["image"].max() > 0 for d in data_of(straight.read_text(encoding="utf-8")))
 
 
-def test_a_page_is_small_enough_to_send() -> None:
-    """Three cases are shown, however many are scored; these hold more texture than any scan."""
+def test_a_case_is_small_enough_to_send() -> None:
+    """This one holds more texture than any scan."""
     rng = np.random.default_rng(0)
     image = rng.normal(0, 1, (64, 256, 256)).astype(np.float32)
     label = (rng.random((64, 32, 32)) > 0.5).repeat(8, 1).repeat(8, 2).astype(np.uint8)
     trust = rng.random((64, 128, 128), np.float32).repeat(2, 1).repeat(2, 2)
-    shown = Subject(
-        "a", "", image, (1.0, 1.0, 1.0), {"label": label, "prediction": label[::-1]}, {"trust": trust}
-    )
-    html = render_page("t", [Section("s", slices_of([shown], {1: "x"}))])
-    assert 3 * len(html) < 15e6
+    masks = {"label": label, "prediction": label[::-1]}
+    shown = Subject("a", "", image, Geometry.identity((256, 256, 64)), masks, {"trust": trust})
+    assert len(pack(shown, {1: "x"})) < 5e6

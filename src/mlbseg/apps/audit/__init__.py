@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from mlbseg.apps.audit.auditor import Auditor, Judged
 from mlbseg.apps.audit.findings import REGION_COLUMNS, Audit, Audited
-from mlbseg.apps.audit.page import Sight, write_page
+from mlbseg.apps.audit.page import gallery, subject_of, write_page
 from mlbseg.apps.audit.regions import Region
 from mlbseg.apps.audit.trust import WAYS
 from mlbseg.data.cases import find_scans, still_there
@@ -21,7 +19,7 @@ from mlbseg.data.unread import passed_over
 from mlbseg.device import pick_device
 from mlbseg.errors import Fault, FaultsError, UserError, nearest, one_case
 from mlbseg.evaluation import mask_files
-from mlbseg.files import make_folder, working_folder, write_table
+from mlbseg.files import make_folder, write_table
 from mlbseg.inference import Progress
 from mlbseg.runs import Run
 from mlbseg.staging import require_new, staged
@@ -30,7 +28,6 @@ from mlbseg.types import Case, Known, Role
 __all__ = ["Audit", "Audited", "Region", "audit"]
 
 CASES, REGIONS, PAGE = "cases.csv", "regions.csv", "audit.html"
-SHOWN = 20  # cases that the page has a browser for: the least trusted ones
 
 
 def audit(
@@ -108,52 +105,27 @@ def audit(
     names = opened.plan.structures
     found: list[Audited] = []
     with staged(folder, overwrite=overwrite, last=CASES) as stage:
-        with working_folder(stage) as kept:
-            least = _Least(kept)
-            for case in cases:
-                say(case)
-                with one_case(case.id, faults, "audit"):
-                    judged = auditor.judge(case)
-                    _write_maps(stage, case, judged)
-                    found.append(judged.audited)
-                    least.offer(judged.audited, judged.sight)
-            if not found:
-                raise FaultsError(faults, f"{opened.root}: no label could be judged")
-            found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
-            unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
-            result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
-            cases_found = result.case_rows()
-            write_table(stage / CASES, cases_found, list(cases_found[0]), digits=12)
-            write_table(stage / REGIONS, result.region_rows(), REGION_COLUMNS, digits=12)
-            write_page(stage / PAGE, result, least.sights(), title=f"Audit of {opened.root.name}")
+        looked = gallery(names)
+        for case in cases:
+            say(case)
+            with one_case(case.id, faults, "audit"):
+                judged = auditor.judge(case)
+                _write_maps(stage, case, judged)
+                found.append(judged.audited)
+                looked.add(subject_of(judged.audited, judged.sight, names), judged.audited.trust)
+        if not found:
+            raise FaultsError(faults, f"{opened.root}: no label could be judged")
+        found.sort(key=lambda one: (one.trust, -one.suspected, one.case))
+        unit = "mm²" if opened.plan.scan_ndim == 2 else "mm³"
+        result = Audit(folder, way, threshold, names, unit, tuple(found), tuple(faults), notes)
+        cases_found = result.case_rows()
+        write_table(stage / CASES, cases_found, list(cases_found[0]), digits=12)
+        write_table(stage / REGIONS, result.region_rows(), REGION_COLUMNS, digits=12)
+        write_page(stage / PAGE, result, looked, title=f"Audit of {opened.root.name}")
         _drop_old(folder, {one.case for one in found})
     if progress is not None:
         progress(steps, steps, "")
     return result
-
-
-class _Least:
-    """What is to be shown of the least trusted cases, on disk: of many large scans memory could not hold it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.kept: list[tuple[float, str]] = []
-
-    def offer(self, audited: Audited, sight: Sight) -> None:
-        """Keep a sight if its case is among the least trusted so far."""
-        self.kept = sorted([*self.kept, (audited.trust, audited.case)])
-        dropped = self.kept[SHOWN:]
-        self.kept = self.kept[:SHOWN]
-        for _, case in dropped:
-            (self.folder / f"{case}.npz").unlink(missing_ok=True)
-        if audited.case in {case for _, case in self.kept}:
-            np.savez(self.folder / f"{audited.case}.npz", **vars(sight))
-
-    def sights(self) -> Iterator[tuple[str, Sight]]:
-        """Yield case and sight, the least trusted first."""
-        for _, case in self.kept:
-            with np.load(self.folder / f"{case}.npz", allow_pickle=False) as found:
-                yield case, Sight(**{**found, "spacing": tuple(found["spacing"].tolist())})
 
 
 def _require_free(folder: Path, *, overwrite: bool, propose: bool) -> None:

@@ -165,8 +165,7 @@ class Auditor:
             tuple(regions),
             count,
         )
-        spacing = frame.grid.spacing[::-1]
-        sight = Sight(image[0], values[label], values[predicted], trust, suspected, spacing)
+        sight = Sight(image[0], values[label], values[predicted], trust, suspected, frame.grid)
         proposal: Classes | None = None
         if self.propose:
             wrong = stray | (restore_probability(suspected.astype(np.float32), frame) > 0.5)

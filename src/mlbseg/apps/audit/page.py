@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from markupsafe import Markup
 
 from mlbseg.apps.audit.findings import Audit, Audited
 from mlbseg.apps.audit.trust import WAYS
+from mlbseg.apps.report.packing import Subject
 from mlbseg.apps.report.page import Cell, Section, number, paragraphs, render_page, table
-from mlbseg.apps.report.slices import Subject, browser
+from mlbseg.apps.report.viewer import SCRIPTS, Gallery, opener
 from mlbseg.files import write_atomic
+from mlbseg.types import Geometry
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Sight:
         predicted: (*S) class values.
         trust: (*S) in 0 ... 1.
         suspected: (*S) whether a voxel lies in a suspected region.
-        spacing: Of the array's axes, mm.
+        geometry: Of that grid.
     """
 
     image: npt.NDArray[np.float32]
@@ -35,27 +37,49 @@ class Sight:
     predicted: npt.NDArray[np.integer]
     trust: npt.NDArray[np.float32]
     suspected: npt.NDArray[np.bool_]
-    spacing: tuple[float, ...]
+    geometry: Geometry
 
 
-def write_page(path: Path, result: Audit, sights: Iterable[tuple[str, Sight]], *, title: str) -> None:
+def subject_of(found: Audited, sight: Sight, names: dict[int, str]) -> Subject:
+    """Return a case as the page's viewer shows it, opened at its largest suspected region."""
+    region = max(names) + 1  # a value of its own, that no class has
+    return Subject(
+        name=found.case,
+        caption=f"trust {found.trust:.3f}, {found.count} suspected region(s), role {found.role}",
+        image=sight.image,
+        geometry=sight.geometry,
+        masks={
+            "label": sight.label,
+            "prediction": sight.predicted,
+            "suspected": np.where(sight.suspected, region, 0),
+        },
+        maps={"doubt": np.where(sight.trust < 1 - 1e-3, 1 - sight.trust, np.nan)},
+        focus=sight.suspected if sight.suspected.any() else None,
+    )
+
+
+def gallery(names: dict[int, str]) -> Gallery:
+    """Return the viewer that takes such cases."""
+    return Gallery({**names, max(names) + 1: "suspected region"})
+
+
+def write_page(path: Path, result: Audit, looked: Gallery, *, title: str) -> None:
     """Write the audit as one HTML file that needs nothing but itself.
 
     Args:
         path: The file.
         result: All cases.
-        sights: Of the least trusted ones, in this order.
+        looked: Those that can be opened.
         title: The heading.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    names = result.class_names
-    sections = [Section("Cases", _cases(result), "The least trusted first.")]
-    by_case = {found.case: found for found in result.cases}
-    for case, sight in sights:  # one at a time: those of large scans are large
-        sections.append(Section(case, _case(by_case[case], sight, names, result.unit)))
-    sections.append(Section("How this was judged", _method(result, len(sections) - 1)))
+    body = looked.html() + _cases(result, looked.names)
+    sections = [Section("Cases", body, f"The least trusted first. {looked.note}", SCRIPTS)]
+    if any(found.regions for found in result.cases):
+        sections.append(Section("Suspected regions", _regions(result, looked.names)))
+    sections.append(Section("How this was judged", _method(result)))
     if result.faults:
         sections.append(Section("Not judged", paragraphs(*(str(fault) for fault in result.faults))))
     doubted = sum(bool(found.count) for found in result.cases)
@@ -73,57 +97,44 @@ def write_page(path: Path, result: Audit, sights: Iterable[tuple[str, Sight]], *
     write_atomic(path, page.encode(errors="backslashreplace"))
 
 
-def _cases(result: Audit) -> Markup:
+def _cases(result: Audit, shown: Collection[str]) -> Markup:
     headings = ["case", "role", "trust", *(f"trust, {name}" for name in result.class_names.values())]
     rows: list[list[Cell | str]] = [
-        [found.case, found.role, number(found.trust), *(number(found.by_class[v]) for v in result.class_names),
+        [Cell(opener(found.case) if found.case in shown else found.case), found.role, number(found.trust),
+         *(number(found.by_class[v]) for v in result.class_names),
          number(found.suspected, 0), Cell(str(found.count), found.count)]
         for found in result.cases
     ]  # fmt: skip
     return table([*headings, f"suspected, {result.unit}", "regions"], rows, caption="Trust of every label")
 
 
-def _case(found: Audited, sight: Sight, names: dict[int, str], unit: str) -> Markup:
-    focus = (
-        int(sight.suspected.sum(axis=(1, 2)).argmax())
-        if sight.label.ndim == 3 and sight.suspected.any()
-        else None
+def _regions(result: Audit, shown: Collection[str]) -> Markup:
+    names = result.class_names
+    rows: list[list[Cell | str]] = []
+    for found in result.cases:
+        for n, r in enumerate(found.regions, 1):
+            name = f"{found.case}, {n}"
+            link = opener(found.case, name, place=r.position) if found.case in shown else name
+            rows.append(
+                [Cell(link), _named(r.label, names), _named(r.suggested, names), number(r.volume, 0),
+                 number(r.trust, 2), ", ".join(str(i) for i in r.index),
+                 ", ".join(f"{x:.1f}" for x in r.position)]
+            )  # fmt: skip
+    headings = [
+        "region",
+        "label",
+        "the networks say",
+        result.unit,
+        "trust",
+        "voxel (x, y, z)",
+        "position, mm, LPS",
+    ]
+    return table(
+        headings, rows, caption="Suspected regions: those of the least trusted case first, the largest first"
     )
-    region = max(names) + 1  # a value of its own, that no class has
-    subject = Subject(
-        name=found.case,
-        caption=f"trust {found.trust:.3f}, {found.count} suspected region(s), role {found.role}",
-        image=sight.image,
-        spacing=sight.spacing,
-        masks={
-            "label": sight.label,
-            "networks": sight.predicted,
-            "suspected": np.where(sight.suspected, region, 0),
-        },
-        maps={"doubt": np.where(sight.trust < 1 - 1e-3, 1 - sight.trust, np.nan)},
-        focus=focus,
-    )
-    body = browser(subject, {**names, region: "suspected region"})
-    if found.regions:
-        rows: list[list[Cell | str]] = [
-            [str(n), _named(r.label, names), _named(r.suggested, names), number(r.volume, 0), number(r.trust, 2),
-             ", ".join(str(i) for i in r.index), ", ".join(f"{x:.1f}" for x in r.position)]
-            for n, r in enumerate(found.regions, 1)
-        ]  # fmt: skip
-        headings = [
-            "region",
-            "label",
-            "the networks say",
-            unit,
-            "trust",
-            "voxel (x, y, z)",
-            "position, mm, LPS",
-        ]
-        body += table(headings, rows, caption=f"Suspected regions of {found.case}, the largest first")
-    return body
 
 
-def _method(result: Audit, shown: int) -> Markup:
+def _method(result: Audit) -> Markup:
     caution = [result.caution[0].upper() + result.caution[1:] + "."] if result.caution else []
     return paragraphs(
         *caution,
@@ -134,7 +145,7 @@ def _method(result: Audit, shown: int) -> Markup:
         "Labels in role clean were learned by the networks that judge them here, and errors in them may have been "
         "learned as well: trust in these is too high rather than too low. Networks err too, most of all on anatomy "
         "that they have not seen: look before you change a label.",
-        f"The {shown} least trusted cases are shown. The folder trust has the maps of all, in the scans' own geometry.",
+        "The folder trust has the maps of all cases, in the scans' own geometry.",
     )
 
 

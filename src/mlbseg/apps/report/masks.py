@@ -1,4 +1,4 @@
-"""The page of masks and references: scores, and the worst, the median and the best to leaf through."""
+"""The page of masks and references: scores, and the cases to look at."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mlbseg.apps.report.packing import Subject
 from mlbseg.apps.report.page import Section, paragraphs, render_page, require_free_page, write_page
-from mlbseg.apps.report.runs import slices_of
-from mlbseg.apps.report.scores import caption, case_table, summary_table, telling
-from mlbseg.apps.report.scoring import turned
-from mlbseg.apps.report.slices import Subject
+from mlbseg.apps.report.scores import caption, case_table, summary_table, worth_showing
+from mlbseg.apps.report.scoring import differing
+from mlbseg.apps.report.viewer import SCRIPTS, Gallery
 from mlbseg.data.cases import find_scans
 from mlbseg.data.geometry import Incomplete, onto
 from mlbseg.data.known import placed, read_known
@@ -19,9 +19,6 @@ from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, leave_out, mask_files
 from mlbseg.types import Case, Geometry, Known
-
-ORIENTATION = "LPS"
-"""Of what is shown: a radiologist's view of axial slices, whatever the file's order."""
 
 
 def masks_report(
@@ -49,7 +46,8 @@ def masks_report(
     require_free_page(out, overwrite=overwrite)
     known = {} if scans is None else {case.id: case for case in find_scans(scans).cases}
     predicted, expected = mask_files(predictions, "predicted masks")[0], mask_files(references, "labels")[0]
-    looked = (
+    looked = Gallery(evaluation.classes)
+    shown = (
         _subject(
             name,
             caption(what, name, evaluation),
@@ -59,14 +57,13 @@ def masks_report(
             evaluation.known,
             worst=what == "worst",
         )
-        for what, name in telling(evaluation).items()
+        for what, name in worth_showing(evaluation)
     )
-    note = "By mean Dice; below them all that were scored." + (
-        " No scans were given (--scans), so the masks lie on black." if scans is None else ""
-    )
+    looked.fill(shown, len(evaluation.cases))
+    black = " No scans were given (--scans), so the masks lie on black." if scans is None else ""
     sections = [
         Section("Scores", summary_table(evaluation)),
-        Section("Cases", slices_of(looked, evaluation.classes) + case_table(evaluation), note),
+        Section("Cases", looked.html() + case_table(evaluation, looked.names), looked.note + black, SCRIPTS),
     ]
     if missing := _not_scored(evaluation):
         sections.append(Section("Not scored", paragraphs(*missing)))
@@ -105,7 +102,7 @@ def _subject(
             words += f"; {fault}"
         else:
             image = found
-    return turned(name, words, image, geometry, masks, {}, ORIENTATION, worst=worst)
+    return Subject(name, words, image, geometry, masks, focus=differing(label, mask) if worst else None)
 
 
 def _image(case: Case | None, lattice: Geometry) -> tuple[np.ndarray | None, str]:

@@ -59,13 +59,15 @@ class Section:
 
     Attributes:
         title: Its heading, also in the list of sections.
-        body: What it shows; see `mlbseg.apps.report.slices.browser`, `table` and `paragraphs`.
+        body: What it shows; see `mlbseg.apps.report.viewer.Gallery`, `table` and `paragraphs`.
         note: A line of small print below the heading.
+        scripts: Files of this room that the body needs, such as `mlbseg.apps.report.viewer.SCRIPTS`.
     """
 
     title: str
     body: Markup
     note: str = ""
+    scripts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ class Cell:
 
 
 def render_page(
-    title: str, sections: Sequence[Section], *, subtitle: str = "", facts: Sequence[tuple[str, str]] = ()
+    title: str,
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+    connect: bool = False,
 ) -> str:
     """Return a whole HTML page. Nothing on it is fetched: it opens from a disk without a network.
 
@@ -91,14 +98,25 @@ def render_page(
         sections: What follows, in order.
         subtitle: A line below the heading.
         facts: What is to be seen first: a few words and a figure each, as (words, figure).
+        connect: Let the page's scripts ask the server that it came from.
     """
-    script = _text("page.js")
-    # The policy lets the page's own script run and no other, whatever a name in the page holds.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = dict.fromkeys([*(name for section in sections for name in section.scripts), "templates/page.js"])
+    scripts = [_text(name) for name in names]
     return render(
         "page.html", title=title, sections=sections, subtitle=subtitle, facts=facts, palette=PALETTE,
-        style=Markup(_text("page.css")), script=Markup(script), digest=digest,  # noqa: S704 - files of this package
+        style=Markup(_text("templates/page.css")),  # noqa: S704 - a file of this package
+        scripts=[Markup(script) for script in scripts],  # noqa: S704 - the same
+        policy=_policy(scripts, connect=connect),
     )  # fmt: skip
+
+
+def _policy(scripts: Sequence[str], *, connect: bool) -> Markup:
+    """Return a policy that lets these scripts run and no other, whatever a name in the page holds."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
+    asks = "connect-src 'self'; " if connect else ""
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; {asks}"
+    return Markup(policy + "base-uri 'none'; form-action 'none'")  # noqa: S704 - made of hashes alone
 
 
 def table(
@@ -181,4 +199,4 @@ def _environment() -> Environment:
 
 
 def _text(name: str) -> str:
-    return (files("mlbseg.apps.report") / "templates" / name).read_text(encoding="utf-8")
+    return (files("mlbseg.apps.report") / name).read_text(encoding="utf-8")

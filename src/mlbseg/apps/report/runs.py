@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from markupsafe import Markup
 
 from mlbseg.apps.report.curves import Log, charts, read_log
 from mlbseg.apps.report.findings import Finding, findings, shown
@@ -31,7 +30,7 @@ from mlbseg.apps.report.sections import (
     plan_section,
     weights_section,
 )
-from mlbseg.apps.report.slices import Subject, browser
+from mlbseg.apps.report.viewer import SCRIPTS, Gallery
 from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.unread import passed_over
 from mlbseg.device import pick_device
@@ -133,9 +132,9 @@ def report(
             (work / "trained").mkdir()
             trained = training_dice(opened, network, clean, work / "trained", target)
         # Here, as the masks to be shown are in this folder, and one after the other: each is a whole scan in memory.
-        looked = Markup("")
+        looked = Gallery(opened.plan.structures)
         if scored is not None:
-            looked = slices_of(subjects(scored, opened, network, target), opened.plan.structures)
+            looked.fill(subjects(scored, opened, work / "certainty"), len(scored.cases))
     found = findings(opened, log, scored, trained)
     looked_at = [*([] if scored is None else scored.cases.values()), *(clean if trained is not None else ())]
     if changed := opened.changed(looked_at):
@@ -159,15 +158,6 @@ def report(
         None if scored is None else scored.evaluation.mean_dice,
         tuple(found),
     )
-
-
-def slices_of(looked: Iterable[Subject], class_names: Mapping[int, str]) -> Markup:
-    """Return subjects beside each other, with how to use them."""
-    hint = Markup('<p class="hint">{}</p>').format(
-        "The slider has the arrow keys, Page Up and Page Down. The digits 1, 2, 3 ... switch the layers."
-    )
-    widgets = Markup("").join(browser(subject, class_names) for subject in looked)
-    return Markup('<div class="browsers">{}</div>').format(widgets) + hint
 
 
 def _groups(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Fault]], str]:
@@ -208,8 +198,12 @@ def _score(
         return score_cases(
             group, cases, given, Path(str(predictions)), run.plan, faults=faults, beyond=beyond
         )
-    masks, faults = predict_cases(run, network, cases, work, device, progress)
-    return score_cases(group, cases, masks, work, run.plan, faults=faults, beyond=beyond)
+    for name in ("masks", "certainty"):
+        (work / name).mkdir()
+    masks, faults = predict_cases(
+        run, network, cases, work / "masks", device, progress, certainty=work / "certainty"
+    )
+    return score_cases(group, cases, masks, work / "masks", run.plan, faults=faults, beyond=beyond)
 
 
 def _masks(folder: Path) -> dict[str, Path]:
@@ -220,7 +214,7 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 
 def _sections(
-    run: Run, log: Log, scored: Scored | None, looked: Markup, found: list[Finding]
+    run: Run, log: Log, scored: Scored | None, looked: Gallery, found: list[Finding]
 ) -> list[Section]:
     sections = [Section("At a glance", shown(found))]
     if scored is not None:
@@ -231,8 +225,9 @@ def _sections(
         sections.append(
             Section(
                 "Cases",
-                looked + case_table(scored.evaluation),
-                "By mean Dice; below them all that were scored.",
+                looked.html() + case_table(scored.evaluation, looked.names),
+                looked.note,
+                SCRIPTS,
             )
         )
     if log.columns:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from markupsafe import Markup
 
 from mlbseg.apps.report.page import Cell, number, table
+from mlbseg.apps.report.viewer import opener
 from mlbseg.evaluation import HEADINGS, Evaluation
 from mlbseg.metrics import Summary
 
@@ -27,10 +30,17 @@ def telling(evaluation: Evaluation) -> dict[str, str]:
     return {"worst": names[0], **middle, "best": names[-1]}
 
 
+def worth_showing(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return what each case is and its name: worst, median and best first, then all others, the worst first."""
+    first = [(what, name) for what, name in telling(evaluation).items()]
+    told = {name for _, name in first}
+    return [*first, *(("", name) for name, _ in ranked(evaluation) if name not in told)]
+
+
 def caption(what: str, name: str, evaluation: Evaluation) -> str:
-    """Return what a case is, and its scores."""
+    """Return what a case is, if anything, and its scores."""
     rows = [row for row in evaluation.rows if row.case == name]
-    parts = [f"{what}: Dice {np.mean([row.scores.dice for row in rows]):.3f}"]
+    parts = [f"{what}{': ' if what else ''}Dice {np.mean([row.scores.dice for row in rows]):.3f}"]
     if len(rows) > 1:
         parts = [f"{parts[0]} ({', '.join(f'{row.name} {row.scores.dice:.3f}' for row in rows)})"]
     known = [row.scores.hd95_mm for row in rows if row.scores.hd95_mm is not None]
@@ -56,14 +66,23 @@ def summary_table(evaluation: Evaluation) -> Markup:
     return table(headings, rows, caption=words, sortable=False)
 
 
-def case_table(evaluation: Evaluation) -> Markup:
-    """Return a row for each case, the worst first, with each class's Dice where there are several."""
+def case_table(evaluation: Evaluation, shown: Collection[str] = ()) -> Markup:
+    """Return a row for each case, the worst first, with each class's Dice where there are several.
+
+    Args:
+        evaluation: The scores.
+        shown: Cases that the page's viewer can open.
+    """
     several = len(evaluation.classes) > 1
     table_rows = []
     for case, dice in ranked(evaluation):
         rows = [row for row in evaluation.rows if row.case == case]
         distances = [[row.scores.hd95_mm for row in rows], [row.scores.assd_mm for row in rows]]
-        cells = [Cell(case), number(dice), *([number(row.scores.dice) for row in rows] if several else [])]
+        cells = [
+            Cell(opener(case) if case in shown else case),
+            number(dice),
+            *([number(row.scores.dice) for row in rows] if several else []),
+        ]
         table_rows.append([*cells, *(number(_mean(values), 1, missing="none") for values in distances)])
     names = list(evaluation.classes.values())
     headings = ["case", "mean Dice" if several else "Dice", *(names if several else []), "95HD mm", "ASSD mm"]

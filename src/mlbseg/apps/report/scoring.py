@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
 from torch import nn
 
-from mlbseg.apps.report.scores import caption, telling
-from mlbseg.apps.report.slices import Subject
+from mlbseg.apps.report.packing import Subject
+from mlbseg.apps.report.scores import caption, worth_showing
 from mlbseg.data.cases import still_there
 from mlbseg.data.geometry import onto
 from mlbseg.data.known import label_on
@@ -103,8 +102,21 @@ def predict_cases(
     out: Path,
     device: torch.device,
     progress: Progress | None = None,
+    *,
+    certainty: Path | None = None,
 ) -> tuple[dict[str, Path], list[Fault]]:
-    """Write the mask of each case; return the files, and what kept cases from being predicted."""
+    """Write the mask of each case; return the files, and what kept cases from being predicted.
+
+    Args:
+        run: The run.
+        network: Of the run, on `device`.
+        cases: The cases.
+        out: The folder for the masks.
+        device: Where windows are computed.
+        progress: Called with (done, all, case id).
+        certainty: A folder for ``ID.npy``, (*S) float16 on the scan's lattice: the probability of the likeliest class,
+            NaN where it is above `SURE` or nothing was predicted; none are written when None.
+    """
     masks: dict[str, Path] = {}
     faults: list[Fault] = []
     for number, case in enumerate(cases):
@@ -115,6 +127,10 @@ def predict_cases(
             with autocast(run.config.train.precision, device):
                 probability, frame = case_probability(case, network, run.plan, device)
             write_label(path, restore_label(probability, frame, run.plan), frame.native)
+            if certainty is not None:
+                certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
+                unsure = np.where((certain > SURE) | (certain == 0), np.nan, certain)
+                np.save(certainty / f"{case.id}.npy", unsure.astype(np.float16))
             masks[case.id] = path
     if progress is not None:
         progress(len(cases), len(cases), "")
@@ -158,79 +174,41 @@ def training_dice(
     return score_cases("clean", cases, masks, out, run.plan, faults=faults).evaluation.mean_dice
 
 
-def subjects(scored: Scored, run: Run, network: nn.Module, device: torch.device) -> Iterator[Subject]:
-    """Yield the worst, the median and the best case, with the trust of the run's audit where there is one."""
-    for what, name in telling(scored.evaluation).items():
+def subjects(scored: Scored, run: Run, certainty: Path) -> Iterator[Subject]:
+    """Yield the cases, those that tell most first, with the trust of the run's audit where there is one.
+
+    Args:
+        scored: The cases.
+        run: The run.
+        certainty: The folder that `predict_cases` wrote of them; without a map there a case is shown without one.
+    """
+    for what, name in worth_showing(scored.evaluation):
         case = scored.cases[name]
         scan = read_scan(case.images)
         label = label_on(case, scan.geometry, whose="its scan", remedy="")
         mask = _mask_on(scored.masks[name], scan.geometry)
         leave_out(mask, label)
-        maps = {"certainty": _certainty(case, network, run, device)}
+        maps: dict[str, npt.NDArray[Any]] = {}
         trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
-            maps = {"trust": trust, **maps}
-        yield turned(
-            name, caption(what, name, scored.evaluation) + fault, scan.array[0], scan.geometry,
-            {"label": label, "prediction": mask}, maps, run.plan.orientation, worst=what == "worst",
-        )  # fmt: skip
+            maps["trust"] = trust
+        if (path := certainty / f"{name}.npy").is_file():
+            maps["certainty"] = np.load(path, allow_pickle=False).astype(np.float32)
+        yield Subject(
+            name,
+            caption(what, name, scored.evaluation) + fault,
+            scan.array[0],
+            scan.geometry,
+            {"label": label, "prediction": mask},
+            maps,
+            differing(label, mask) if what == "worst" else None,
+        )
 
 
-def turned(
-    name: str,
-    words: str,
-    image: npt.NDArray[Any],
-    geometry: Geometry,
-    masks: Mapping[str, npt.NDArray[Any]],
-    maps: Mapping[str, npt.NDArray[Any]],
-    orientation: str,
-    *,
-    worst: bool = False,
-) -> Subject:
-    """Return a subject whose axes run as in training: a radiologist's view, whatever the file's order.
-
-    Args:
-        name: Of the case.
-        words: Its caption.
-        image: (*S) on its native lattice.
-        geometry: That lattice.
-        masks: (*S), by name.
-        maps: (*S), by name.
-        orientation: Three letters, as in the plan.
-        worst: Open at the slice on which the first two masks differ most.
-    """
-
-    def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return sitk.GetArrayFromImage(_turn(array, geometry, orientation)) if geometry.ndim == 3 else array
-
-    spacing = geometry.spacing
-    if geometry.ndim == 3:
-        spacing = _turn(np.zeros(image.shape, np.uint8), geometry, orientation).GetSpacing()
-    shown = {key: turn(mask) for key, mask in masks.items()}
-    focus = None
-    if worst and len(shown) > 1 and geometry.ndim == 3:
-        first, second = list(shown.values())[:2]
-        differing = (first != second).sum(axis=(1, 2))
-        focus = int(differing.argmax()) if differing.any() else None
-    return Subject(
-        name, words, turn(image), tuple(reversed(spacing)), shown,
-        {key: turn(values) for key, values in maps.items()}, focus,
-    )  # fmt: skip
-
-
-def _turn(array: npt.NDArray[Any], geometry: Geometry, orientation: str) -> sitk.Image:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(geometry.spacing)
-    image.SetDirection(geometry.direction)
-    return sitk.DICOMOrient(image, orientation)
-
-
-def _certainty(case: Case, network: nn.Module, run: Run, device: torch.device) -> npt.NDArray[np.float32]:
-    """Return the probability of the likeliest class (*S); NaN where it is above `SURE`, or nothing was predicted."""
-    with autocast(run.config.train.precision, device):
-        probability, frame = case_probability(case, network, run.plan, device)
-    certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
-    return np.where((certain > SURE) | (certain == 0), np.nan, certain).astype(np.float32)
+def differing(label: npt.NDArray[Any], mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Return where two masks differ; None where they are the same."""
+    different = label != mask
+    return different if different.any() else None
 
 
 def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from mlbseg.apps.report.page import render
-from mlbseg.apps.report.slices import MAP_COLOURS
+from mlbseg.apps.report.viewer import MAP_COLOURS
 from mlbseg.errors import UserError
 from mlbseg.pictures import COLOURS
 
