@@ -16,8 +16,10 @@ from mlbseg.cli.arguments import (
     Data,
     Device,
     Ignore,
+    Init,
     Json,
     Labels,
+    Minutes,
     OutsideUnknown,
     Override,
     Patient,
@@ -26,6 +28,7 @@ from mlbseg.cli.arguments import (
     Quiet,
     SkipBad,
     Sparse,
+    StepCount,
     count_or_ids,
     label_values,
 )
@@ -56,6 +59,9 @@ def plan(
     config: ConfigFile = None,
     override: Override = None,
     patient: Patient = None,
+    init: Init = None,
+    steps: StepCount = None,
+    minutes: Minutes = None,
     allow_empty: AllowEmpty = False,
     ignore: Ignore = None,
     sparse: Sparse = False,
@@ -71,7 +77,7 @@ def plan(
     from mlbseg.data.cases import LabelOptions
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
-    from mlbseg.training.prepare import plan_run
+    from mlbseg.training.beginning import decide_run
     from mlbseg.training.timing import time_stages
 
     request = TrainRequest(
@@ -79,10 +85,13 @@ def plan(
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
         overrides=tuple(override or ()),
         label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
-        skip_bad=skip_bad, cache=cache,
+        skip_bad=skip_bad, cache=cache, init=init,
+        steps=steps, minutes=minutes,
     )  # fmt: skip
     target = pick_device(device)
-    found = plan_run(request, device=target, console=progress_console(quiet or as_json), processes=processes)
+    found = decide_run(
+        request, device=target, console=progress_console(quiet or as_json), processes=processes
+    )
     stages = time_stages(found, target)
     finish(
         {**found.as_dict(), "stages": [stage.as_dict() for stage in stages]}, as_json=as_json,

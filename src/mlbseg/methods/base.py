@@ -32,12 +32,14 @@ class Context:
         noisy: Whether some cases came with labels that nobody checked.
         loss: The loss of labelled pixels.
         crf: Factor of `gated_crf` in supervised training.
+        started: Whether stage 1 begins with weights that the run was given.
     """
 
     flip_axes: tuple[int, ...] | None = None
     noisy: bool = False
     loss: Loss = LOSSES.own["dice-ce"]
     crf: float = 0.0
+    started: bool = False
 
 
 class Method(nn.Module, ABC):

@@ -220,6 +220,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             patch_size=plan.patch_size,
             norm=config.train.norm,
             dropout=config.train.dropout,
+            options=plan.network_options,
         )
 
 
@@ -268,5 +269,9 @@ def context_of(run: Run) -> Context:
     """
     loss = LOSSES.find(run.config.train.loss)
     return Context(
-        flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss, crf=run.config.train.crf
+        flip_axes=run.plan.flip_axes,
+        noisy=bool(run.split.noisy),
+        loss=loss,
+        crf=run.config.train.crf,
+        started=run.config.train.init is not None,
     )
