@@ -129,6 +129,8 @@ class Batch:
         seed: Seeds every random draw that the method itself makes in this step (views, noise, dropout).
         inside: (U, *S) bool, True where `image` shows its scan, False where a patch that reaches beyond it repeats the
             scan's edge: nothing is to be learnt there. None: everywhere True.
+        weak: (U, C, *S) float, `image` with the scans' own grey values: what a network sees that predicts pseudo
+            labels. None: the same as `image`.
     """
 
     clean_image: torch.Tensor
@@ -141,6 +143,7 @@ class Batch:
     case_ids: tuple[str, ...] = field(default=())
     seed: int = 0
     inside: torch.Tensor | None = None
+    weak: torch.Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which a GPU copies while it computes; DataLoader calls it."""

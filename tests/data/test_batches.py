@@ -97,7 +97,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    tensors = ("clean_image", "clean_label", "image", "initial_label")
+    tensors = ("clean_image", "clean_label", "image", "weak", "initial_label")
     return (one.case_ids, one.seed) == (other.case_ids, other.seed) and all(
         torch.equal(getattr(one, n), getattr(other, n)) for n in tensors
     )
@@ -208,6 +208,20 @@ def test_augmentation_moves_image_and_label_of_a_batch_alike(tmp_path: Path) -> 
         bright = image > (image.amax() + image.amin()) / 2
         assert (bright == (label == 1)).float().mean() > 0.98
         assert 0.02 < float(bright.float().mean()) < 0.98
+
+
+def test_the_weak_image_is_moved_with_the_other_and_keeps_its_grey_values(world: World) -> None:
+    settings = {**UNCHANGED, "affine": 1.0}
+    loud = world.dataset(augment=Augment.make(3, flip_axes=(0, 1, 2), **{**settings, "noise": 1.0}))
+    quiet = world.dataset(augment=Augment.make(3, flip_axes=(0, 1, 2), **settings))
+    for step in (0, 7):
+        one, other = loud[step], quiet[step]
+        assert one.image is not None
+        assert one.weak is not None
+        assert torch.equal(one.weak, other.image)  # type: ignore[arg-type]
+        assert torch.equal(other.weak, other.image)  # type: ignore[arg-type]
+        assert (one.image - one.weak).std() > 0.01
+        assert torch.equal(one.initial_label, other.initial_label)  # type: ignore[arg-type]
 
 
 def test_a_hidden_label_changes_nothing(world: World) -> None:

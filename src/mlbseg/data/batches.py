@@ -95,15 +95,15 @@ class StepDataset(Dataset[Batch]):
         """Draw this rank's slice of the batch of a step; see `Batch` for the shapes."""
         count = self.batch_size
         clean = [self._patch(self.clean, _CLEAN, step, i, count) for i in self._own(count)]
-        images, labels, ids = zip(*clean, strict=True)
+        images, _, labels, ids = zip(*clean, strict=True)
         batch = Batch(
             torch.stack(images), torch.stack(labels)[:, 0], case_ids=ids, seed=self._seed(_BATCH, step, 0)
         )
         if self.others:
             count = self.unlabelled_batch_size
             others = [self._patch(self.others, _UNLABELLED, step, i, count) for i in self._own(count)]
-            images, labels, more = zip(*others, strict=True)
-            batch.image = torch.stack(images)
+            images, weak, labels, more = zip(*others, strict=True)
+            batch.image, batch.weak = torch.stack(images), torch.stack(weak)
             label = torch.stack(labels)[:, 0]
             batch.inside = label != IGNORE
             if self.initial_labels is not None:
@@ -115,7 +115,7 @@ class StepDataset(Dataset[Batch]):
             meta = [
                 self._patch(self.meta, _META, step, i, self.batch_size) for i in self._own(self.batch_size)
             ]
-            images, labels, more = zip(*meta, strict=True)
+            images, _, labels, more = zip(*meta, strict=True)
             batch.meta_image, batch.meta_label = torch.stack(images), torch.stack(labels)[:, 0]
             batch.case_ids += more
         return batch
@@ -130,8 +130,13 @@ class StepDataset(Dataset[Batch]):
 
     def _patch(
         self, cases: Sequence[Case], stream: int, step: int, index: int, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """Draw a patch of a case: its image, its label and, of `others`, its pseudo label beside that, and its id."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
+        """Draw a patch of a case.
+
+        Returns:
+            Its image (C, *S) as it is learnt from; the same with the scan's own grey values; its label and, of
+            `others`, its pseudo label beside that (L, *S); and its id.
+        """
         position = step * count + index
         turn, place = divmod(position, len(cases))
         order = np.random.default_rng([*self.key, stream, turn]).permutation(len(cases))
@@ -153,8 +158,9 @@ class StepDataset(Dataset[Batch]):
             labels.append(_cut(_stored(self.pseudo_labels[case.id], shape), start, size, leading=0))
         image = image.reshape(image.shape[0], *self.patch_size).astype(np.float32)
         label = np.stack(labels).reshape(-1, *self.patch_size).astype(np.int64)
-        changed = self.augment(image, label, self._seed(stream, step, index))
-        return *changed, case.id
+        seed = self._seed(stream, step, index)
+        weak, moved = self.augment.moved(image, label, seed)
+        return self.augment.greyed(weak, seed), weak, moved, case.id
 
     def _label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
         if case.role is Role.UNLABELLED:

@@ -30,11 +30,13 @@ class Context:
         flip_axes: Axes of a patch whose flip keeps the anatomy valid; None for all.
         noisy: Whether some cases came with labels that nobody checked.
         loss: The loss of labelled pixels.
+        started: Whether stage 1 begins with weights that the run was given.
     """
 
     flip_axes: tuple[int, ...] | None = None
     noisy: bool = False
     loss: Loss = LOSSES.own["dice-ce"]
+    started: bool = False
 
 
 class Method(nn.Module, ABC):
@@ -116,6 +118,11 @@ class Method(nn.Module, ABC):
         return 1
 
     @classmethod
+    def stage1(cls, settings: Any) -> type[Method] | None:
+        """Return what trains stage 1, made with the method's settings; None for supervised training."""
+        return None
+
+    @classmethod
     def freezes_labels(cls, settings: Any) -> bool:
         """Return whether what stage 1 predicts of the unlabelled cases is kept, and learnt from throughout stage 2."""
         return False
@@ -150,6 +157,13 @@ class Method(nn.Module, ABC):
     def trained(self) -> Iterator[nn.Parameter]:
         """Return the parameters that the optimiser moves: the student's, unless others learn beside it."""
         return self.student.parameters()
+
+    def clipped(self) -> list[list[nn.Parameter]]:
+        """Return the parameters that the optimiser moves, those whose gradient is clipped together in one list."""
+        return [list(self.trained())]
+
+    def begin(self, initialiser: Method) -> None:
+        """Take over what stage 1 has trained beside the student."""
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks that can predict, by name."""
@@ -252,6 +266,15 @@ def unlabelled_image(batch: Batch) -> Tensor:
     if batch.image is None:
         raise ValueError("this method needs unlabelled images in every batch")
     return batch.image
+
+
+def weak_image(batch: Batch) -> Tensor:
+    """Return the unlabelled images as a network sees them that predicts pseudo labels: their grey values unchanged.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    return unlabelled_image(batch) if batch.weak is None else batch.weak
 
 
 def inside_scan(batch: Batch) -> Tensor:

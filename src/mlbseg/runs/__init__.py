@@ -22,6 +22,7 @@ from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest, printable
 from mlbseg.memory import free_memory
 from mlbseg.methods import LOSSES, Context, Method, find_method
+from mlbseg.methods.supervised import Supervised
 from mlbseg.networks import make_network
 from mlbseg.runs.plugins import require_plugins
 from mlbseg.runs.weights import WEIGHTS, load_weights, require_numbers
@@ -209,6 +210,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             patch_size=plan.patch_size,
             norm=config.train.norm,
             dropout=config.train.dropout,
+            options=plan.network_options,
         )
 
 
@@ -230,6 +232,15 @@ def make_method(student: nn.Module, run: Run) -> Method:
     return find_method(name)(student, run.config.of(name), context_of(run))
 
 
+def make_initialiser(student: nn.Module, run: Run) -> Method:
+    """Return what trains stage 1 of a run: `Supervised`, or what its method has in place of it."""
+    settings = run.config.of(run.config.method)
+    own = find_method(run.config.method).stage1(settings)
+    if own is None:
+        return Supervised(student, context=context_of(run))
+    return own(student, settings, context_of(run))
+
+
 def augmentation_of(run: Run) -> Augmentation:
     """Return the random changes of a run's patches.
 
@@ -247,4 +258,9 @@ def context_of(run: Run) -> Context:
         UserError: there is no such loss.
     """
     loss = LOSSES.find(run.config.train.loss)
-    return Context(flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss)
+    return Context(
+        flip_axes=run.plan.flip_axes,
+        noisy=bool(run.split.noisy),
+        loss=loss,
+        started=run.config.train.init is not None,
+    )

@@ -29,10 +29,10 @@ from mlbseg.data.splits import apply_split
 from mlbseg.device import autocast, peak_memory
 from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
-from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.runs import Run, augmentation_of, checkpoints, context_of, make_method, make_student
+from mlbseg.runs import Run, augmentation_of, checkpoints, make_initialiser, make_method
+from mlbseg.runs.starting import starting_student
 from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training import guard
 from mlbseg.training.drawing import drawer_lost
@@ -173,7 +173,7 @@ class Training:
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
             first = None
-            method = make_method(make_student(self.run.plan, self.run.config), self.run)
+            method = make_method(starting_student(self.run), self.run)
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
             initialiser, trained = self._first_stage()
@@ -183,6 +183,7 @@ class Training:
                 frozen = self._freezes_labels
                 labels = self._initial_labels(initialiser.predictor()) if frozen else {}
             method = make_method(initialiser.student, self.run)
+            method.begin(initialiser)
             title = f"stage 2, {self.run.config.method}"
             best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
         selection = (
@@ -245,13 +246,13 @@ class Training:
         """Steps of stage 1."""
         return first_steps(self.run.plan, self.run.config)
 
-    def _first_stage(self) -> tuple[Supervised, bool]:
+    def _first_stage(self) -> tuple[Method, bool]:
         """Train on the clean cases alone, unless stage 2 has all that it needs.
 
         Returns:
             The method, and whether its network has been trained: its weights are gone where stage 2 goes on alone.
         """
-        initialiser = Supervised(make_student(self.run.plan, self.run.config), context=context_of(self.run))
+        initialiser = make_initialiser(starting_student(self.run), self.run)
         idle = processes.of_first(self.ranks, self._first_is_idle)
         if not idle:
             self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)

@@ -135,5 +135,6 @@ def with_row(config: Config, row: Row) -> Config:
 
 def shares_stage1(row: Row, config: Config) -> bool:
     """Return whether a row has a stage 1, and nothing of its own in it."""
-    own = with_row(config, row)
-    return find_method(row.method).uses_unlabelled and stage1_settings(own) == stage1_settings(config)
+    own, method = with_row(config, row), find_method(row.method)
+    shared = method.uses_unlabelled and method.stage1(own.of(row.method)) is None
+    return shared and stage1_settings(own) == stage1_settings(config)
