@@ -78,6 +78,7 @@ class PlanSettings(Section):
     unlabelled_batch_size: Patches | None = None
     steps: Steps | None = None
     flip_axes: _Axis | Annotated[list[_Axis], FEW] | None = None
+    largest_component: _Label | Annotated[list[_Label], Field(max_length=256)] | None = None
 
 
 class TrainSettings(Section):
