@@ -24,7 +24,7 @@ from pydantic import (
 from mlbseg.data.augment import AUGMENTATIONS, Augment
 from mlbseg.errors import UserError, brief, nearest
 from mlbseg.methods import METHODS
-from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps
+from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps, Weight
 
 MOST_SETTINGS = 10_000
 """Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
@@ -77,6 +77,7 @@ class PlanSettings(Section):
     unlabelled_batch_size: Patches | None = None
     steps: Steps | None = None
     flip_axes: _Axis | Annotated[list[_Axis], FEW] | None = None
+    largest_component: _Label | Annotated[list[_Label], Field(max_length=256)] | None = None
 
 
 class TrainSettings(Section):
@@ -143,6 +144,11 @@ class TrainSettings(Section):
         description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU",
     )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
+    crf: Weight = Field(
+        0.0,
+        description="factor of the gated-CRF loss in supervised training and in stage 1, for scribbles: neighbouring "
+        "pixels of like intensity are to be predicted alike",
+    )
 
     def rate(self, stage: int) -> float:
         """Return the learning rate of a stage, 1 or 2: the optimiser's usual one where none is set."""

@@ -29,7 +29,8 @@ def shared(model: nn.Module) -> bool:
     ("name", "ndim", "norm"),
     [
         *(("unet", 2, norm) for norm in ("instance", "group", "batch")),
-        ("unet++", 2, "batch"), ("vnet", 3, "instance"), ("dynunet", 3, "group"), ("swin-unetr", 2, "instance"),
+        ("unet++", 2, "batch"), ("vnet", 3, "instance"), ("dynunet", 3, "group"), ("nnunet", 3, "instance"),
+        ("resenc", 3, "batch"), ("swin-unetr", 2, "instance"),
     ],
 )  # fmt: skip
 def test_one_pass_gives_what_two_give(name: str, ndim: int, norm: str) -> None:

@@ -12,6 +12,7 @@
 | patch_size | The median prepared scan; for a 2D network on a CPU 1.5 times the largest structure, at least 96 pixels a side, if that is less than 40 % of a slice or image. In multiples of what the network needs, its longest side (one longer than the largest structure and its surroundings first) shortened until a step fits the cap on voxels (CPU 64×64×48 or 224×256, GPU 128³ or 512×512) and half the memory. |
 | batch_size, unlabelled_batch_size | As many patches, an even number, as a step may hold voxels (CPU 64×64×48 or 4×224×256, GPU 128³ or 12×512×512) and memory allows; at least 2, at most 4 in 3D, in 2D 20 on a CPU and 32 on a GPU; 1 if 2 of the smallest sensible patch would not fit. No unlabelled ones without unlabelled or noisy cases. |
 | steps | 2,000 on a CPU, 20,000 on a GPU, times the fourth root of (training cases / 50), kept within 0.75 to 1.5. |
+| largest_component | The values of which each clean label (3 or more) shows one connected component, besides specks below 1 % of it: masks keep the largest alone. |
 | flip_axes | None for 3D scans: a flip exchanges left and right organs. For 2D images, whose files know no left or right, all but those along which a structure of the clean labels (3 or more) lies off the middle, or behind another structure, by more than 2 standard deviations. |
 """  # noqa: E501 - a table has long rows
 
@@ -86,6 +87,7 @@ class Plan:
         unlabelled_batch_size: Unlabelled and noisy patches per step.
         steps: Optimiser steps.
         flip_axes: Axes of a patch whose flip keeps anatomy valid.
+        largest_component: Label values of which a predicted mask keeps the largest connected component alone.
         reasons: One sentence per field.
         orientation: Direction of a prepared 3D scan's (x, y, z) axes; reversed, that of the array's.
         network_options: What this network alone is told, such as the blocks of each level; see `Builder.options`.
@@ -112,6 +114,7 @@ class Plan:
     reasons: dict[Name, str] = field(default_factory=dict)
     orientation: Annotated[str, AfterValidator(_axis_code)] = "LPS"
     network_strides: tuple[tuple[Literal[1, 2], ...], ...] = ()
+    largest_component: tuple[int, ...] = ()
     network_options: dict[Name, Options] = field(default_factory=dict)
 
     @property
@@ -224,6 +227,7 @@ def make_plan(
         views,
     )
     decide("flip_axes", rules.decide_flip_axes, facts)
+    decide("largest_component", rules.decide_largest_component, facts, values)
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
     if desk.overrides.keys() & {"network_channels", "patch_size", "batch_size"}:
@@ -332,7 +336,7 @@ class _Desk:
 
     def _broadcast(self, name: str, value: object) -> object:
         """Repeat a scalar for every axis or channel; refuse a sequence of another length."""
-        if name == "flip_axes" and isinstance(value, int | str):
+        if name in ("flip_axes", "largest_component") and isinstance(value, int | str):
             return (value,)
         if name not in _ONE_FOR_EACH:
             return value
@@ -385,6 +389,12 @@ def _check(plan: Plan, where: str) -> None:
             "intensity",
             plan.intensity,
             "lower at most upper, std 1e-06 or more",
+        ),
+        (
+            set(plan.largest_component) <= set(plan.label_values) - {0},
+            "largest_component",
+            plan.largest_component,
+            "values of structures, not of the background",
         ),
         (
             set(plan.flip_axes) <= set(range(plan.ndim)),

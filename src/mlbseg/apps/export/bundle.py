@@ -32,6 +32,7 @@ VENDORED = (
     "mlbseg.networks.unet",
     "mlbseg.networks.unetplusplus",
     "mlbseg.networks.vnet",
+    "mlbseg.components",
     "mlbseg.data.lattice",
     "mlbseg.data.preprocess",
     "mlbseg.apps.export.steps",
@@ -42,7 +43,7 @@ back. The last imports the others, and none imports more of the package."""
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 """What ``python -m monai.bundle verify_metadata`` checks the metadata against."""
 
-_NEEDED = ("nibabel", "SimpleITK", "pytorch-ignite", "einops")
+_NEEDED = ("nibabel", "SimpleITK", "scipy", "pytorch-ignite", "einops")
 """That a bundle runs with besides MONAI; the tests run it with these versions."""
 _TESTED = {"nibabel": "5.4.2", "pytorch-ignite": "0.5.5", "dynamic-network-architectures": "0.4.4"}
 _OF_NNUNET = ("nnunet", "resenc")
@@ -57,8 +58,9 @@ _PLAN = (
     "crop",
     "normalisation",
     "intensity",
+    "largest_component",
 )
-"""Fields of the plan that the preparation of a scan looks at."""
+"""Fields of the plan that preparing a scan and writing its mask look at."""
 
 
 def export_bundle(run: Run, out: Path, *, network: str | None = None, overwrite: bool = False) -> list[Path]:
