@@ -16,16 +16,19 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Data,
     Device,
+    Ignore,
     Init,
     Json,
     Labels,
     Minutes,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
     Processes,
     Quiet,
     SkipBad,
+    Sparse,
     StepCount,
     count_or_ids,
     label_values,
@@ -62,6 +65,9 @@ def plan(
     steps: StepCount = None,
     minutes: Minutes = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
@@ -75,6 +81,7 @@ def plan(
 ) -> None:
     """Print the plan that train would follow, with its reasons, and how long training takes. No run is written."""
     from mlbseg.apps.nnunet_plan import nnunet_plan, require_nnunet
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.beginning import decide_run
@@ -83,7 +90,9 @@ def plan(
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
-        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache, init=init,
+        overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad, cache=cache, init=init,
         steps=steps, minutes=minutes,
     )  # fmt: skip
     target = pick_device(device)
