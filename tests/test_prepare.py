@@ -27,7 +27,8 @@ from mlbseg.data.splits import Split
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.runs import Run
 from mlbseg.runs.lock import sole_trainer
-from mlbseg.training.prepare import prepare_run, require_shares
+from mlbseg.training.beginning import prepare_run
+from mlbseg.training.prepare import require_shares
 from mlbseg.training.request import TrainRequest
 from mlbseg.types import Batch
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlbseg.components import largest_components
 from mlbseg.core.losses import supervised_loss
 from mlbseg.core.perturb import boxes
-from mlbseg.methods.bcp import BCP
+from mlbseg.methods.bcp import BCP, Pasted
 from mlbseg.types import Batch
 
 SHAPES = {2: (9, 12), 3: (6, 9, 4)}
@@ -88,6 +88,37 @@ def test_mixed_images_and_losses_are_those_of_the_loops(
     logits = method.student(image.unsqueeze(1))
     torch.testing.assert_close(losses["clean"], naive_loss(logits, label, ours))
     torch.testing.assert_close(losses["pseudo"], 0.5 * naive_loss(logits, label, ~ours))
+
+
+@dimensions
+@pytest.mark.parametrize("count", [2, 3])
+def test_its_own_stage_1_pastes_clean_images_into_each_other(ndim: int, count: int) -> None:
+    batch = make_batch(ndim, count, 1)
+    assert BCP.stage1(BCP.Settings()) is None
+    kind = BCP.stage1(BCP.Settings(pretrain=True))
+    assert kind is Pasted
+    method = Pasted(Seen(ndim), BCP.Settings(pretrain=True))
+    losses = next(method.losses(batch, 0))
+    box = boxes(method.seeds(count, 5, 0), batch.clean_image, (2 / 3) ** ndim)
+    image, label = batch.clean_image.clone(), batch.clean_label.clone()
+    for i in np.ndindex(count, *SHAPES[ndim]):
+        if box[(i[0], 0, *i[1:])]:
+            other = (min(i[0] ^ 1, count - 1), *i[1:])
+            image[(i[0], 0, *i[1:])] = batch.clean_image[(other[0], 0, *other[1:])]
+            label[i] = batch.clean_label[other]
+    assert torch.equal(method.student.last, image)
+    torch.testing.assert_close(losses["clean"], supervised_loss(method.student(image), label))
+
+
+def test_the_teacher_keeps_its_share_from_the_first_step_on() -> None:
+    method = BCP.make(Seen(2), teacher_decay=0.9)
+    with torch.no_grad():
+        for p in method.student.parameters():
+            p.add_(1)
+    before = [p.clone() for p in method.teacher.parameters()]
+    method.after_step(0)
+    for was, now in zip(before, method.teacher.parameters(), strict=True):
+        torch.testing.assert_close(now, was + 0.1)
 
 
 def test_every_image_is_used() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlbseg.core.losses import confident_label, mean_cross_entropy
+from mlbseg.core.losses import confident_label, mean_cross_entropy, soft_dice_loss
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.methods.fixmatch import FixMatch
 from mlbseg.types import IGNORE, UNLABELLED, Batch
@@ -45,7 +45,7 @@ def test_the_loss_is_that_of_confident_pixels_and_no_other_has_a_gradient(ndim: 
     batch = make_batch(ndim)
     assert batch.image is not None
     net = Net(ndim)
-    method = FixMatch.make(net, threshold=0.5, pseudo_weight=0.7)
+    method = FixMatch.make(net, threshold=0.5, pseudo_weight=0.7, pseudo_loss="ce")
     losses = next(method.losses(batch, 0))
     losses["pseudo"].backward()
     with torch.no_grad():
@@ -62,6 +62,24 @@ def test_the_loss_is_that_of_confident_pixels_and_no_other_has_a_gradient(ndim: 
     own = grad[2:].abs().sum(1)
     assert (own[~kept] == 0).all()
     assert (own[kept] > 0).all()
+
+
+@dimensions
+def test_the_weak_image_gives_the_label_and_the_other_learns_it(ndim: int) -> None:
+    torch.manual_seed(0)
+    batch = make_batch(ndim)
+    assert batch.image is not None
+    net = Net(ndim)
+    method = FixMatch.make(net, threshold=0.5)
+    batch.weak = batch.image.roll(1, 2)
+    with torch.no_grad():
+        probability, label = net.conv(batch.weak).softmax(1).max(1)
+    label = torch.where(probability < 0.5, UNLABELLED, label)
+    assert torch.equal(method.label(batch), label)
+    losses = next(method.losses(batch, 0))
+    strong = net.conv(strongly_changed(method.seeds(3, 3, 0), batch.image, 0.6))
+    expected = mean_cross_entropy(strong, label) + soft_dice_loss(strong, label)
+    torch.testing.assert_close(losses["pseudo"], expected)
 
 
 def test_nobody_confident_costs_nothing() -> None:

@@ -70,7 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bcp": ("bcp", {}),
     "cct": ("cct", {}),
-    "cps": ("cps", {"redrawn": "head"}),
+    "cps": ("cps", {}),
     "fixmatch": ("fixmatch", {"threshold": 0.6}),
     "unimatch": ("unimatch", {"threshold": 0.6}),
 }

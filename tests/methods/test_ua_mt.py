@@ -17,7 +17,7 @@ dimensions = pytest.mark.parametrize("ndim", [2, 3])
 
 
 def make_method(ndim: int, **settings: float) -> UAMT:
-    method = UAMT.make(conv_net(ndim), consistency_weight=2.0, **settings)  # type: ignore[arg-type]
+    method = UAMT.make(conv_net(ndim), consistency_weight=2.0, dropout=0.0, **settings)  # type: ignore[arg-type]
     with torch.no_grad():
         for p in method.teacher.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
@@ -88,8 +88,9 @@ def test_the_passes_leave_the_teacher_as_it_is() -> None:
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
-def test_dropout_differs_between_passes_and_follows_the_batch_alone() -> None:
-    method = UAMT.make(conv_net(2, dropout=0.5), noise=0.0, passes=3).train()
+@pytest.mark.parametrize(("own", "dropped"), [(0.5, 0.0), (0.0, 0.5)])
+def test_dropout_differs_between_passes_and_follows_the_batch_alone(own: float, dropped: float) -> None:
+    method = UAMT.make(conv_net(2, dropout=own), noise=0.0, passes=3, dropout=dropped).train()
     outputs: list[torch.Tensor] = []
     method.teacher.register_forward_hook(lambda module, inputs, z: outputs.append(z))
 

@@ -136,5 +136,5 @@ def test_an_error_is_corrected_by_take_over_and_by_pen_and_two_windows_merge(
     second.locator("tr[data-number='0'] .pick").click()
     second.wait_for_selector('.viewer[data-ready="case_1"]')
     second.get_by_role("button", name="Accept").click()
-    second.wait_for_function("!document.querySelector('.viewer').dataset.ready.includes('case_1')")
+    second.wait_for_function("() => !document.querySelector('.viewer').dataset.ready.includes('case_1')")
     assert "accept by tester" in second.locator("tr[data-number='0'] .state").inner_text()

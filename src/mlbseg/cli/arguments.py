@@ -51,6 +51,24 @@ AllowEmpty = Annotated[
         "--allow-empty", help="Accept labels without any structure: these scans have nothing to find."
     ),
 ]
+Ignore = Annotated[
+    int | None,
+    typer.Option(help="Label value of voxels whose class is not known, such as 4 or 255 in scribbles."),
+]
+Sparse = Annotated[
+    bool,
+    typer.Option(
+        "--sparse",
+        help="Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.",
+    ),
+]
+OutsideUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--outside-unknown",
+        help="What a cropped segmentation of 3D Slicer does not cover is unknown, not background.",
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty cases.")]
 
 Preset = Annotated[
@@ -69,6 +87,20 @@ Override = Annotated[
 ]
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for preprocessed scans and for facts about files that were read.")
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights to start from: a run folder (RUN:teacher for its teacher), a file of weights (safetensors or "
+        "torch), a checkpoint of nnU-Net, or a MONAI bundle."
+    ),
+]
+StepCount = Annotated[
+    int | None, typer.Option("--steps", help="Training steps (default: decided from the data).", min=1)
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Train for about so many minutes, instead of --steps: the rate is measured first."),
 ]
 Network = Annotated[
     str | None, typer.Option(help="Network to use: student, teacher ... (default: the method's choice).")

@@ -15,8 +15,12 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Device,
     Devices,
+    Ignore,
+    Init,
     Json,
     Labels,
+    Minutes,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
@@ -24,6 +28,8 @@ from mlbseg.cli.arguments import (
     Quiet,
     SharedThreads,
     SkipBad,
+    Sparse,
+    StepCount,
     Timeout,
     count_or_ids,
     label_values,
@@ -61,12 +67,18 @@ def train(
     ] = "0",
     labels: Labels = None,
     patient: Patient = None,
+    init: Init = None,
+    steps: StepCount = None,
+    minutes: Minutes = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     override: Override = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
@@ -82,6 +94,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model from scans of which some are labelled."""
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import device_name
     from mlbseg.training import TrainRequest, train_run
 
@@ -89,8 +102,10 @@ def train(
     request = TrainRequest(
         data=data, out=out, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient, seed=seed,
-        preset=preset, config=config, overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
-        cache=cache,
+        preset=preset, config=config, overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad,
+        cache=cache, init=init, steps=steps, minutes=minutes,
     )  # fmt: skip
     result = train_run(
         request, resume=resume, device=device_name(device, accelerator, devices), devices=devices, timeout=timeout,

@@ -27,7 +27,7 @@ def prediction(network: nn.Module, image: Tensor) -> Tensor:
     return widened(functional_call(network, copied_buffers(network), (image,)))
 
 
-def decay_at(step: int, max_decay: float) -> float:
+def decay_at(step: float, max_decay: float) -> float:
     """Return the decay a = min(1 - 1/(step + 1), max_decay); `step` is the global step, counted from 0.
 
     The public MLB-Seg code counts within the epoch, so that the teacher turns into the student at every
@@ -37,8 +37,15 @@ def decay_at(step: int, max_decay: float) -> float:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, step: int, max_decay: float) -> None:
-    """Move the teacher towards the student in place: θ' ← a θ' + (1 - a) θ; buffers are copied."""
+def update_teacher(teacher: nn.Module, student: nn.Module, step: float, max_decay: float) -> None:
+    """Move the teacher towards the student in place: θ' ← a θ' + (1 - a) θ; buffers are copied.
+
+    Args:
+        teacher: Moved.
+        student: Of the same parameters.
+        step: See `decay_at`; infinite for a decay that is `max_decay` from the first step on.
+        max_decay: In [0, 1].
+    """
     weight = 1 - decay_at(step, max_decay)
     for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         mine.lerp_(theirs, weight)

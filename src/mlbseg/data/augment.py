@@ -26,6 +26,9 @@ BENT = 2.0
 class Augmentation(ABC):
     """Changes a patch and its label together; what happens depends only on the seed of the call.
 
+    A change has two parts. `moved` moves image and label; `greyed` then changes the image's grey values. Of unlabelled
+    scans a method gets the patch after both, to learn from, and the patch moved alone, to predict its pseudo labels on.
+
     Args:
         ndim: 2 or 3.
         settings: What the user chose; the defaults when None.
@@ -52,10 +55,10 @@ class Augmentation(ABC):
         return cls(ndim, cls.Settings(**settings), flip_axes=flip_axes)
 
     @abstractmethod
-    def __call__(
+    def moved(
         self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the changed patch.
+        """Return the patch moved: flipped, turned, scaled or bent, with the grey values that it has.
 
         Args:
             image: (C, *S), normalised intensities.
@@ -66,6 +69,17 @@ class Augmentation(ABC):
             image: (C, *S) float32.
             label: int64, of the shape that came.
         """
+
+    def greyed(self, image: torch.Tensor, seed: int) -> torch.Tensor:
+        """Return a moved image (C, *S) with other grey values, float32; the image that came stays as it is."""
+        return image
+
+    def __call__(
+        self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image and label after both parts of the change; see `moved`."""
+        picture, maps = self.moved(image, label, seed)
+        return self.greyed(picture, seed), maps
 
 
 class Augment(Augmentation):
@@ -165,10 +179,10 @@ class Augment(Augmentation):
             steps.append(RandGaussianNoised("image", prob=settings.noise, std=0.15))
         return steps
 
-    def __call__(
+    def moved(
         self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the changed patch."""
+        """Return the patch flipped, turned, scaled and bent."""
         picture, maps = torch.from_numpy(image), torch.from_numpy(label).reshape(-1, *image.shape[1:])
         rng = np.random.default_rng(seed)
         flipped = [axis - self.ndim for axis in self.flip_axes if rng.random() < 0.5]
@@ -178,10 +192,14 @@ class Augment(Augmentation):
             picture = F.grid_sample(picture[None], grid, "bilinear", "border", align_corners=False)[0]
             # Nearest, and so exact for any label that float32 holds.
             maps = F.grid_sample(maps[None].float(), grid, "nearest", "border", align_corners=False)[0].long()
+        return picture, maps.reshape(label.shape)
+
+    def greyed(self, image: torch.Tensor, seed: int) -> torch.Tensor:
+        """Return the image with changes of brightness, contrast, gamma, blur, resolution and noise."""
         self._greys.set_random_state(seed=seed)
-        changed = torch.as_tensor(self._greys({"image": picture})["image"]).float()
+        changed = torch.as_tensor(self._greys({"image": image})["image"]).float()
         # A plain tensor: MONAI's subclass would slow every operation that follows.
-        return changed.as_subclass(torch.Tensor), maps.reshape(label.shape)
+        return changed.as_subclass(torch.Tensor)
 
 
 def _rotation(largest: float, ndim: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlbseg.core.directional import forked_random, seed_random
+from mlbseg.core.losses import resolved
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.teacher import make_teacher, update_teacher
@@ -30,11 +31,15 @@ class Context:
         flip_axes: Axes of a patch whose flip keeps the anatomy valid; None for all.
         noisy: Whether some cases came with labels that nobody checked.
         loss: The loss of labelled pixels.
+        crf: Factor of `gated_crf` in supervised training.
+        started: Whether stage 1 begins with weights that the run was given.
     """
 
     flip_axes: tuple[int, ...] | None = None
     noisy: bool = False
     loss: Loss = LOSSES.own["dice-ce"]
+    crf: float = 0.0
+    started: bool = False
 
 
 class Method(nn.Module, ABC):
@@ -68,6 +73,8 @@ class Method(nn.Module, ABC):
             `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`.
         length: Training steps of the whole stage, set by training; what ramps count by.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
+        sets: Set by training; of each set of classes that may hide in the background of a case, which they are (J, K)
+            bool, for `loss`. None where every case has all classes labelled.
         ranks: Set by training; those that share the batch. A loss is that of the whole batch, with the gradient
             of this rank's part (see `mlbseg.core.losses`): training adds the gradients up.
         monitors: Scalars of the last step worth showing, by name; of the whole batch.
@@ -93,6 +100,7 @@ class Method(nn.Module, ABC):
         self.relabel = 0
         self.length = 1
         self.optimiser: torch.optim.Optimizer | None = None
+        self.sets: Tensor | None = None
         self.ranks: Ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
 
@@ -114,6 +122,11 @@ class Method(nn.Module, ABC):
         The plan needs memory for them.
         """
         return 1
+
+    @classmethod
+    def stage1(cls, settings: Any) -> type[Method] | None:
+        """Return what trains stage 1, made with the method's settings; None for supervised training."""
+        return None
 
     @classmethod
     def freezes_labels(cls, settings: Any) -> bool:
@@ -151,6 +164,13 @@ class Method(nn.Module, ABC):
         """Return the parameters that the optimiser moves: the student's, unless others learn beside it."""
         return self.student.parameters()
 
+    def clipped(self) -> list[list[nn.Parameter]]:
+        """Return the parameters that the optimiser moves, those whose gradient is clipped together in one list."""
+        return [list(self.trained())]
+
+    def begin(self, initialiser: Method) -> None:
+        """Take over what stage 1 has trained beside the student."""
+
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks that can predict, by name."""
         return {"student": self.student}
@@ -168,9 +188,11 @@ class Method(nn.Module, ABC):
 
         Args:
             logits: (B, K, *S).
-            label: (B, *S) class indices; negative ones are left out.
+            label: (B, *S) class indices; negative ones are left out, but for those that name a set of classes
+                (`resolved`).
             weight: (B, *S) how much each pixel counts; all alike when None.
         """
+        logits, label = resolved(logits, label, self.sets)
         return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
 
     def ramped(self, weight: float, ramp: float, step: int) -> float:
@@ -252,6 +274,15 @@ def unlabelled_image(batch: Batch) -> Tensor:
     if batch.image is None:
         raise ValueError("this method needs unlabelled images in every batch")
     return batch.image
+
+
+def weak_image(batch: Batch) -> Tensor:
+    """Return the unlabelled images as a network sees them that predicts pseudo labels: their grey values unchanged.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    return unlabelled_image(batch) if batch.weak is None else batch.weak
 
 
 def inside_scan(batch: Batch) -> Tensor:

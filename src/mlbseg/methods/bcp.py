@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -11,11 +13,32 @@ from torch import Tensor
 from mlbseg.components import largest_components
 from mlbseg.core.losses import widened
 from mlbseg.core.perturb import boxes
-from mlbseg.methods.base import Taught, inside_scan, unlabelled_image
+from mlbseg.core.teacher import update_teacher
+from mlbseg.methods.base import Method, Taught, inside_scan, neighbours, unlabelled_image, weak_image
 from mlbseg.settings import Weight
 from mlbseg.types import IGNORE, Batch, Losses
 
 _BOX = 0  # stream of random numbers
+
+
+class Pasted(Method):
+    """Stage 1 of BCP: supervised loss of clean images, each with a box of its neighbour's in it.
+
+    The last of an odd number has no neighbour, and no box.
+    """
+
+    mixes_pairs = True
+
+    settings: BCP.Settings
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Yield one loss."""
+        image, label = batch.clean_image, batch.clean_label
+        seeds = self.seeds(len(image), batch.seed, _BOX)
+        box = boxes(seeds, image, self.settings.box ** (image.ndim - 2))
+        neighbour = neighbours(len(image))
+        logits = widened(self.student(torch.where(box, image[neighbour], image)))
+        yield {"clean": self.loss(logits, torch.where(box.squeeze(1), label[neighbour], label))}
 
 
 class BCP(Taught):
@@ -42,8 +65,18 @@ class BCP(Taught):
             description="keep only the largest component of each class of a pseudo label, as the paper does; this "
             "waits for the CPU at every step",
         )
+        pretrain: bool = Field(
+            False,
+            description="learn images pasted into each other in stage 1 too, as the paper does; the default is the "
+            "stage 1 of all methods",
+        )
 
     settings: Settings
+
+    @classmethod
+    def stage1(cls, settings: Any) -> type[Method] | None:
+        """Return what trains stage 1: images pasted into each other, if that is asked for."""
+        return Pasted if settings.pretrain else None
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
@@ -66,11 +99,15 @@ class BCP(Taught):
             * self.loss(logits, label, weight=(~clean).to(logits.dtype)),
         }
 
+    def after_step(self, step: int) -> None:
+        """Move the teacher, with the same decay from the first step on, as in the authors' code."""
+        update_teacher(self.teacher, self.student, math.inf, self.settings.teacher_decay)
+
     @torch.no_grad()
     def _pseudo_label(self, batch: Batch) -> Tensor:
         """Return the teacher's classes of the unlabelled images (U, *S), `IGNORE` beyond the scan."""
         inside = inside_scan(batch)
-        label = self.teacher(unlabelled_image(batch)).argmax(1)
+        label = self.teacher(weak_image(batch)).argmax(1)
         if self.settings.largest:
             # A component is as large as what the scan shows of it.
             kept = [torch.from_numpy(largest_components(each)) for each in (label * inside).cpu().numpy()]

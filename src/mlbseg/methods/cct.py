@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from mlbseg.core.directional import copied_buffers
 from mlbseg.core.features import (
+    Level,
     active_dropped,
-    changed_features,
+    changed_levels,
     channels_dropped,
-    deepest_layer,
+    feature_levels,
     features_with_noise,
+    parameters_after,
 )
 from mlbseg.core.losses import prediction_distance, widened
 from mlbseg.core.teacher import prediction
@@ -33,9 +38,9 @@ _CHANGES: tuple[Callable[[Sequence[int], Tensor], Tensor], ...] = (
 class CCT(Method):
     """Supervised loss, and the squared distance of predictions from changed features to that from the true ones.
 
-    The features are those of the deepest layer (see `deepest_layer`), changed in three ways: by noise, without their
-    most active places, without half of their channels. The paper has a decoder of its own for each change; here all
-    share the student's, which therefore learns from these terms too.
+    The features of all levels (see `feature_levels`) are changed in three ways: by noise, without their most active
+    places, without half of their channels. Each change has a decoder of its own, which begins as a copy of the
+    student's; the encoder is the student's. Only the student predicts.
     """
 
     uses_unlabelled = True
@@ -56,7 +61,10 @@ class CCT(Method):
         self, student: nn.Module, settings: Section | None = None, context: Context | None = None
     ) -> None:
         super().__init__(student, settings, context)
-        self._deepest: str | None = None
+        # Which parameters are the decoder's is known with the first image; those of the encoders here stay unused.
+        self.auxiliary = nn.ModuleList(copy.deepcopy(student) for _ in _CHANGES)
+        self._levels: list[Level] = []
+        self._decoder: frozenset[str] = frozenset()
 
     @classmethod
     def passes(cls, settings: Any) -> int:
@@ -66,23 +74,31 @@ class CCT(Method):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss."""
         image = unlabelled_image(batch)
-        if self._deepest is None:
-            self._deepest = deepest_layer(self.student, image)
+        if not self._levels:
+            self._levels = feature_levels(self.student, image)
+            self._decoder = parameters_after(self.student, image, self._levels[0].layer)
         target = prediction(self.student, image)
-        seeds = [self.seeds(len(image), batch.seed, stream) for stream in range(len(_CHANGES))]
-
-        def change(features: Tensor) -> Tensor:
-            parts = features.chunk(len(_CHANGES))
-            return torch.cat([kind(own, z) for kind, own, z in zip(_CHANGES, seeds, parts, strict=True)])
-
-        count = len(batch.clean_image)
-        seen = torch.cat([batch.clean_image, *[image] * len(_CHANGES)])
-        with changed_features(self.student, self._deepest, change, first=count):
-            clean, logits = widened(self.student(seen)).tensor_split([count])
-        target = torch.cat([target] * len(_CHANGES))
+        clean = widened(self.student(batch.clean_image))
+        changed = [self._changed(number, image, batch.seed) for number in range(len(_CHANGES))]
         factor = self.ramped(self.settings.consistency_weight, self.settings.ramp, step)
         valid = torch.cat([inside_scan(batch).unsqueeze(1)] * len(_CHANGES))
-        yield {
-            "clean": self.loss(clean, batch.clean_label),
-            "features": factor * prediction_distance(logits, target, valid, ranks=self.ranks),
-        }
+        distance = prediction_distance(
+            torch.cat(changed), torch.cat([target] * len(_CHANGES)), valid, ranks=self.ranks
+        )
+        yield {"clean": self.loss(clean, batch.clean_label), "features": factor * distance}
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the student and of the further decoders."""
+        yield from self.student.parameters()
+        yield from self.auxiliary.parameters()
+
+    def _changed(self, number: int, image: Tensor, seed: int) -> Tensor:
+        """Return what a further decoder predicts of images (U, C, *S) from changed features: logits (U, K, *S)."""
+        change = _CHANGES[number]
+        count = len(self._levels)
+        seeds = [self.seeds(len(image), seed, count * number + level) for level in range(count)]
+        own = dict(self.auxiliary[number].named_parameters())
+        mixed = {n: own[n] if n in self._decoder else p for n, p in self.student.named_parameters()}
+        with changed_levels(self.student, self._levels, lambda z, level: change(seeds[level], z)):
+            logits = functional_call(self.student, {**mixed, **copied_buffers(self.student)}, (image,))
+        return widened(logits)

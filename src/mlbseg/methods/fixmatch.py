@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlbseg.core.losses import confident_label, mean_cross_entropy, widened
+from mlbseg.core.losses import confident_label, widened
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Method, inside_scan, unlabelled_image
+from mlbseg.methods.base import Method, inside_scan, unlabelled_image, weak_image
+from mlbseg.methods.losses import PseudoLoss, pseudo_label_loss
 from mlbseg.settings import Below1, Share, Weight
 from mlbseg.types import IGNORE, Batch, Losses
 
@@ -19,9 +20,10 @@ _STRONG = 0  # stream of random numbers
 
 
 class FixMatch(Method):
-    """Supervised loss, and the cross-entropy of unlabelled images, strongly changed, on what the student says of them.
+    """Supervised loss, and the loss of unlabelled images, strongly changed, on what the student says of them.
 
-    The weakly changed image, whose prediction is the label, is the image as it is drawn (`augment` has changed it).
+    The weakly changed image, whose prediction is the label, has been moved alone (`Batch.weak`). The strongly changed
+    one has the augmentation's other grey values, and those of `strength` on top of them.
     """
 
     uses_unlabelled = True
@@ -38,6 +40,11 @@ class FixMatch(Method):
             description="of the strong change of an image, in place of the paper's changes of photographs",
         )
         pseudo_weight: Weight = Field(1.0, description="factor of the unlabelled images' loss (the paper: 1)")
+        pseudo_loss: PseudoLoss = Field(
+            "dice-ce",
+            description="loss of pseudo labels: dice-ce, as SSL4MIS has it; ce, the paper's; dice, as in UniMatch's "
+            "code for medical images",
+        )
 
     settings: Settings
 
@@ -50,20 +57,24 @@ class FixMatch(Method):
         clean, logits = widened(self.student(seen)).tensor_split([count])
         yield {
             "clean": self.loss(clean, batch.clean_label),
-            "pseudo": self.settings.pseudo_weight * mean_cross_entropy(logits, label, ranks=self.ranks),
+            "pseudo": self.settings.pseudo_weight * self.pseudo_loss(logits, label),
         }
 
     def label(self, batch: Batch) -> Tensor:
-        """Return the student's classes (U, *S) of the unlabelled images as they are.
+        """Return the student's classes (U, *S) of the weakly changed images.
 
         They are `UNLABELLED` where it is not confident, and `IGNORE` beyond the scan.
         """
         inside = inside_scan(batch)
-        label = confident_label(prediction(self.student, unlabelled_image(batch)), self.settings.threshold)
+        label = confident_label(prediction(self.student, weak_image(batch)), self.settings.threshold)
         label = torch.where(inside, label, IGNORE)
         kept, count = self.ranks.sum_each((label >= 0).sum(), inside.sum())
         self.monitors["kept_pseudo"] = kept / count.clamp(min=1)
         return label
+
+    def pseudo_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the loss of pseudo labels (B, *S), a scalar of the whole batch."""
+        return pseudo_label_loss(logits, label, self.settings.pseudo_loss, ranks=self.ranks)
 
     def changed(self, image: Tensor, seed: int, stream: int) -> Tensor:
         """Return the images strongly changed."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlbseg.core.losses import probability_distance, widened
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Taught, inside_scan, neighbours, unlabelled_image
+from mlbseg.methods.base import Taught, inside_scan, neighbours, unlabelled_image, weak_image
 from mlbseg.settings import Ramp, Weight
 from mlbseg.types import Batch, Losses
 
@@ -52,7 +52,7 @@ class ICT(Taught):
         """Yield one loss."""
         image = unlabelled_image(batch)
         share = self._shares(image, batch.seed)
-        taught = _mixed(torch.softmax(prediction(self.teacher, image), 1), share)
+        taught = _mixed(torch.softmax(prediction(self.teacher, weak_image(batch)), 1), share)
         count = len(batch.clean_image)
         seen = torch.cat([batch.clean_image, _mixed(image, share)])
         clean, logits = widened(self.student(seen)).tensor_split([count])

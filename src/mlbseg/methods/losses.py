@@ -1,12 +1,12 @@
-"""The losses of labelled pixels that a run can choose: `train.loss`."""
+"""The losses of labelled pixels that a run can choose (`train.loss`), and those of confident pseudo labels."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from mlbseg.core.losses import cross_entropy_map, soft_dice_loss, supervised_loss
+from mlbseg.core.losses import cross_entropy_map, mean_cross_entropy, soft_dice_loss, supervised_loss
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.registry import Registry
 
@@ -45,6 +45,28 @@ def cross_entropy(
 def dice(logits: Tensor, label: Tensor, *, weight: Tensor | None = None, ranks: Ranks = ALONE) -> Tensor:
     """Return `soft_dice_loss`; see `Loss`."""
     return soft_dice_loss(logits, label, weight=weight, ranks=ranks)
+
+
+PseudoLoss = Literal["dice-ce", "ce", "dice"]
+"""The losses of pseudo labels that a method can choose."""
+
+
+def pseudo_label_loss(logits: Tensor, label: Tensor, kind: PseudoLoss, *, ranks: Ranks = ALONE) -> Tensor:
+    """Return how far predictions are from pseudo labels that some pixels lack, a scalar.
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) class indices, `UNLABELLED` where a pixel has none, `IGNORE` where it is not to be counted.
+        kind: The cross-entropy (`mean_cross_entropy`: pixels without a label make it smaller), soft Dice of the pixels
+            that have a label, or the sum of both.
+        ranks: Those that share the batch.
+    """
+    loss = logits.new_zeros(())
+    if kind != "dice":
+        loss = loss + mean_cross_entropy(logits, label, ranks=ranks)
+    if kind != "ce":
+        loss = loss + soft_dice_loss(logits, label, ranks=ranks)
+    return loss
 
 
 LOSSES: Registry[Loss] = Registry(

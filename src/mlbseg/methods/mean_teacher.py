@@ -11,7 +11,7 @@ from torch import Tensor
 from mlbseg.core.losses import prediction_distance, widened
 from mlbseg.core.perturb import noisy
 from mlbseg.core.teacher import prediction
-from mlbseg.methods.base import Taught, inside_scan, unlabelled_image
+from mlbseg.methods.base import Taught, inside_scan, unlabelled_image, weak_image
 from mlbseg.settings import Noise, Ramp, Weight
 from mlbseg.types import Batch, Losses
 
@@ -41,9 +41,9 @@ class MeanTeacher(Taught):
         image = unlabelled_image(batch)
         with self.same_dropout(batch):
             counted = self.counted(batch, step)
-            taught = prediction(self.teacher, self.noisy(image, batch.seed, _TEACHER_NOISE))
+            taught = self.taught(batch, _TEACHER_NOISE)
             seen = torch.cat([batch.clean_image, self.noisy(image, batch.seed, _NOISE)])
-            clean, logits = widened(self.student(seen)).tensor_split([len(batch.clean_image)])
+            clean, logits = widened(self.learnt(seen, batch)).tensor_split([len(batch.clean_image)])
         factor = self.ramped(self.settings.consistency_weight, self.settings.ramp, step)
         yield {
             "clean": self.loss(clean, batch.clean_label),
@@ -53,6 +53,15 @@ class MeanTeacher(Taught):
     def counted(self, batch: Batch, step: int) -> Tensor:
         """Return where the distance counts, (U, 1, *S) bool. Here it counts wherever the scan is."""
         return inside_scan(batch).unsqueeze(1)
+
+    def taught(self, batch: Batch, stream: int) -> Tensor:
+        """Return the teacher's logits of the unlabelled images (U, K, *S), under the noise of a stream."""
+        return prediction(self.teacher, self.noisy(weak_image(batch), batch.seed, stream))
+
+    def learnt(self, seen: Tensor, batch: Batch) -> Tensor:
+        """Return the student's logits of the batch's clean images and, behind them, of its unlabelled ones."""
+        logits: Tensor = self.student(seen)
+        return logits
 
     def noisy(self, image: Tensor, seed: int, stream: int) -> Tensor:
         """Return images (U, C, *S) under the noise of a stream."""

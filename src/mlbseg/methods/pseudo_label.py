@@ -11,7 +11,7 @@ from torch import nn
 from mlbseg.core.losses import confident_label, widened
 from mlbseg.core.perturb import strongly_changed
 from mlbseg.core.teacher import make_teacher, prediction
-from mlbseg.methods.base import Context, Method, inside_scan, unlabelled_image
+from mlbseg.methods.base import Context, Method, inside_scan, unlabelled_image, weak_image
 from mlbseg.settings import Below1, Ramp, Section, Share, Weight
 from mlbseg.types import IGNORE, Batch, Losses
 
@@ -74,9 +74,9 @@ class PseudoLabel(Method):
         count = len(batch.clean_image)
         clean, logits = widened(self.student(torch.cat([batch.clean_image, seen]))).tensor_split([count])
         if self.labeller is not None:
-            label = confident_label(prediction(self.labeller, image), self.settings.threshold)
+            label = confident_label(prediction(self.labeller, weak_image(batch)), self.settings.threshold)
         else:
-            seen_as_is = prediction(self.student, image) if self.settings.strength else logits
+            seen_as_is = prediction(self.student, weak_image(batch)) if self.settings.strength else logits
             label = confident_label(seen_as_is, self.settings.threshold)
         inside = inside_scan(batch)
         label = torch.where(inside, label, IGNORE)

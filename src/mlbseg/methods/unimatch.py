@@ -9,25 +9,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mlbseg.core.features import changed_features, channels_dropped, deepest_layer
-from mlbseg.core.losses import mean_cross_entropy, widened
+from mlbseg.core.features import Level, changed_levels, channels_dropped, feature_levels
+from mlbseg.core.losses import widened
 from mlbseg.core.perturb import boxes, uniform
-from mlbseg.methods.base import Context, neighbours, unlabelled_image
+from mlbseg.methods.base import Context, neighbours, unlabelled_image, weak_image
 from mlbseg.methods.fixmatch import FixMatch
 from mlbseg.settings import Below1, Section, Share
 from mlbseg.types import Batch, Losses
 
-_FIRST, _SECOND, _FEATURES = range(3)  # streams of random numbers
+_FIRST, _SECOND = range(2)  # streams of random numbers
 _MIXING = 10  # plus these: those of the views' boxes
+_FEATURES = 100  # plus a level's number, the deepest first
 _BOX = (0.02, 0.4)  # share of the image that its neighbour takes, as in the authors' code
 
 
 class UniMatch(FixMatch):
-    """FixMatch of two strongly changed images, and of the image as it is with changed features.
+    """FixMatch of two strongly changed images, and of the weakly changed one with changed features.
 
-    Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. The features are
-    those of the deepest layer, whose channels are dropped (see `deepest_layer`); a U-Net's skip connections stay.
-    The last of an odd number of images has no neighbour, and no box.
+    Either strongly changed image has a box of its neighbour's in it (CutMix), and the box's labels. Channels of the
+    features of every level are dropped (see `feature_levels`). The last of an odd number of images has no neighbour,
+    and no box.
     """
 
     mixes_pairs = True
@@ -39,7 +40,8 @@ class UniMatch(FixMatch):
             0.5, description="probability that an image has a box of its neighbour (the paper: 0.5)"
         )
         drop: Below1 = Field(
-            0.5, description="probability of dropping a channel of the features (the paper: 0.5)"
+            0.5,
+            description="probability of dropping a channel of the features, at every level (the paper: 0.5)",
         )
 
     settings: Settings
@@ -48,7 +50,7 @@ class UniMatch(FixMatch):
         self, student: nn.Module, settings: Section | None = None, context: Context | None = None
     ) -> None:
         super().__init__(student, settings, context)
-        self._deepest: str | None = None
+        self._levels: list[Level] = []
 
     @classmethod
     def passes(cls, settings: Any) -> int:
@@ -62,23 +64,23 @@ class UniMatch(FixMatch):
         strong, labels = zip(
             *(self._mixed(image, label, batch.seed, stream) for stream in (_FIRST, _SECOND)), strict=True
         )
-        if self._deepest is None:
-            self._deepest = deepest_layer(self.student, image)
-        seeds = self.seeds(len(image), batch.seed, _FEATURES)
-        seen = torch.cat([batch.clean_image, *strong, image])
+        if not self._levels:
+            self._levels = feature_levels(self.student, image)
+        seeds = [self.seeds(len(image), batch.seed, _FEATURES + n) for n in range(len(self._levels))]
+        seen = torch.cat([batch.clean_image, *strong, weak_image(batch)])
         ends = [len(batch.clean_image), len(seen) - len(image)]
-        with changed_features(
+        with changed_levels(
             self.student,
-            self._deepest,
-            lambda z: channels_dropped(seeds, z, self.settings.drop),
+            self._levels,
+            lambda z, level: channels_dropped(seeds[level], z, self.settings.drop),
             first=ends[1],
         ):
             clean, changed, dropped = widened(self.student(seen)).tensor_split(ends)
         factor = self.settings.pseudo_weight / 2
         yield {
             "clean": self.loss(clean, batch.clean_label),
-            "pseudo": factor * mean_cross_entropy(changed, torch.cat(labels), ranks=self.ranks),
-            "features": factor * mean_cross_entropy(dropped, label, ranks=self.ranks),
+            "pseudo": factor * self.pseudo_loss(changed, torch.cat(labels)),
+            "features": factor * self.pseudo_loss(dropped, label),
         }
 
     def _mixed(self, image: Tensor, label: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, device, nn
 from mlbseg.config import Config, load_config
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.data.augment import AUGMENTATIONS, Augmentation
+from mlbseg.data.cases import AS_DRAWN, Dataset, LabelOptions, find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import PathText, read_as
@@ -22,6 +23,7 @@ from mlbseg.data.splits import Split
 from mlbseg.errors import UserError, nearest, printable
 from mlbseg.memory import free_memory
 from mlbseg.methods import LOSSES, Context, Method, find_method
+from mlbseg.methods.supervised import Supervised
 from mlbseg.networks import make_network
 from mlbseg.runs.plugins import require_plugins
 from mlbseg.runs.weights import WEIGHTS, load_weights, require_numbers
@@ -33,11 +35,12 @@ ENVIRONMENT = "env.json"
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What data.json says: the folder or list of scans, the cache, and the cases that were left out."""
+    """What data.json says: the folder or list of scans, the cache, the cases that were left out, what labels mean."""
 
     root: PathText
     cache: PathText
     skipped: tuple[str, ...] = ()
+    labels: LabelOptions = AS_DRAWN
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,14 @@ class Run:
             UserError: if the run's record of it is missing or damaged.
         """
         return Path(self.data.root)
+
+    def find_cases(self, data: Path | None = None) -> Dataset:
+        """Return the cases where the run's scans are, or in another folder, with labels that mean what they meant.
+
+        Raises:
+            UserError: as `mlbseg.data.cases.find_cases`.
+        """
+        return find_cases(self.scans if data is None else data, self.data.labels)
 
     @property
     def data(self) -> DataRecord:
@@ -209,6 +220,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             patch_size=plan.patch_size,
             norm=config.train.norm,
             dropout=config.train.dropout,
+            options=plan.network_options,
         )
 
 
@@ -230,6 +242,15 @@ def make_method(student: nn.Module, run: Run) -> Method:
     return find_method(name)(student, run.config.of(name), context_of(run))
 
 
+def make_initialiser(student: nn.Module, run: Run) -> Method:
+    """Return what trains stage 1 of a run: `Supervised`, or what its method has in place of it."""
+    settings = run.config.of(run.config.method)
+    own = find_method(run.config.method).stage1(settings)
+    if own is None:
+        return Supervised(student, context=context_of(run))
+    return own(student, settings, context_of(run))
+
+
 def augmentation_of(run: Run) -> Augmentation:
     """Return the random changes of a run's patches.
 
@@ -247,4 +268,10 @@ def context_of(run: Run) -> Context:
         UserError: there is no such loss.
     """
     loss = LOSSES.find(run.config.train.loss)
-    return Context(flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss)
+    return Context(
+        flip_axes=run.plan.flip_axes,
+        noisy=bool(run.split.noisy),
+        loss=loss,
+        crf=run.config.train.crf,
+        started=run.config.train.init is not None,
+    )

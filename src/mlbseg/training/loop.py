@@ -198,7 +198,8 @@ class Loop:
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
             self._sum_gradients()
-            norm = torch.nn.utils.clip_grad_norm_(method.trained(), self.settings.clip)
+            norms = [torch.nn.utils.clip_grad_norm_(own, self.settings.clip) for own in method.clipped()]
+            norm = torch.stack(norms).amax()  # or NaN, if any is
             # A step along it would spoil the weights, and the next checkpoint.
             self.watch.see(self.step, norm, {**losses, "gradient": norm}, batch.case_ids)
             self.optimiser.step()

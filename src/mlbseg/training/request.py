@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mlbseg.config import Config, load_config
+from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.source import DataSource
 from mlbseg.errors import UserError
 
@@ -29,9 +30,12 @@ class TrainRequest:
         preset: Name of a preset.
         config: YAML file of settings.
         overrides: Settings as ``key=value``.
-        allow_empty: Labels without any structure are accepted.
+        label_options: What is said of all labels.
         skip_bad: Faulty cases are left out.
         cache: Folder for preprocessed scans.
+        init: Weights to start from; see `mlbseg.runs.starting.read_start`.
+        steps: Optimiser steps of all stages.
+        minutes: How long training may take, in place of steps.
     """
 
     data: Path | None = None
@@ -46,9 +50,12 @@ class TrainRequest:
     preset: str | None = None
     config: Path | None = None
     overrides: Sequence[str] = ()
-    allow_empty: bool = False
+    label_options: LabelOptions = AS_DRAWN
     skip_bad: bool = False
     cache: Path | None = None
+    init: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
 
     @property
     def source(self) -> DataSource:
@@ -59,7 +66,7 @@ class TrainRequest:
         """
         if self.data is None:
             raise UserError("no data: name a folder of scans, or a CSV/JSON list of them")
-        return DataSource(self.data, self.labels, self.patient, self.allow_empty)
+        return DataSource(self.data, self.labels, self.patient, self.label_options)
 
     @cached_property
     def settings(self) -> Config:
@@ -68,10 +75,20 @@ class TrainRequest:
         Raises:
             UserError: for settings that do not exist, or values that they cannot have.
         """
+        if self.minutes is not None and (self.steps is not None or not 0 < self.minutes < 1e7):
+            found = (
+                f"{self.minutes:g} and --steps {self.steps}"
+                if self.steps is not None
+                else f"{self.minutes:g}"
+            )
+            raise UserError(f"--minutes: found {found}, expected a positive number, and no --steps beside it")
         return load_config(
-            self.config, preset=self.preset, overrides=self.overrides, method=self.method, seed=self.seed
-        )
+            self.config, preset=self.preset, overrides=self.overrides, method=self.method, seed=self.seed,
+            train=None if self.init is None else {"init": self.init},
+            plan=None if self.steps is None else {"steps": self.steps},
+        )  # fmt: skip
 
     def given(self) -> list[str]:
         """Return the names of what is asked for beyond the defaults."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        own = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return [name for name in own if name != "label_options"] + self.label_options.given()

@@ -20,8 +20,8 @@ from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
-from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.known import hidden
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
@@ -29,10 +29,10 @@ from mlbseg.data.splits import apply_split
 from mlbseg.device import autocast, peak_memory
 from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
-from mlbseg.methods.supervised import Supervised
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.runs import Run, augmentation_of, checkpoints, context_of, make_method, make_student
+from mlbseg.runs import Run, augmentation_of, checkpoints, make_initialiser, make_method
+from mlbseg.runs.starting import starting_student
 from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training import guard
 from mlbseg.training.drawing import drawer_lost
@@ -91,7 +91,7 @@ class Training:
         self.console = console
         self.ranks = ranks
         record = run.data
-        dataset = find_cases(Path(record.root))
+        dataset = run.find_cases()
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
@@ -173,7 +173,7 @@ class Training:
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
             first = None
-            method = make_method(make_student(self.run.plan, self.run.config), self.run)
+            method = make_method(starting_student(self.run), self.run)
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
             initialiser, trained = self._first_stage()
@@ -183,6 +183,7 @@ class Training:
                 frozen = self._freezes_labels
                 labels = self._initial_labels(initialiser.predictor()) if frozen else {}
             method = make_method(initialiser.student, self.run)
+            method.begin(initialiser)
             title = f"stage 2, {self.run.config.method}"
             best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
         selection = (
@@ -245,13 +246,13 @@ class Training:
         """Steps of stage 1."""
         return first_steps(self.run.plan, self.run.config)
 
-    def _first_stage(self) -> tuple[Supervised, bool]:
+    def _first_stage(self) -> tuple[Method, bool]:
         """Train on the clean cases alone, unless stage 2 has all that it needs.
 
         Returns:
             The method, and whether its network has been trained: its weights are gone where stage 2 goes on alone.
         """
-        initialiser = Supervised(make_student(self.run.plan, self.run.config), context=context_of(self.run))
+        initialiser = make_initialiser(starting_student(self.run), self.run)
         idle = processes.of_first(self.ranks, self._first_is_idle)
         if not idle:
             self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
@@ -271,8 +272,13 @@ class Training:
         return find_method(config.method).freezes_labels(config.of(config.method))
 
     @property
+    def _partly_known(self) -> list[Case]:
+        """The clean cases whose label leaves voxels open, which are unlabelled data."""
+        return [case for case in self.clean if self.cache.is_partly_known(case)]
+
+    @property
     def _unlabelled(self) -> list[Case]:
-        return [case for case in self.others if case.role is Role.UNLABELLED]
+        return [*(case for case in self.others if case.role is Role.UNLABELLED), *self._partly_known]
 
     def _initial_label(self, case: Case) -> Path:
         return self.run.root / INITIAL_LABELS / f"{case.id}.npy"
@@ -301,7 +307,7 @@ class Training:
         return StepDataset(
             self.cache,
             self.clean,
-            self.others if number == 2 else (),
+            [*self.others, *self._partly_known] if number == 2 else (),
             meta=self.meta if number == 2 else (),
             initial_labels=labels,
             patch_size=plan.patch_size,
@@ -316,11 +322,11 @@ class Training:
         )
 
     def _initial_labels(self, network: torch.nn.Module) -> dict[str, Path]:
-        """Predict every unlabelled case once; these labels stay frozen through stage 2."""
+        """Predict every unlabelled and partly known case once; these labels stay frozen through stage 2."""
         return self._label(self._unlabelled, network, self.run.root / INITIAL_LABELS, "initial labels")
 
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
-        """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
+        """Predict all unlabelled, noisy and partly known cases whole, for the n-th time, unless that has been done.
 
         Those of the turn before stay, for a run that has to go back to a checkpoint before this turn. One that somebody
         deleted in the middle of a turn is predicted by the network as it has become.
@@ -329,7 +335,7 @@ class Training:
         if self.ranks.index == 0:
             shutil.rmtree(folder / str(turn - 2), ignore_errors=True)
         return self._label(
-            self.others,
+            [*self.others, *self._partly_known],
             method.scan_labeller(),
             folder / str(turn),
             f"pseudo labels {turn + 1}/{of}",
@@ -367,7 +373,9 @@ class Training:
         found = guard.look(
             lambda case: self._predict(network, case).argmax(0).astype(np.uint8),
             labelled,
-            guard.few(self.others) if find_method(self.run.config.method).uses_unlabelled else (),
+            guard.few([*self.others, *self._partly_known])
+            if find_method(self.run.config.method).uses_unlabelled
+            else (),
         )
         network.train(was_training)
         return found
@@ -379,13 +387,17 @@ class Training:
         network.eval()
         foreground = range(1, self.run.plan.num_classes)
         scores = np.zeros((len(self.validation), len(foreground)))
+        # A class that was not drawn in a case has no score there.
+        drawn = np.ones(scores.shape, bool)
+        for row, case in zip(drawn, self.validation, strict=True):
+            row[[k - 1 for k in hidden(case.known, self.run.plan.label_values)]] = False
         for index in self._share(range(len(self.validation))):
             case = self.validation[index]
             label = np.asarray(self.cache.label(case)[...])
             predicted = np.where(label == UNKNOWN, UNKNOWN, self._predict(network, case).argmax(0))
             scores[index] = [dice(predicted == k, label == k) for k in foreground]
         network.train(was_training)
-        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()))
+        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()[drawn]))
 
     def _fit(
         self,
@@ -409,6 +421,7 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
+        method.sets = dataset.sets
         method.to(self.device)
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step

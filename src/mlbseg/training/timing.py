@@ -15,8 +15,7 @@ from mlbseg.data.augment import Augmentation
 from mlbseg.device import autocast
 from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
-from mlbseg.methods.supervised import Supervised
-from mlbseg.runs import Run, augmentation_of, context_of, make_method, make_student
+from mlbseg.runs import Run, augmentation_of, make_initialiser, make_method, make_student
 from mlbseg.training.optimising import make_optimiser
 from mlbseg.training.prepare import Planned, first_steps
 from mlbseg.types import Batch
@@ -77,7 +76,7 @@ def time_stages(planned: Planned, device: torch.device) -> tuple[StageTime, ...]
             method = make_method(student, run)
             if not two:
                 return (_timed(method, config.method, run, 1, first, device),)
-            initialiser = Supervised(student, context=context_of(run))
+            initialiser = make_initialiser(student, run)
             return (
                 _timed(initialiser, "supervised", run, 1, first, device),
                 _timed(method, config.method, run, 2, plan.steps - first, device),
@@ -124,7 +123,8 @@ def _take_step(method: Method, batch: Batch, step: int, run: Run, device: torch.
             break
         method.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(method.trained(), run.config.train.clip)
+        for together in method.clipped():
+            torch.nn.utils.clip_grad_norm_(together, run.config.train.clip)
         method.optimiser.step()
     method.after_step(step)
 

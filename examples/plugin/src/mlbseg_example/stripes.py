@@ -22,10 +22,14 @@ class Stripes(Augmentation):
 
     settings: Settings
 
-    def __call__(
+    def moved(
         self, image: npt.NDArray[np.float32], label: npt.NDArray[np.int64], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the changed patch."""
+        """Return the patch as it is: nothing is moved."""
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+    def greyed(self, image: torch.Tensor, seed: int) -> torch.Tensor:
+        """Return the image with its stripes."""
         slices = (1, image.shape[1], *(1,) * (image.ndim - 2))
         change = np.random.default_rng(seed).normal(0, self.settings.depth, slices).astype(np.float32)
-        return torch.from_numpy(image + change), torch.from_numpy(label)
+        return image + torch.from_numpy(change)

@@ -31,10 +31,11 @@ from mlbseg.errors import FaultsError, UserError
 from mlbseg.files import make_folder, write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.runs.lock import locked
+from mlbseg.runs.starting import read_start, start_from
 from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
-from mlbseg.types import Role
+from mlbseg.types import ALL_KNOWN, Role
 
 LOCK = ".lock"
 
@@ -56,7 +57,7 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data, allow_empty=request.allow_empty)
+    dataset = find_cases(request.data, request.label_options)
     if existing is None or existing.patients is not None or request.patient is not None:
         dataset = with_patients(dataset, request.patient)
     wide = make_split(
@@ -93,7 +94,9 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
             config = with_row(request.settings, row)
-            require_cases(request.data, config, fresh.split(cell, dataset))
+            # Whether a label that may leave voxels open does is known once it has been read.
+            partly = any(case.known != ALL_KNOWN for case in dataset.cases)
+            require_cases(request.data, config, fresh.split(cell, dataset), partly=partly)
     inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
@@ -101,6 +104,11 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, inputs, console).as_dict())
+    decided = Plan.from_dict(fresh.plan if existing is None else existing.plan)
+    for row in request.rows:
+        config = with_row(request.settings, row)
+        if config.train.init is not None:  # weights that do not fit are refused here, and not after a week
+            start_from(read_start(config.train.init), decided, config, data=request.data)
     make_folder(folder)
     with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
@@ -168,6 +176,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
         patients=dataset.patients,
+        label_options=request.label_options,
     )
 
 
@@ -234,6 +243,8 @@ def _decide(
     Raises:
         UserError: for faults of the data, and settings that contradict each other.
     """
+    init = request.settings.train.init
+    start = None if init is None else read_start(init)
     labels = (
         request.labels if request.settings.plan.label_values is None else request.settings.plan.label_values
     )
@@ -265,6 +276,8 @@ def _decide(
         device=device.type,
         views=max(views_of(with_row(request.settings, row)) for row in request.rows),
         overrides=request.settings.plan.model_dump(exclude_none=True),
+        proposed={} if start is None else start.proposal.of(facts.scan_ndim, facts.channels),
+        proposer="" if start is None else start.proposal.what,
     )
     root = request.cache if request.cache is not None else default_cache_root()
     cache = Cache(Path(root), plan, inputs)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from mlbseg.apps.report.packing import MOST_CLASSES, Subject, from_ras, pack, towards_ras, values_of
-from mlbseg.apps.report.scoring import label_on, predict_cases, trust_map
+from mlbseg.apps.report.scoring import mask_on, predict_cases, trust_map
 from mlbseg.apps.review.listing import Listing
 from mlbseg.apps.review.saving import NONE, ReadOnly, Shelf
 from mlbseg.data.layouts import MOST_VALUE
@@ -137,11 +137,11 @@ class Desk:
                     found.trust = trust_map(self.run.root / "audit" / "trust", case.id, scan.geometry)[0]
             if found.version != version:
                 found.label = (
-                    label_on(case.label, found.geometry) if case.label else np.zeros_like(found.label)
+                    mask_on(case.label, found.geometry) if case.label else np.zeros_like(found.label)
                 )
                 found.case, found.version = case, version
             if found.predicted is None and self.run and (path := self._mask_file(case)).is_file():
-                found.predicted = label_on(path, found.geometry)
+                found.predicted = mask_on(path, found.geometry)
             self._open[number] = found
             self._open.move_to_end(number)
             while len(self._open) > OPEN:
@@ -172,7 +172,7 @@ class Desk:
             values = self.values(opened)
             extra = {
                 "number": number, "part": part, "parts": len(slabs), "base": opened.version,
-                "readonly": self._readonly(opened.case), "unknown": opened.case.unknown,
+                "readonly": self._readonly(opened.case), "unknown": opened.case.known.ignore,
                 "predicting": self.run is not None and opened.predicted is None and not self.failed.get(number),
                 "audited": opened.audited,
             }  # fmt: skip
@@ -180,11 +180,13 @@ class Desk:
             names = {
                 value: self.classes.get(value, f"label {value}")
                 for value in values
-                if value != opened.case.unknown
+                if value != opened.case.known.ignore
             }
-            if opened.case.unknown is not None:
-                names[opened.case.unknown] = "unknown"
-            return pack(subject, names, most=2 * MOST_PART, unknown=opened.case.unknown, extra=extra, level=1)
+            if opened.case.known.ignore is not None:
+                names[opened.case.known.ignore] = "unknown"
+            return pack(
+                subject, names, most=2 * MOST_PART, unknown=opened.case.known.ignore, extra=extra, level=1
+            )
 
     def values(self, opened: Opened) -> list[int]:
         """Return the class values that can be drawn, in order; what the browser draws is an index into it, from 1.
@@ -195,8 +197,8 @@ class Desk:
         found = {*values_of(opened.label), *self.classes}
         if opened.predicted is not None:
             found |= set(values_of(opened.predicted))
-        if opened.case.unknown is not None:
-            found.add(opened.case.unknown)
+        if opened.case.known.ignore is not None:
+            found.add(opened.case.known.ignore)
         values = sorted(value for value in found if value != 0)
         if len(values) > MOST_CLASSES or values[0] < 0:
             raise ReadOnly(f"{opened.case.id}: has negative or more than {MOST_CLASSES} class values")
@@ -388,7 +390,7 @@ def _first_classes(listing: Listing) -> dict[int, str]:
                 found = values_of(read_label(item.case.label)[0])
             except UserError:
                 continue
-            if values := [value for value in found if value > 0 and value != item.case.unknown]:
+            if values := [value for value in found if value > 0 and value != item.case.known.ignore]:
                 return {value: f"label {value}" for value in values}
     return {1: "label 1"}
 

@@ -65,7 +65,7 @@ def list_cases(
         UserError: if there is nothing to review, or the order cannot be had.
     """
     run = Run.open(target) if (target / CONFIG).is_file() else None
-    dataset = find_cases(run.scans if run else target)
+    dataset = run.find_cases() if run else find_cases(target)
     cases = {case.id: case for case in dataset.cases if case.role is not Role.TEST or run is None}
     if run:
         cases = {name: case for name, case in cases.items() if name not in run.split.test}

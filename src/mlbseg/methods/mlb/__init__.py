@@ -109,7 +109,7 @@ class MLB(Joint, Paper):
         with self.same_dropout(batch):
             _, v = self._clean_gradient(*clean, batch.seed, META_VIEWS if meta else CLEAN_VIEWS)  # type: ignore[arg-type]
             views = self._draw(batch.image, batch.seed, VIEWS)
-            x, taught, _ = self._see(views, batch.image, batch, SIGHT)
+            x, taught, _ = self._see(views, batch.image, batch, SIGHT, weak=batch.weak)
             if self.weighing.asks_direction:
                 direction = self._towards(self.ranks.sum_all(v), x, batch.seed)
                 logits, tangent = directional_derivative(

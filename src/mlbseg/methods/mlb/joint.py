@@ -31,7 +31,7 @@ class Joint(Sight):
         if asks and batch.meta_image is not None and batch.meta_label is not None:
             _, guide = self._clean_gradient(batch.meta_image, batch.meta_label, batch.seed, META_VIEWS)
         views = self._draw(image, batch.seed, VIEWS)
-        x, taught, pasted = self._see(views, image, batch, SIGHT, mix=self.settings.mix)
+        x, taught, pasted = self._see(views, image, batch, SIGHT, weak=batch.weak, mix=self.settings.mix)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         logits: Tensor | None = None

@@ -31,7 +31,7 @@ class Paper(Sight):
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         asks = weigh and self.weighing.asks_direction
         views = self._draw(image, batch.seed, VIEWS)
-        x, taught, _ = self._see(views, image, batch, SIGHT)
+        x, taught, _ = self._see(views, image, batch, SIGHT, weak=batch.weak)
         with self.same_dropout(batch):
             # In the chunks of the pass that the weights come from: so dropout draws the same masks in both.
             logits = widened(

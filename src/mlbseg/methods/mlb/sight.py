@@ -68,9 +68,24 @@ class Sight(Taught):
         )
 
     def _see(
-        self, views: Views, image: Tensor, batch: Batch, stream: int, mix: float = 0.0
+        self,
+        views: Views,
+        image: Tensor,
+        batch: Batch,
+        stream: int,
+        *,
+        weak: Tensor | None = None,
+        mix: float = 0.0,
     ) -> tuple[Tensor, Tensor | None, Pasted | None]:
         """Return what the networks see of an image's views.
+
+        Args:
+            views: The views.
+            image: (B, C, *S).
+            batch: What the images are of.
+            stream: Of random numbers.
+            weak: (B, C, *S) the images as the teacher sees them; `image` when None.
+            mix: Sides of the boxes by which clean images are pasted; 0 for none.
 
         Returns:
             x: (V * B, C, *S) for the student.
@@ -83,7 +98,8 @@ class Sight(Taught):
             seeds, shape = self.seeds(len(image), batch.seed, stream), (len(views), *image.shape[1:])
             noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
             with torch.no_grad():
-                taught = widened(self.teacher(x + self.settings.teacher_noise * noise))
+                calm = x if weak is None else views.expand(weak)
+                taught = widened(self.teacher(calm + self.settings.teacher_noise * noise))
         pasted: Pasted | None = None
         if mix:
             x, pasted = self._mix(x, image, batch)
