@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.core.sides import supervised_deeply
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.methods.losses import LOSSES, Loss
 from mlbseg.settings import Below1, Section
@@ -180,12 +181,19 @@ class Method(nn.Module, ABC):
     def loss(self, logits: Tensor, label: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Return the loss of labelled pixels that the run has chosen (`train.loss`), a scalar of the whole batch.
 
+        With side outputs (`train.deep_supervision`) it is taken at coarser resolutions too, of logits that come from
+        the network's last pass: take it before the next one.
+
         Args:
             logits: (B, K, *S).
             label: (B, *S) class indices; negative ones are left out.
             weight: (B, *S) how much each pixel counts; all alike when None.
         """
-        return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
+
+        def loss(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+            return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
+
+        return supervised_deeply(loss, self, logits, label, weight)
 
     def ramped(self, weight: float, ramp: float, step: int) -> float:
         """Return the factor of a term that comes in over the first part of the stage.
