@@ -51,6 +51,7 @@ FLOORS = {
     "apps": 7,
     "apps/demo": 7,
     "apps/export": 7,
+    "apps/nnunet_plan": 7,
     "apps/report": 7,
     "apps/suggest": 7,
     "apps/audit": 8,

@@ -25,7 +25,7 @@ from pydantic import (
 from mlbseg.data.augment import AUGMENTATIONS, Augment
 from mlbseg.errors import UserError, brief, nearest
 from mlbseg.methods import METHODS
-from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps
+from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps, Weight
 
 MOST_SETTINGS = 10_000
 """Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
@@ -151,6 +151,11 @@ class TrainSettings(Section):
         description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU",
     )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
+    crf: Weight = Field(
+        0.0,
+        description="factor of the gated-CRF loss in supervised training and in stage 1, for scribbles: neighbouring "
+        "pixels of like intensity are to be predicted alike",
+    )
 
     @model_validator(mode="after")
     def _usual_rates(self) -> Self:

@@ -15,10 +15,12 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Device,
     Devices,
+    Ignore,
     Init,
     Json,
     Labels,
     Minutes,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
@@ -26,6 +28,7 @@ from mlbseg.cli.arguments import (
     Quiet,
     SharedThreads,
     SkipBad,
+    Sparse,
     StepCount,
     Timeout,
     count_or_ids,
@@ -73,6 +76,9 @@ def train(
     override: Override = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
@@ -88,6 +94,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model from scans of which some are labelled."""
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import device_name
     from mlbseg.training import TrainRequest, train_run
 
@@ -95,7 +102,9 @@ def train(
     request = TrainRequest(
         data=data, out=out, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient, seed=seed,
-        preset=preset, config=config, overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
+        preset=preset, config=config, overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad,
         cache=cache, init=init, steps=steps, minutes=minutes,
     )  # fmt: skip
     result = train_run(

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlbseg.core.directional import forked_random, seed_random
+from mlbseg.core.losses import resolved
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.sides import supervised_deeply
@@ -31,12 +32,14 @@ class Context:
         flip_axes: Axes of a patch whose flip keeps the anatomy valid; None for all.
         noisy: Whether some cases came with labels that nobody checked.
         loss: The loss of labelled pixels.
+        crf: Factor of `gated_crf` in supervised training.
         started: Whether stage 1 begins with weights that the run was given.
     """
 
     flip_axes: tuple[int, ...] | None = None
     noisy: bool = False
     loss: Loss = LOSSES.own["dice-ce"]
+    crf: float = 0.0
     started: bool = False
 
 
@@ -71,6 +74,8 @@ class Method(nn.Module, ABC):
             `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`.
         length: Training steps of the whole stage, set by training; what ramps count by.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
+        sets: Set by training; of each set of classes that may hide in the background of a case, which they are (J, K)
+            bool, for `loss`. None where every case has all classes labelled.
         ranks: Set by training; those that share the batch. A loss is that of the whole batch, with the gradient
             of this rank's part (see `mlbseg.core.losses`): training adds the gradients up.
         monitors: Scalars of the last step worth showing, by name; of the whole batch.
@@ -96,6 +101,7 @@ class Method(nn.Module, ABC):
         self.relabel = 0
         self.length = 1
         self.optimiser: torch.optim.Optimizer | None = None
+        self.sets: Tensor | None = None
         self.ranks: Ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
 
@@ -186,11 +192,13 @@ class Method(nn.Module, ABC):
 
         Args:
             logits: (B, K, *S).
-            label: (B, *S) class indices; negative ones are left out.
+            label: (B, *S) class indices; negative ones are left out, but for those that name a set of classes
+                (`resolved`).
             weight: (B, *S) how much each pixel counts; all alike when None.
         """
 
         def loss(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+            logits, label = resolved(logits, label, self.sets)
             return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
 
         return supervised_deeply(loss, self, logits, label, weight)

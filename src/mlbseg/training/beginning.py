@@ -61,6 +61,7 @@ def prepare_run(
         device=device,
         cache=decided.cache,
         inputs=decided.inputs,
+        label_options=request.label_options,
         started=decided.started,
     )
     return root
