@@ -131,6 +131,11 @@ class TrainSettings(Section):
     )
     norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, in the network's layers")
+    deep_supervision: bool = Field(
+        False,
+        description="losses of labelled pixels at coarser resolutions too (networks nnunet and resenc; not where "
+        "mlb.chunk takes a loss in parts)",
+    )
     checkpoint_every: Steps = Field(200, description="steps between checkpoints")
     validate_every: Steps = Field(200, description="steps between validations, if cases are set apart")
     meta_cases: int = Field(

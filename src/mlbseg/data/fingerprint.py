@@ -25,6 +25,8 @@ MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
 POSED = 2.0
 """Standard deviations over cases by which structures lie to one side where scans share a pose."""
+ONE_PIECE = 0.95
+"""Share of a structure's voxels in its largest component from which it counts as one piece: a hand has slipped."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,11 @@ class Fingerprint:
         return float(min(means, default=0.0))
 
     def in_one_piece(self) -> tuple[int, ...]:
-        """Return the values of which every measured clean label that has them shows one component, in 3 or more."""
+        """Return the values whose largest component holds `ONE_PIECE` or more in every clean label, of 3 or more."""
         return tuple(
             value
             for value, found in sorted(self._by_value().items())
-            if len(found) >= 3 and all(structure.components == 1 for structure in found)
+            if len(found) >= 3 and all(structure.largest >= ONE_PIECE for structure in found)
         )
 
     def posed_axes(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from mlbseg.config import Config
 from mlbseg.data.cache_root import default_cache_root
 from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
-from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.fingerprint import Fingerprint, fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.known import leaves_classes
 from mlbseg.data.patients import Patients
@@ -58,6 +58,7 @@ class Planned:
         skipped: Ids of the cases left out.
         patients: How patients are known; None if they are not.
         inputs: What the files of the cases held.
+        facts: What the training scans have in common.
         cache: Folder for preprocessed scans; the user's cache folder when None.
         started: The network with the weights that the run starts from; None if they are drawn.
     """
@@ -68,6 +69,7 @@ class Planned:
     skipped: list[str]
     patients: Patients | None
     inputs: Inputs
+    facts: Fingerprint
     cache: Path | None = None
     started: Started | None = None
 
@@ -168,7 +170,7 @@ def plan_run(
         notes = again.notes(split, plan)
         started = start_from(start, plan, config, data=data, notes=notes)
         show_start(started.record, console)
-    return Planned(config, split, plan, skipped, found.patients, inputs, cache, started)
+    return Planned(config, split, plan, skipped, found.patients, inputs, facts, cache, started)
 
 
 def first_steps(plan: Plan, config: Config) -> int:

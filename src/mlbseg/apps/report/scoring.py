@@ -186,10 +186,10 @@ def subjects(scored: Scored, run: Run, certainty: Path) -> Iterator[Subject]:
         case = scored.cases[name]
         scan = read_scan(case.images)
         label = label_on(case, scan.geometry, whose="its scan", remedy="")
-        mask = _mask_on(scored.masks[name], scan.geometry)
+        mask = mask_on(scored.masks[name], scan.geometry)
         leave_out(mask, label)
         maps: dict[str, npt.NDArray[Any]] = {}
-        trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
+        trust, fault = trust_map(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
             maps["trust"] = trust
         if (path := certainty / f"{name}.npy").is_file():
@@ -211,7 +211,7 @@ def differing(label: npt.NDArray[Any], mask: npt.NDArray[Any]) -> npt.NDArray[np
     return different if different.any() else None
 
 
-def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:
+def trust_map(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:
     """Return the map (*S) that an audit wrote of a case; or None and, where there is one, why it is left out."""
     try:
         named = [path for path in sorted(folder.iterdir()) if is_scan_file(path) and stem(path) == name]
@@ -236,7 +236,7 @@ def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.f
     return values, ""
 
 
-def _mask_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
+def mask_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
     """Return a label map (*S) on the lattice of its scan."""
     label, geometry = read_label(path)
     return onto(label, geometry, lattice, where=path.name, whose="its scan")
