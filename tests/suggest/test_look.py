@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 CHANNELS = {
     "unet": (4, 8, 8),
     "unet++": (4, 4, 4, 4, 4),
+    "nested-unet": (4, 4, 4, 4, 4),
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),

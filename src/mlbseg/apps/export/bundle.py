@@ -27,6 +27,7 @@ VENDORED = (
     "mlbseg.networks",
     "mlbseg.networks.builder",
     "mlbseg.networks.dynunet",
+    "mlbseg.networks.nested_unet",
     "mlbseg.networks.swin_unetr",
     "mlbseg.networks.unet",
     "mlbseg.networks.unetplusplus",
