@@ -16,13 +16,15 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with the pinned dependencies and mlbseg itself, editable
 
 # The stamp comes last, so an install that was cut short is done again.
-# nnU-Net checks exported datasets in a test; its dependencies would bring torchvision, which this torch has no build of.
+# nnU-Net checks exported datasets in a test, and its networks are those of the extra nnunet; the dependencies of both
+# would bring torchvision, which this torch has no build of.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mlbseg needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --no-deps -c constraints.txt nnunetv2 batchgenerators acvl-utils
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt nnunetv2 batchgenerators acvl-utils \
+	  dynamic-network-architectures
 	touch $@
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy

@@ -55,11 +55,21 @@ def test_every_name_in_the_text_is_defined() -> None:
         "env.json",
         "data.json",
         "inputs.json",
+        "init.json",
         "log.csv",
         "result.json",
     }
     files |= {"bench.json", "settings.yaml", "report.html", "page.js"}
-    others = {"mlbseg", "mlbseg.methods", "data", "core", "methods", "batch.seed", "model.safetensors"}
+    others = {
+        "mlbseg",
+        "mlbseg.methods",
+        "data",
+        "core",
+        "methods",
+        "batch.seed",
+        "model.safetensors",
+        "init.safetensors",
+    }
     assert sorted(names - files - others - defined_names()) == []
     assert len(names) > 50
 

@@ -19,3 +19,5 @@ def test_the_largest_component_of_each_class_is_kept() -> None:
     expected[5, 7] = expected[0, 7] = 0
     np.testing.assert_array_equal(kept, expected)
     assert not largest_components(np.zeros_like(mask)).any()
+    np.testing.assert_array_equal(largest_components(mask, ()), mask)
+    np.testing.assert_array_equal(largest_components(mask, (1,)), np.where(mask == 1, kept, mask))

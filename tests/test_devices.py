@@ -30,8 +30,8 @@ from mlbseg.errors import UserError
 from mlbseg.runs import checkpoints
 from mlbseg.runs.lock import sole_trainer
 from mlbseg.training import Interrupted, stages
+from mlbseg.training.beginning import prepare_run
 from mlbseg.training.loop import Loop
-from mlbseg.training.prepare import prepare_run
 from mlbseg.training.request import TrainRequest
 from mlbseg.types import Batch
 from ranks import together

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -403,11 +403,17 @@ def test_largest_is_applied_to_masks(
         return maps
 
     monkeypatch.setattr(windows, "predict_grid", grid)
-    masks: list[Callable[[], int]] = []
-    for largest in (False, True):
-        result = predict(supervised_run, scans, tmp_path / str(largest), only=["case_3"], largest=largest)
-        masks.append(array(result.masks["case_3"])[10, 10, 10])
-    assert masks == [1, 0]
+
+    def speck(out: str, *, largest: bool | None = None) -> int:
+        result = predict(run, scans, tmp_path / out, only=["case_3"], largest=largest)
+        return int(array(result.masks["case_3"])[10, 10, 10])
+
+    run = Path(shutil.copytree(supervised_run, tmp_path / "run"))
+    record = json.loads((run / "plan.json").read_text())
+    for planned, kept in (([], 1), ([2], 1), ([1], 0)):
+        (run / "plan.json").write_text(json.dumps(record | {"largest_component": planned}))
+        assert speck(f"planned {planned}") == kept
+    assert [speck("all", largest=False), speck("one", largest=True)] == [1, 0]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mlbseg.errors import UserError
-from mlbseg.networks import NETWORKS, NORMS, make_network, required_multiple, side_multiples
+from mlbseg.networks import NETWORKS, NORMS, _set_norm, make_network, required_multiple, side_multiples
 
 # The least that each accepts, so that the suite is quick.
 TINY = {
@@ -25,6 +26,8 @@ TINY = {
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),
+    "nnunet": (4, 5, 6),
+    "resenc": (4, 5, 6),
     "swin-unetr": (12,),
 }
 needs_einops = pytest.mark.skipif(
@@ -87,6 +90,11 @@ def test_logits_have_the_size_of_the_image(name: str, ndim: int, channels: int, 
 @every_ndim
 def test_gradient_reaches_every_parameter(name: str, ndim: int) -> None:
     network = build(name, ndim)
+    with torch.no_grad():
+        for p in (
+            network.parameters()
+        ):  # a residual branch that begins at zero passes nothing back in its first step
+            p += 0.1 * (not p.any())
     network(scan(name, ndim)).pow(3).mean().backward()
     assert [k for k, p in network.named_parameters() if p.grad is None] == []
     # A norm undoes the bias before it, so only the weights must feel something.
@@ -216,7 +224,7 @@ def test_every_norm_is_the_one_asked_for_and_learns(name: str, norm: str, wanted
 
 @every_network
 def test_dropout_acts_in_training_only_and_never_on_the_logits(name: str) -> None:
-    network = build(name, 2, dropout=0.5)
+    network = build(name, 2, dropout=0.2)  # few channels: none may lose all of them
     image = scan(name, 2)
     torch.manual_seed(0)
     assert not torch.equal(network(image), network(image))
@@ -280,6 +288,64 @@ def test_forward_mode_takes_strides_that_differ(name: str) -> None:
     assert abs((cotangent * tangent).sum() - backward) < 1e-10 * cotangent.norm() * tangent.norm()
 
 
+@pytest.mark.parametrize(
+    ("name", "strides", "options"),
+    [
+        ("nnunet", ((2, 2, 2), (2, 2, 2)), {}),
+        (
+            "nnunet",
+            ((1, 2, 2), (2, 2, 2)),
+            {"kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "blocks": [1, 2, 3]},
+        ),
+        ("resenc", ((2, 2, 2), (2, 2, 2)), {}),
+        ("resenc", ((1, 2, 2), (2, 2, 2)), {"decoder_blocks": [2, 1], "blocks": [1, 2, 2]}),
+    ],
+)
+def test_nnunets_networks_give_the_logits_of_its_own_library(
+    name: str, strides: tuple[tuple[int, ...], ...], options: dict[str, Any]
+) -> None:
+    from dynamic_network_architectures.architectures import unet
+
+    depth = (
+        {"blocks": [2, 2, 2], "decoder_blocks": [2, 2]}
+        if name == "nnunet"
+        else {"blocks": [1, 3, 4], "decoder_blocks": [1, 1]}
+    )
+    depth |= {key: value for key, value in options.items() if key in depth}
+    kind, blocks = (
+        (unet.PlainConvUNet, "n_conv_per_stage")
+        if name == "nnunet"
+        else (unet.ResidualEncoderUNet, "n_blocks_per_stage")
+    )
+    torch.manual_seed(3)
+    theirs = kind(
+        2, 3, [4, 6, 8], nn.Conv3d, options.get("kernels", 3), [[1, 1, 1], *strides], num_classes=4, conv_bias=True,
+        n_conv_per_stage_decoder=depth["decoder_blocks"], norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+        **{blocks: depth["blocks"]},
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.normal_(std=0.3)
+    ours = build(name, 3, in_channels=2, num_classes=4, channels=(4, 6, 8), strides=strides, options=options)
+    names = set(ours.state_dict())
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if key in names})
+    image = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert (ours(image) - theirs(image)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_scale_and_shift_survive_a_change_of_the_norm(norm: str) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(8, eps=1e-3), nn.InstanceNorm2d(8))
+    nn.init.constant_(network[0].weight, 7)  # type: ignore[arg-type]
+    nn.init.constant_(network[0].bias, -2)  # type: ignore[arg-type]
+    _set_norm(network, norm, 2)
+    assert (network[0].weight == 7).all()
+    assert (network[0].bias == -2).all()
+    assert network[0].eps == 1e-3
+    assert (network[1].weight == 1).all()
+
+
 def test_the_papers_network_can_be_built() -> None:
     with torch.device("meta"):
         network = make_network(
@@ -319,7 +385,11 @@ REFUSED = [
     ("unet", {"patch_size": (16, 18, 16)}, "patch 16×18×16, .* multiples of 4, such as 16×20×16"),
     ("unet", {"patch_size": (0, 8, 8)}, "such as 4×8×8"),
     ("swin-unetr", {"channels": (12,), "patch_size": (48, 48, 48)}, "multiples of 32, such as 64×64×64"),
-    ("vnet", {"strides": ((1, 2, 2),) * 2}, "halves every axis alike, .* choose unet or dynunet"),
+    (
+        "vnet",
+        {"strides": ((1, 2, 2),) * 2},
+        "halves every axis alike, .* choose unet or dynunet or nnunet or resenc",
+    ),
     ("unet", {"strides": ((1, 2, 2),)}, r"strides \[\[1, 2, 2\]\], expected 2 times 3 numbers, each 1 or 2"),
     ("unet", {"strides": ((2, 2), (2, 2))}, "expected 2 times 3 numbers"),
     ("unet", {"strides": ((3, 2, 2), (2, 2, 2))}, "expected 2 times 3 numbers, each 1 or 2"),
@@ -333,6 +403,9 @@ REFUSED = [
         {"strides": ((1, 2, 2), (1, 2, 2)), "patch_size": (1, 4, 4)},
         "one voxel at the lowest level, .* a side of 8 or more",
     ),
+    ("resenc", {"options": {"block": 1}}, "unknown option 'block': did you mean 'blocks'"),
+    ("nnunet", {"options": {"blocks": [1, 2]}}, "found 2 values of n_conv_per_stage, expected 3"),
+    ("unet", {"options": {"blocks": [1, 2]}}, "unknown option 'blocks'"),
     ("unet", {"patch_size": (4, 4, 4)}, "one voxel at the lowest level, .* a side of 8 or more"),
 ]
 

@@ -20,7 +20,7 @@ from mlbseg.apps.bench.setup import begin
 from mlbseg.data.cases import find_cases
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError
-from mlbseg.training.prepare import prepare_run
+from mlbseg.training.beginning import prepare_run
 from mlbseg.training.request import TrainRequest
 
 

@@ -49,6 +49,13 @@ _Label = Annotated[int, Field(ge=0, lt=2**31)]
 _Intensity = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
+def _source(value: str) -> str:
+    """Return a path that means the same wherever a process of the run is started."""
+    if "\0" in value:
+        raise ValueError("a null character, which no path has")
+    return str(Path(value).absolute())
+
+
 class PlanSettings(Section):
     """Overrides of the plan; what is left empty is decided from the data (see plan.json for the reasons)."""
 
@@ -64,10 +71,14 @@ class PlanSettings(Section):
     network: str | None = None
     network_channels: Annotated[Annotated[list[_Side], Field(max_length=10)] | None, SINGLE] = None
     network_strides: Annotated[list[Annotated[list[_Side], FEW]] | None, Field(max_length=9)] = None
+    network_options: (
+        dict[str, Annotated[list[_Side | Annotated[list[_Side], FEW]], Field(max_length=10)]] | None
+    ) = None
     batch_size: Patches | None = None
     unlabelled_batch_size: Patches | None = None
     steps: Steps | None = None
     flip_axes: _Axis | Annotated[list[_Axis], FEW] | None = None
+    largest_component: _Label | Annotated[list[_Label], Field(max_length=256)] | None = None
 
 
 class TrainSettings(Section):
@@ -91,10 +102,23 @@ class TrainSettings(Section):
         "poly",
         description="of the learning rate: poly and cosine fall to 0 within a stage, paper is 20 / (epoch + 20)",
     )
-    warmup: int = Field(
-        0, ge=0, le=1_000_000_000, description="steps of each stage over which the learning rate rises from 0"
+    warmup: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000_000,
+        description="steps of each stage over which the learning rate rises from 0; empty: none, or with init a "
+        "twentieth of stage 1",
     )
-    stage1_share: float = Field(0.75, gt=0, lt=1, description="share of the steps that stage 1 takes")
+    stage1_share: float | None = Field(
+        None, gt=0, lt=1, description="share of the steps that stage 1 takes; empty: 0.75, or with init 0.5"
+    )
+    init: Annotated[str, AfterValidator(_source)] | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="weights to start from: a run folder (RUN:teacher for its teacher), a file of weights, a "
+        "checkpoint of nnU-Net, a MONAI bundle",
+    )
     # `-o train.precision=32` is a number to YAML
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: "32" if v == 32 else v)] = (
         Field("auto", description="auto computes in bfloat16 where the device has it")

@@ -261,6 +261,23 @@ def images_with(*centres: dict[int, tuple[float, float]]) -> Fingerprint:
     return Fingerprint(cases)
 
 
+def test_masks_keep_one_component_of_what_every_clean_label_shows_in_one_piece() -> None:
+    cases = images_with(*({1: (0.5, 0.5), 2: (0.4, 0.4)},) * 3).cases
+    whole = Fingerprint(tuple(replace(case, label_voxels={0: 9, 1: 9, 2: 9}) for case in cases))
+    plan = plan_for(whole)
+    assert plan.largest_component == (1, 2)
+    assert "every clean label: 1, 2." in plan.reasons["largest_component"]
+    first, *others = whole.cases
+    halves = replace(first, structures=(first.structures[0], replace(first.structures[1], components=2)))
+    assert plan_for(Fingerprint((halves, *others))).largest_component == (1,)
+    assert plan_for(Fingerprint(whole.cases[:2])).largest_component == ()  # two labels are too few to say so
+    assert plan_for(whole, overrides={"largest_component": []}).largest_component == ()
+    with pytest.raises(
+        UserError, match=r"plan.largest_component: found \(7,\), expected values of structures"
+    ):
+        plan_for(whole, overrides={"largest_component": 7})
+
+
 def test_images_are_flipped_only_along_axes_without_a_pose() -> None:
     anywhere = [{1: (0.5, 0.6)}, {1: (0.4, 0.5)}, {1: (0.6, 0.45)}]
     assert plan_for(images_with(*anywhere)).flip_axes == (0, 1)

@@ -232,6 +232,7 @@ def test_2d_scans_come_back_on_their_own_pixels() -> None:
     plan = {
         "scan_ndim": 2, "channels": 1, "label_values": [0, 7], "spacing": [1.0, 1.0], "orientation": "LPS",
         "crop": False, "normalisation": ["zscore"], "intensity": [],
+        "largest_component": [],
     }  # fmt: skip
     image = torch.rand(1, 8, 6)
     meta = {

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlbseg.core.losses import supervised_loss
+from mlbseg.methods.base import Context
 from mlbseg.methods.cps import CPS, Twins
 from mlbseg.methods.supervised import Supervised
 from mlbseg.networks import make_network
@@ -60,6 +61,15 @@ def test_stage_1_draws_the_second_network_apart_and_trains_the_first_as_ever(ndi
     drawn = [next(p for p in twins(ndim, make_batch(ndim, seed=s)).second.parameters()) for s in (3, 3, 4)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_weights_that_a_run_was_given_are_kept_by_both_but_for_the_head() -> None:
+    method = Twins(unet(2), CPS.Settings(), Context(started=True))
+    next(method.losses(make_batch(2), 0))
+    first = dict(method.student.named_parameters())
+    apart = {name for name, p in method.second.named_parameters() if not torch.equal(p, first[name])}
+    assert apart
+    assert len({name.rpartition(".")[0] for name in apart}) == 1  # one layer
 
 
 def test_each_network_is_clipped_for_itself() -> None:

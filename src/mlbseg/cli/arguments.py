@@ -70,6 +70,20 @@ Override = Annotated[
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for preprocessed scans and for facts about files that were read.")
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights to start from: a run folder (RUN:teacher for its teacher), a file of weights (safetensors or "
+        "torch), a checkpoint of nnU-Net, or a MONAI bundle."
+    ),
+]
+StepCount = Annotated[
+    int | None, typer.Option("--steps", help="Training steps (default: decided from the data).", min=1)
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Train for about so many minutes, instead of --steps: the rate is measured first."),
+]
 Network = Annotated[
     str | None, typer.Option(help="Network to use: student, teacher ... (default: the method's choice).")
 ]

@@ -15,14 +15,17 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Data,
     Device,
+    Init,
     Json,
     Labels,
+    Minutes,
     Override,
     Patient,
     Preset,
     Processes,
     Quiet,
     SkipBad,
+    StepCount,
     count_or_ids,
     label_values,
 )
@@ -53,6 +56,9 @@ def plan(
     config: ConfigFile = None,
     override: Override = None,
     patient: Patient = None,
+    init: Init = None,
+    steps: StepCount = None,
+    minutes: Minutes = None,
     allow_empty: AllowEmpty = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
@@ -64,16 +70,19 @@ def plan(
     """Print the plan that train would follow, with its reasons, and how long training takes. No run is written."""
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
-    from mlbseg.training.prepare import plan_run
+    from mlbseg.training.beginning import decide_run
     from mlbseg.training.timing import time_stages
 
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
-        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache,
+        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache, init=init,
+        steps=steps, minutes=minutes,
     )  # fmt: skip
     target = pick_device(device)
-    found = plan_run(request, device=target, console=progress_console(quiet or as_json), processes=processes)
+    found = decide_run(
+        request, device=target, console=progress_console(quiet or as_json), processes=processes
+    )
     stages = time_stages(found, target)
     finish(
         {**found.as_dict(), "stages": [stage.as_dict() for stage in stages]}, as_json=as_json,

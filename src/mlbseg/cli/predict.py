@@ -39,8 +39,14 @@ def predict(
         bool, typer.Option("--flips", help="Average over flips of the axes that the plan allows (slower).")
     ] = False,
     largest: Annotated[
-        bool, typer.Option("--largest", help="Keep only the largest component of each class.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--largest/--no-largest",
+            help="Keep the largest component of every class, or all components (default: the plan's, which is the "
+            "largest of those classes that are in one piece in every clean label).",
+            show_default=False,
+        ),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each class.")
     ] = False,

@@ -254,6 +254,11 @@ def decide_network_channels(kind: str, network: str, strides: Strides) -> Reason
     )
 
 
+def decide_network_options() -> Reasoned[dict[str, tuple[int | tuple[int, ...], ...]]]:
+    """Always none."""
+    return {}, "None: the network's own."
+
+
 def step_bytes(
     network: str,
     patch: tuple[int, ...],

@@ -134,6 +134,14 @@ class Fingerprint:
         means = [np.mean([s.kept(spacing) for s in found]) for found in self._by_value().values()]
         return float(min(means, default=0.0))
 
+    def in_one_piece(self) -> tuple[int, ...]:
+        """Return the values of which every measured clean label that has them shows one component, in 3 or more."""
+        return tuple(
+            value
+            for value, found in sorted(self._by_value().items())
+            if len(found) >= 3 and all(structure.components == 1 for structure in found)
+        )
+
     def posed_axes(self) -> tuple[int, ...]:
         """Return the array axes along which the structures of the clean labels lie alike in all scans.
 

@@ -8,10 +8,11 @@
 | spacing | Median over cases; the 10th percentile along an axis more than 3 times coarser than the others; across slices each case's own (0). Finer axes become coarser where a patch at this spacing holds neither a whole scan nor 1.5 times the largest structure: until it holds a whole scan, or, if that takes voxels twice as coarse as the structure does, the structure; and only as far as every structure of the clean labels, brought to this spacing and back, keeps a mean Dice of 0.975. |
 | crop | If the box of non-background voxels saves more than 10 % in the median case. |
 | normalisation, intensity | ct (clip to the 0.5th and 99.5th percentile under clean labels, then their mean and SD) if the intensities are Hounsfield units; else zscore per scan over its non-background voxels. |
-| network, network_strides, network_channels | unet; each axis is halved until 4 to 8 voxels are left at the deepest level, an axis twice as coarse as another later; features double per level, from 16 to at most 256 on a CPU, from 32 to at most 512 on a GPU. |
+| network, network_strides, network_channels, network_options | unet; each axis is halved until 4 to 8 voxels are left at the deepest level, an axis twice as coarse as another later; features double per level, from 16 to at most 256 on a CPU, from 32 to at most 512 on a GPU. No options. With weights to start from: the network that they are of. |
 | patch_size | The median prepared scan; for a 2D network on a CPU 1.5 times the largest structure, at least 96 pixels a side, if that is less than 40 % of a slice or image. In multiples of what the network needs, its longest side (one longer than the largest structure and its surroundings first) shortened until a step fits the cap on voxels (CPU 64×64×48 or 224×256, GPU 128³ or 512×512) and half the memory. |
 | batch_size, unlabelled_batch_size | As many patches, an even number, as a step may hold voxels (CPU 64×64×48 or 4×224×256, GPU 128³ or 12×512×512) and memory allows; at least 2, at most 4 in 3D, in 2D 20 on a CPU and 32 on a GPU; 1 if 2 of the smallest sensible patch would not fit. No unlabelled ones without unlabelled or noisy cases. |
 | steps | 2,000 on a CPU, 20,000 on a GPU, times the fourth root of (training cases / 50), kept within 0.75 to 1.5. |
+| largest_component | The values of which each clean label (3 or more) shows one connected component, besides specks below 1 % of it: masks keep the largest alone. |
 | flip_axes | None for 3D scans: a flip exchanges left and right organs. For 2D images, whose files know no left or right, all but those along which a structure of the clean labels (3 or more) lies off the middle, or behind another structure, by more than 2 standard deviations. |
 """  # noqa: E501 - a table has long rows
 
@@ -58,6 +59,10 @@ Side = Annotated[int, Field(gt=0, le=4096)]
 Spacing = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False), AfterValidator(_spacing)]
 Finite = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=1000)]
+Options = tuple[Side | tuple[Side, ...], ...]
+
+ARCHITECTURE = ("ndim", "network", "network_channels", "network_strides", "network_options")
+"""Fields that say what the network is."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,10 @@ class Plan:
         unlabelled_batch_size: Unlabelled and noisy patches per step.
         steps: Optimiser steps.
         flip_axes: Axes of a patch whose flip keeps anatomy valid.
+        largest_component: Label values of which a predicted mask keeps the largest connected component alone.
         reasons: One sentence per field.
         orientation: Direction of a prepared 3D scan's (x, y, z) axes; reversed, that of the array's.
+        network_options: What this network alone is told, such as the blocks of each level; see `Builder.options`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -107,6 +114,8 @@ class Plan:
     reasons: dict[Name, str] = field(default_factory=dict)
     orientation: Annotated[str, AfterValidator(_axis_code)] = "LPS"
     network_strides: tuple[tuple[Literal[1, 2], ...], ...] = ()
+    largest_component: tuple[int, ...] = ()
+    network_options: dict[Name, Options] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -125,6 +134,7 @@ class Plan:
             in_channels=self.channels,
             num_classes=self.num_classes,
             channels=self.network_channels,
+            options=self.network_options,
         )
 
     @property
@@ -169,6 +179,8 @@ def make_plan(
     device: str = "cpu",
     views: int = limits.VIEWS,
     overrides: Mapping[str, object] | None = None,
+    proposed: Mapping[str, object] | None = None,
+    proposer: str = "",
 ) -> Plan:
     """Decide everything, in an order in which each decision rests on those before it.
 
@@ -181,14 +193,17 @@ def make_plan(
             uses none.
         overrides: Fields set by the user; None leaves the decision to the rule, a scalar counts for every
             axis or channel.
+        proposed: Fields that come with the weights to start from; what the user sets goes before them.
+        proposer: Where these come from, for the reasons.
 
     Raises:
         UserError: An override is no field, not of its type or at odds with another; or nothing is labelled.
     """
     kind = "cpu" if device == "cpu" else "gpu"
-    desk = _Desk(facts, overrides or {})
+    desk = _Desk(facts, overrides or {}, proposed or {}, proposer)
     decide = desk.decide
     ndim = decide("ndim", rules.decide_ndim, facts)
+    desk.require_same_ndim()
     if ndim > facts.scan_ndim:
         raise UserError(f"plan.ndim: found 3, expected 2 as the scans have {facts.scan_ndim} dimensions")
     axes = rules.array_axes(decide("orientation", rules.decide_orientation, facts, ndim), facts.scan_ndim)
@@ -212,6 +227,7 @@ def make_plan(
         views,
     )
     decide("flip_axes", rules.decide_flip_axes, facts)
+    decide("largest_component", rules.decide_largest_component, facts, values)
     plan = Plan(**desk.values, reasons=desk.reasons)
     _check(plan, "plan")
     if desk.overrides.keys() & {"network_channels", "patch_size", "batch_size"}:
@@ -230,6 +246,7 @@ def _decide_training(
     fixed = desk.given("network_channels") is not None
     strides = decide("network_strides", limits.decide_strides, kind, network, view, given, fixed)
     channels = decide("network_channels", limits.decide_network_channels, kind, network, strides)
+    decide("network_options", limits.decide_network_options)
     net = (network, channels, strides)
     patch = decide("patch_size", limits.decide_patch_size, kind, view, *net, budget, views)
     batch = decide("batch_size", limits.decide_batch_size, kind, patch, *net, budget, views)
@@ -249,8 +266,25 @@ _ONE_FOR_EACH = {
 class _Desk:
     """Collects decisions; a field that the user set is taken as set."""
 
-    def __init__(self, facts: Fingerprint, overrides: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        facts: Fingerprint,
+        overrides: Mapping[str, object],
+        proposed: Mapping[str, object],
+        proposer: str,
+    ) -> None:
         self.overrides = {name: value for name, value in overrides.items() if value is not None}
+        # What belongs together is not mixed of both: the shape of a network, the way of normalising.
+        mixed = {
+            name
+            for group in (ARCHITECTURE[1:], ("normalisation", "intensity"))
+            if self.overrides.keys() & set(group)
+            for name in group
+        }
+        self.proposed = {
+            name: value for name, value in proposed.items() if name not in {*mixed, *self.overrides}
+        }
+        self.proposer = proposer
         self.values: dict[str, Any] = {"scan_ndim": facts.scan_ndim, "channels": facts.channels}
         self.reasons = {
             "scan_ndim": f"The scans have {facts.scan_ndim} dimensions.",
@@ -267,25 +301,42 @@ class _Desk:
         """Note and return a field's value: the user's if there is one, else the rule's."""
         value: T | None = self.given(name)
         reason = "Set by the user."
-        if value is None:
+        if value is None or (name == "ndim" and name not in self.overrides):
             value, reason = rule(*facts)
+        elif name not in self.overrides:
+            reason = f"As {self.proposer} has it, which the weights to start from come with."
         self.values[name], self.reasons[name] = value, reason
         return value
 
     def given(self, name: str) -> Any:
-        """Return the user's value of a field; None if there is none.
+        """Return the value of a field that the user sets, or that is proposed; None if there is none.
 
         Raises:
             UserError: It is not of the field's type.
         """
-        if name not in self.overrides:
-            return None
-        kind = TypeAdapter(get_type_hints(Plan, include_extras=True)[name])
-        return validate(kind, self._broadcast(name, self.overrides[name]), f"plan.{name}")
+        for origin in (self.overrides, self.proposed):
+            if name in origin:
+                kind = TypeAdapter(get_type_hints(Plan, include_extras=True)[name])
+                where = f"plan.{name}" if origin is self.overrides else f"{self.proposer}: {name}"
+                return validate(kind, self._broadcast(name, origin[name]), where)
+        return None
+
+    def require_same_ndim(self) -> None:
+        """Refuse a network of other dimensions than those of the weights to start from.
+
+        Raises:
+            UserError: saying which both are.
+        """
+        ndim, theirs = self.values["ndim"], self.proposed.get("ndim")
+        if "network" in self.proposed and theirs is not None and theirs != ndim:
+            raise UserError(
+                f"{self.proposer}: weights of a {theirs}D network, expected those of a {ndim}D one: "
+                f"{self.reasons['ndim']} (choose other weights, or -o plan.ndim={theirs})"
+            )
 
     def _broadcast(self, name: str, value: object) -> object:
         """Repeat a scalar for every axis or channel; refuse a sequence of another length."""
-        if name == "flip_axes" and isinstance(value, int | str):
+        if name in ("flip_axes", "largest_component") and isinstance(value, int | str):
             return (value,)
         if name not in _ONE_FOR_EACH:
             return value
@@ -338,6 +389,12 @@ def _check(plan: Plan, where: str) -> None:
             "intensity",
             plan.intensity,
             "lower at most upper, std 1e-06 or more",
+        ),
+        (
+            set(plan.largest_component) <= set(plan.label_values) - {0},
+            "largest_component",
+            plan.largest_component,
+            "values of structures, not of the background",
         ),
         (
             set(plan.flip_axes) <= set(range(plan.ndim)),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
+from mlbseg.components import largest_components
 from mlbseg.data.lattice import (
     Box,
     array_shape,
@@ -142,20 +143,26 @@ def prepare_label(
     )
 
 
-def restore_label(probabilities: npt.NDArray[np.float32], frame: Frame, plan: Plan) -> npt.NDArray[np.int32]:
+def restore_label(
+    probabilities: npt.NDArray[np.float32], frame: Frame, plan: Plan, *, largest: bool | None = None
+) -> npt.NDArray[np.int32]:
     """Bring class probabilities back to the native lattice and take the likeliest class.
 
     Args:
         probabilities: (K, *S') on the frame's grid.
         frame: From `prepare_scan`.
-        plan: Says which class has which value.
+        plan: Says which class has which value, and of which classes the largest component is kept.
+        largest: Keep the largest component of every class (True) or all components (False); as planned when None.
 
     Returns:
         (*S) label values as in the files. Voxels outside the grid are background.
     """
-    return likeliest(
+    label = likeliest(
         lambda index, part: probabilities[index][part], plan.label_values, frame.grid, frame.native, np.int32
     )
+    if largest is None:
+        return largest_components(label, plan.largest_component)
+    return largest_components(label) if largest else label
 
 
 def restore_probability(probability: npt.NDArray[np.float32], frame: Frame) -> npt.NDArray[np.float32]:

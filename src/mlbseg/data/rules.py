@@ -185,3 +185,17 @@ def decide_flip_axes(facts: Fingerprint) -> Reasoned[tuple[int, ...]]:
     if not posed:
         return free, "2D images carry no left or right, and the clean labels show none; set [] if yours do."
     return free, f"Structures lie alike in all clean labels along axis {shown(posed)} of the images (y, x)."
+
+
+def decide_largest_component(facts: Fingerprint, values: tuple[int, ...]) -> Reasoned[tuple[int, ...]]:
+    """The values of structures that are in one piece in all clean labels."""
+    single = tuple(value for value in facts.in_one_piece() if value in values)
+    if not single:
+        return (
+            (),
+            "No structure is in one piece in every clean label, of 3 or more: masks keep all components.",
+        )
+    return single, (
+        f"In one piece in every clean label: {', '.join(map(str, single))}. Masks keep their largest component; "
+        "set [] to keep all."
+    )

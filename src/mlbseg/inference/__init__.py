@@ -75,7 +75,7 @@ def predict(
     network: str | None = None,
     only: str | Sequence[str] | None = None,
     flips: bool = False,
-    largest: bool = False,
+    largest: bool | None = None,
     probabilities: bool = False,
     overlap: float = 0.5,
     overwrite: bool = False,
@@ -101,7 +101,8 @@ def predict(
         only: Case ids, or the name of a part of the run's split (``test``, ``validation``, ``unlabelled``, ...).
         flips: Average over flips of the axes that the plan allows to be flipped. Refused if it allows none: the network
             was trained without flipped scans, and its masks of them would spoil the mean.
-        largest: Keep only the largest connected component of each class.
+        largest: Keep the largest connected component of every class (True) or all components (False); when None, of
+            the classes of which every clean label showed one, as the plan says.
         probabilities: Also write the probability of every class, background too, as
             ``probabilities/ID_CLASS`` in `out` (a folder of masks holds nothing but masks).
         overlap: Overlap of neighbouring windows, as a fraction of the window side.

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlbseg.components import largest_components
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
 from mlbseg.data.readers import read_scan
 from mlbseg.device import autocast, pick_device
@@ -31,7 +30,7 @@ class PredictOptions:
     Attributes:
         network: ``student`` or ``teacher``; the method's choice when None.
         flips: Average over flips of the axes that the plan allows to be flipped.
-        largest: Keep only the largest component of each class.
+        largest: Keep the largest component of every class (True) or all components (False); as planned when None.
         overlap: Overlap of neighbouring windows, as a fraction of the window side.
         precision: ``auto``, ``32`` or ``bf16``; as in training when None.
         only: Case ids, or the name of a part of the run's split; all scans when None.
@@ -45,7 +44,7 @@ class PredictOptions:
 
     network: str | None = None
     flips: bool = False
-    largest: bool = False
+    largest: bool | None = None
     overlap: float = 0.5
     precision: str | None = None
     only: str | tuple[str, ...] | None = None
@@ -79,8 +78,8 @@ class Segmented:
 
     def mask(self) -> npt.NDArray[np.int32]:
         """Return the label value of each voxel, (*S), on the scan's own lattice."""
-        label = restore_label(self.probability, self.frame, self.model.run.plan)
-        return largest_components(label) if self.model.options.largest else label
+        model = self.model
+        return restore_label(self.probability, self.frame, model.run.plan, largest=model.options.largest)
 
     def probabilities(self) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the probability of each class, (*S), on the scan's own lattice, the background last.
@@ -240,7 +239,7 @@ def load(
     *,
     network: str | None = None,
     flips: bool = False,
-    largest: bool = False,
+    largest: bool | None = None,
     overlap: float = 0.5,
     device: str = "auto",
     precision: str | None = None,
@@ -251,7 +250,7 @@ def load(
         run: The run folder.
         network: ``student`` or ``teacher``; the method's choice when None.
         flips: Average over flips of the axes that the plan allows to be flipped.
-        largest: Keep only the largest component of each class.
+        largest: Keep the largest component of every class (True) or all components (False); as planned when None.
         overlap: Overlap of neighbouring windows, as a fraction of the window side.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         precision: ``auto``, ``32`` or ``bf16``; as in training when None.

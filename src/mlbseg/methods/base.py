@@ -30,11 +30,13 @@ class Context:
         flip_axes: Axes of a patch whose flip keeps the anatomy valid; None for all.
         noisy: Whether some cases came with labels that nobody checked.
         loss: The loss of labelled pixels.
+        started: Whether stage 1 begins with weights that the run was given.
     """
 
     flip_axes: tuple[int, ...] | None = None
     noisy: bool = False
     loss: Loss = LOSSES.own["dice-ce"]
+    started: bool = False
 
 
 class Method(nn.Module, ABC):

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from mlbseg.core.losses import widened
-from mlbseg.core.scope import parameters_in_scope, redraw
+from mlbseg.core.scope import Scope, parameters_in_scope, redraw
 from mlbseg.methods.base import Context, Method, inside_scan, unlabelled_image
 from mlbseg.methods.losses import PseudoLoss, pseudo_label_loss
 from mlbseg.settings import Ramp, Section, Weight
@@ -33,7 +33,9 @@ class Twins(Method):
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         """Yield one loss, of both."""
         if step == 0:  # a run that goes on has them from its checkpoint
-            redraw(self.second, parameters_in_scope(self.second, batch.clean_image, "all"), batch.seed)
+            # Weights that the run was given are as good for both: then the heads alone tell the two apart.
+            scope: Scope = "head" if self.context.started else "all"
+            redraw(self.second, parameters_in_scope(self.second, batch.clean_image, scope), batch.seed)
         one, two = (widened(network(batch.clean_image)) for network in (self.student, self.second))
         yield {"clean": self.loss(one, batch.clean_label), "second": self.loss(two, batch.clean_label)}
 

@@ -1,9 +1,9 @@
-"""One factory over MONAI's segmentation networks, with the same arguments for each.
+"""One factory over the segmentation networks of MONAI and nnU-Net, with the same arguments for each.
 
 Every network maps an image (B, in_channels, *S) to logits (B, num_classes, *S), in 2D and in 3D. Each side
 of S must be a multiple of `required_multiple`; the caller crops or pads to that.
 
-What is done to MONAI's networks so that they are alike:
+What is done to these networks so that they are alike:
 
 * No activation works in place: in-place operations do not mix with forward-mode differentiation, by which the
   meta-learned weights are computed.
@@ -15,8 +15,9 @@ What is done to MONAI's networks so that they are alike:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,6 +55,7 @@ def make_network(
     patch_size: Sequence[int] | None = None,
     norm: str = "instance",
     dropout: float = 0.0,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network with weights drawn from torch's global generator.
 
@@ -67,6 +69,7 @@ def make_network(
         patch_size: Sides of the patches to train on, voxels; checked where given.
         norm: One of `NORMS`.
         dropout: Probability of dropping a feature, in [0, 1).
+        options: What this network alone can be told; see `Builder.options`.
 
     Returns:
         A module from (B, in_channels, *S) to logits (B, num_classes, *S).
@@ -89,12 +92,13 @@ def make_network(
             f"network {name}: dropout {dropout:g}, expected a probability of at least 0 and below 1"
         )
     _check_channels(name, builder, widths)
+    _check_options(name, builder, options or {})
     multiples = side_multiples(name, ndim, widths, strides)
     if patch_size is not None:
         _check_patch(name, ndim, tuple(patch_size), multiples, norm)
 
     steps = tuple(tuple(stride) for stride in strides) or ((2,) * ndim,) * (len(widths) - 1)
-    network = builder.build(ndim, in_channels, num_classes, widths, steps, dropout)
+    network = builder.build(ndim, in_channels, num_classes, widths, steps, dropout, **(options or {}))
     _set_norm(network, norm, ndim)
     for module in network.modules():
         if hasattr(module, "inplace"):
@@ -105,7 +109,13 @@ def make_network(
 
 
 def count_weights(
-    name: str, *, ndim: int, in_channels: int, num_classes: int, channels: Sequence[int]
+    name: str,
+    *,
+    ndim: int,
+    in_channels: int,
+    num_classes: int,
+    channels: Sequence[int],
+    options: Mapping[str, Any] | None = None,
 ) -> int:
     """Return how many weights a network would have, without the memory or the time to build it.
 
@@ -115,6 +125,7 @@ def count_weights(
         in_channels: Channels of the image.
         num_classes: Classes, background among them.
         channels: Feature maps at each level.
+        options: As for `make_network`.
 
     Raises:
         UserError: The name is unknown, or the network cannot be built for these arguments.
@@ -122,10 +133,12 @@ def count_weights(
     builder = find_network(name)
     widths = tuple(channels)
     _check_channels(name, builder, widths)
+    _check_options(name, builder, options or {})
     if builder.counted_at is None:
         with torch.device("meta"):  # shapes alone
             halved = ((2,) * ndim,) * (len(widths) - 1)  # the weights are the same for any strides
-            return _weights(builder.build(ndim, in_channels, num_classes, widths, halved, 0.0))
+            network = builder.build(ndim, in_channels, num_classes, widths, halved, 0.0, **(options or {}))
+            return _weights(network)
     with torch.random.fork_rng(devices=[]):
         small = builder.build(ndim, in_channels, num_classes, (builder.counted_at,), (), 0.0)
     return int(_weights(small) * (widths[0] / builder.counted_at) ** 2)
@@ -203,6 +216,13 @@ def _check_channels(name: str, builder: Builder, channels: tuple[int, ...]) -> N
         )
 
 
+def _check_options(name: str, builder: Builder, options: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(options) - set(builder.options)):
+        raise UserError(
+            f"network {name}: unknown option {unknown[0]!r}: {nearest(unknown[0], builder.options)}"
+        )
+
+
 def _check_patch(
     name: str, ndim: int, patch_size: tuple[int, ...], multiples: tuple[int, ...], norm: str
 ) -> None:
@@ -234,11 +254,14 @@ class _GroupNorm(nn.GroupNorm):
 
 
 def _set_norm(network: nn.Module, norm: str, ndim: int) -> None:
-    """Replace every instance and batch norm by `norm`; a transformer's layer norms stay."""
+    """Replace every instance and batch norm by `norm`, with its scale and shift; a transformer's layer norms stay."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _InstanceNorm | _BatchNorm):
-                setattr(parent, name, _norm_layer(norm, child.num_features, ndim))
+                layer = _norm_layer(norm, child.num_features, ndim, child.eps)
+                if child.affine:
+                    layer.weight, layer.bias = child.weight, child.bias
+                setattr(parent, name, layer)
 
 
 _NORMS: dict[tuple[str, int], type[_InstanceNorm] | type[_BatchNorm]] = {
@@ -249,10 +272,10 @@ _NORMS: dict[tuple[str, int], type[_InstanceNorm] | type[_BatchNorm]] = {
 }
 
 
-def _norm_layer(norm: str, width: int, ndim: int) -> nn.Module:
+def _norm_layer(norm: str, width: int, ndim: int, eps: float) -> nn.Module:
     if norm == "group":
-        return _GroupNorm(math.gcd(8, width), width)
-    return _NORMS[norm, ndim](width, affine=True)
+        return _GroupNorm(math.gcd(8, width), width, eps=eps)
+    return _NORMS[norm, ndim](width, eps=eps, affine=True)
 
 
 def _safe_in_bfloat16(module: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
@@ -280,7 +303,7 @@ _SAFE: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: 
 
 
 def _of(module: str, function: str = "build") -> Build:
-    """Return what imports a network's module when it is built: MONAI takes seconds.
+    """Return what imports a network's module when it is built: its library takes seconds.
 
     The module is looked for beside this one, as it lies in an exported bundle too.
     """
@@ -292,12 +315,15 @@ def _of(module: str, function: str = "build") -> Build:
         channels: tuple[int, ...],
         strides: Strides,
         dropout: float,
+        **options: Any,
     ) -> nn.Module:
         build: Build = getattr(import_module(f".{module}", __package__), function)
-        return build(ndim, in_channels, num_classes, channels, strides, dropout)
+        return build(ndim, in_channels, num_classes, channels, strides, dropout, **options)
 
     return build
 
+
+_NNUNET_OPTIONS = ("kernels", "blocks", "decoder_blocks")
 
 # Saved maps: measured with autograd's saved-tensor hooks; assumed for swin-unetr.
 NETWORKS: Registry[Builder] = Registry(
@@ -310,6 +336,12 @@ NETWORKS: Registry[Builder] = Registry(
         "vnet": Builder(_of("vnet", "VNet"), halvings=4, plan_levels=5, saved_maps=19),
         "vnet3": Builder(_of("vnet", "with_small_kernels"), halvings=4, plan_levels=5, saved_maps=19),
         "dynunet": Builder(_of("dynunet"), min_levels=3, anisotropic=True, saved_maps=14),
+        "nnunet": Builder(
+            _of("nnunet", "plain"), min_levels=2, anisotropic=True, saved_maps=14, options=_NNUNET_OPTIONS
+        ),
+        "resenc": Builder(
+            _of("nnunet", "residual"), min_levels=2, anisotropic=True, saved_maps=21, options=_NNUNET_OPTIONS
+        ),
         "swin-unetr": Builder(_of("swin_unetr"), halvings=5, plan_levels=5, first_multiple=12, counted_at=12),
     },
     lambda thing: isinstance(thing, Builder),
@@ -325,7 +357,10 @@ NETWORKS: Registry[Builder] = Registry(
   the original); the other entries are not used.
 * ``vnet3``: the same with kernels of 3 in place of 5, close to what UA-MT (Yu et al. 2019) and the papers after it
   train on the left atrium: a quarter of the weights.
-* ``dynunet``: nnU-Net's plain U-Net (Isensee et al. 2021), one level per entry.
+* ``dynunet``: nnU-Net's plain U-Net (Isensee et al. 2021) as MONAI has it, one level per entry.
+* ``nnunet``: the same as nnU-Net itself has it, so that its weights fit; one level per entry.
+* ``resenc``: nnU-Net's U-Net with a residual encoder (Isensee et al. 2024), so that its weights and those of nnssl fit;
+  one level per entry.
 * ``swin-unetr``: Swin UNETR (Hatamizadeh et al. 2022), always 1, 2, 4, 8, 16 times the first entry, a
   multiple of 12; the other entries are not used.
 """

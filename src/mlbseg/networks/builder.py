@@ -12,7 +12,8 @@ INSTANCE_NORM = ("instance", {"affine": True})
 Strides = tuple[tuple[int, ...], ...]
 """By how much each axis is divided between each two levels, 1 or 2."""
 
-Build = Callable[[int, int, int, tuple[int, ...], Strides, float], nn.Module]
+Build = Callable[..., nn.Module]
+"""From (ndim, in_channels, num_classes, channels, strides, dropout), and options by name where a builder has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Builder:
             estimate of memory rests on. The default is that of the hungriest known.
         counted_at: The first of the `channels` at which weights are counted, where a network cannot be built without
             memory; they grow with its square. None where it can.
+        options: Names of further arguments that `build` takes: what a plan may say of this network alone.
     """
 
     build: Build
@@ -45,3 +47,4 @@ class Builder:
     anisotropic: bool = False
     saved_maps: int = 48
     counted_at: int | None = None
+    options: tuple[str, ...] = ()

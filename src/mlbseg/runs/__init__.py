@@ -210,6 +210,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             patch_size=plan.patch_size,
             norm=config.train.norm,
             dropout=config.train.dropout,
+            options=plan.network_options,
         )
 
 
@@ -257,4 +258,9 @@ def context_of(run: Run) -> Context:
         UserError: there is no such loss.
     """
     loss = LOSSES.find(run.config.train.loss)
-    return Context(flip_axes=run.plan.flip_axes, noisy=bool(run.split.noisy), loss=loss)
+    return Context(
+        flip_axes=run.plan.flip_axes,
+        noisy=bool(run.split.noisy),
+        loss=loss,
+        started=run.config.train.init is not None,
+    )

@@ -18,11 +18,11 @@ from mlbseg.runs.weights import dump_tensors
 
 _NAME = re.compile(r"stage(\d)-(\d{8})\.pt")
 KEEP = 2
-# What is raised on bytes that are no checkpoint, depending on where they go wrong.
-_UNREADABLE = (
+UNREADABLE = (
     RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+"""What is raised on bytes that are no torch file, depending on where they go wrong."""
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +44,7 @@ class Checkpoint:
                 if part := archive.testzip():
                     raise zipfile.BadZipFile(part)
             content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise UserError(
                 f"{self.path}: damaged checkpoint (delete it to resume from the one before, "
                 "or from the start of its stage if there is none)"

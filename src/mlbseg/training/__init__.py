@@ -17,7 +17,8 @@ from mlbseg.launch import Killed, Signalled, launch
 from mlbseg.processes import TIMEOUT, joined, of_first, own_device, require_no_launch
 from mlbseg.runs import Run, checkpoints
 from mlbseg.runs.lock import sole_trainer
-from mlbseg.training.prepare import Planned, plan_run, prepare_run, require_shares
+from mlbseg.training.beginning import decide_run, prepare_run
+from mlbseg.training.prepare import Planned, require_shares
 from mlbseg.training.request import TrainRequest
 from mlbseg.training.shared import begin_from_stage1, stage1_settings, train_stage1
 from mlbseg.training.signals import Interrupted, how_to_continue
@@ -51,6 +52,9 @@ def train(
     accelerator: str | None = None,
     timeout: float = TIMEOUT,
     cache: str | Path | None = None,
+    init: str | Path | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
     processes: int | None = None,
     console: Console | None = None,
 ) -> TrainResult:
@@ -81,6 +85,10 @@ def train(
         accelerator: Kind of device, instead of `device`: ``auto``, ``cpu`` or ``gpu``.
         timeout: Minutes that a rank waits for another before it gives up.
         cache: Folder for preprocessed scans; the user's cache folder when None.
+        init: Weights to start from: a run folder (``RUN:teacher`` for its teacher), a file of weights, a checkpoint of
+            nnU-Net or a MONAI bundle. See `docs/starting-weights.md`.
+        steps: Optimiser steps of all stages; decided from the data when None.
+        minutes: Train for about so long instead: the steps are those that fit, by the rate measured before training.
         processes: Number of processes that read and prepare scans; one per core when None. Fewer are used when memory
             is short.
         console: Where progress is shown; silent when None.
@@ -94,7 +102,8 @@ def train(
         data=None if data is None else Path(data), out=None if out is None else Path(out), method=method,
         labelled=labelled, test=test, validation=validation, labels=labels, patient=patient, seed=seed, preset=preset,
         config=None if config is None else Path(config), overrides=tuple(overrides), allow_empty=allow_empty,
-        skip_bad=skip_bad, cache=None if cache is None else Path(cache),
+        skip_bad=skip_bad, cache=None if cache is None else Path(cache), init=None if init is None else str(init),
+        steps=steps, minutes=minutes,
     )  # fmt: skip
     name = device_name(device, accelerator, devices)
     return train_run(
@@ -155,6 +164,9 @@ def plan(
     allow_empty: bool = False,
     skip_bad: bool = False,
     cache: str | Path | None = None,
+    init: str | Path | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
     processes: int | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -170,8 +182,9 @@ def plan(
         data=Path(data), method=method, labelled=labelled, test=test, labels=labels, patient=patient, seed=seed,
         preset=preset, config=None if config is None else Path(config), overrides=tuple(overrides),
         allow_empty=allow_empty, skip_bad=skip_bad, cache=None if cache is None else Path(cache),
+        init=None if init is None else str(init), steps=steps, minutes=minutes,
     )  # fmt: skip
-    return plan_run(request, device=pick_device(device), console=console, processes=processes)
+    return decide_run(request, device=pick_device(device), console=console, processes=processes)
 
 
 def _train_as_rank(

@@ -25,7 +25,7 @@ def make_optimiser(
 
 def lr_factor(step: int, settings: TrainSettings, dataset: StepDataset) -> float:
     """Return what the learning rate is multiplied by at a step of the stage, counted from 0."""
-    warm = min(1.0, (step + 1) / (settings.warmup + 1))
+    warm = min(1.0, (step + 1) / (_warmup(settings, dataset) + 1))
     if settings.schedule == "poly":
         return warm * (1 - step / len(dataset)) ** 0.9
     if settings.schedule == "cosine":
@@ -33,6 +33,13 @@ def lr_factor(step: int, settings: TrainSettings, dataset: StepDataset) -> float
     if settings.schedule == "paper":
         return warm * 20 / (step // dataset.epoch + 20)
     return warm
+
+
+def _warmup(settings: TrainSettings, dataset: StepDataset) -> int:
+    """Return the steps over which the rate rises: weights from elsewhere would be lost in the first full steps."""
+    if settings.warmup is not None:
+        return settings.warmup
+    return len(dataset) // 20 if settings.init is not None and dataset.key[1] == 1 else 0
 
 
 def require_fitting(optimiser: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""From a folder of scans to a new run folder that holds every decision; training has not begun."""
+"""From a folder of scans to every decision, and from these to a new run folder; training has not begun."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from mlbseg.methods import find_method
 from mlbseg.progress import StepProgress
 from mlbseg.runs import CONFIG, ENVIRONMENT, Run, make_method, make_student
 from mlbseg.runs.plugins import plugins_of
-from mlbseg.staging import require_new, staged
+from mlbseg.runs.starting import Started, read_start, start_from
+from mlbseg.staging import staged
 from mlbseg.tables import data_frame
 from mlbseg.terminal import say
+from mlbseg.training.continuing import Continued, show_start
 from mlbseg.training.request import TrainRequest
 from mlbseg.types import Case, Role
 
@@ -37,49 +39,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def prepare_run(
-    request: TrainRequest,
-    *,
-    device: torch.device,
-    count: int,
-    console: Console | None,
-    processes: int | None = None,
-) -> Path:
-    """Split, check the data, plan, and write all decisions into a new run folder.
-
-    Args:
-        request: What is asked for.
-        device: Where the run will be trained.
-        count: Number of ranks that will train it.
-        console: Where progress is shown; silent when None.
-        processes: Number of processes that read; one per core when None.
-
-    Returns:
-        The run folder.
-
-    Raises:
-        UserError: for faults of data and settings, or a folder that is in use; nothing is written then.
-    """
-    if request.data is None or request.out is None:
-        raise UserError("training needs a data folder and --out RUN (or --resume RUN)")
-    root = request.out
-    hint = f", or continue it with --resume {root}" if (root / CONFIG).is_file() else ""
-    require_new(root, overwrite=False, remedy=f"choose another --out{hint}")
-    decided = plan_run(request, device=device, console=console, processes=processes)
-    require_shares(decided.plan, decided.config, count)
-    write_run(
-        root,
-        decided.config,
-        decided.split,
-        decided.plan,
-        data=request.data,
-        skipped=decided.skipped,
-        patients=decided.patients,
-        device=device,
-        cache=request.cache,
-        inputs=decided.inputs,
-    )
-    return root
+STAGE1_SHARE = 0.75
+"""Share of the steps that stage 1 takes where it starts from nothing."""
+STARTED_SHARE = 0.5
+"""The same where it starts from weights: the time that they save goes to the scans without labels."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +56,8 @@ class Planned:
         skipped: Ids of the cases left out.
         patients: How patients are known; None if they are not.
         inputs: What the files of the cases held.
+        cache: Folder for preprocessed scans; the user's cache folder when None.
+        started: The network with the weights that the run starts from; None if they are drawn.
     """
 
     config: Config
@@ -101,10 +66,13 @@ class Planned:
     skipped: list[str]
     patients: Patients | None
     inputs: Inputs
+    cache: Path | None = None
+    started: Started | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan and what was left out, for `--json`."""
-        return {"plan": self.plan.as_dict(), "skipped": self.skipped}
+        init = {} if self.started is None else {"init": asdict(self.started.record)}
+        return {"plan": self.plan.as_dict(), "skipped": self.skipped, **init}
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a row per decision: decision, value, reason.
@@ -121,7 +89,13 @@ class Planned:
 def plan_run(
     request: TrainRequest, *, device: torch.device, console: Console | None, processes: int | None = None
 ) -> Planned:
-    """Split, check and measure the data, and decide; no run is written. Arguments as those of `prepare_run`.
+    """Split, check and measure the data, and decide; no run is written.
+
+    Args:
+        request: What is asked for.
+        device: Where the run will be trained.
+        console: Where progress is shown; silent when None.
+        processes: Number of processes that read; one per core when None.
 
     Raises:
         UserError: for faults of data and settings.
@@ -129,18 +103,22 @@ def plan_run(
     config, source = request.settings, request.source
     data = source.data
     find_method(config.method)
+    start = None if config.train.init is None else read_start(config.train.init)
+    again = Continued.of(start, request, config, device)
+    cache = again.cache
     found = source.find()
     if not any(case.role is Role.CLEAN for case in found.cases):
         raise FaultsError([*found.faults, *no_clean_case(found.cases)], str(data))
     # By names alone, and before any label is read: what a hidden or a test label holds must change nothing.
+    test, validation, seed = again.split([case.id for case in found.cases])
     split = make_split(
-        found.cases, order=found.order, labelled=request.labelled, test=request.test, validation=request.validation,
-        seed=config.seed, patients=found.patients,
+        found.cases, order=found.order, labelled=request.labelled, test=test, validation=validation, seed=seed,
+        patients=found.patients,
     )  # fmt: skip
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
     dataset = replace(found, cases=apply_split(found.cases, split))
-    reading = Reading.of(processes, request.cache)
+    reading = Reading.of(processes, cache)
     inputs = Inputs(since="the run began", remembered=reading.remembered)
     note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)
     labels = source.labels if config.plan.label_values is None else config.plan.label_values
@@ -176,14 +154,24 @@ def plan_run(
         device=device.type,
         views=views_of(config),
         overrides=config.plan.model_dump(exclude_none=True),
+        proposed=again.plan(facts),
+        proposer="" if start is None else start.proposal.what,
     )
     inputs = inputs.of([*training, *(cases[i] for i in split.validation)])
-    return Planned(config, split, plan, skipped, found.patients, inputs)
+    started = None
+    if start is not None:
+        notes = again.notes(split, plan)
+        started = start_from(start, plan, config, data=data, notes=notes)
+        show_start(started.record, console)
+    return Planned(config, split, plan, skipped, found.patients, inputs, cache, started)
 
 
 def first_steps(plan: Plan, config: Config) -> int:
     """Return the steps of stage 1, of a method that has two stages."""
-    return min(max(1, round(plan.steps * config.train.stage1_share)), plan.steps - 1)
+    share = config.train.stage1_share
+    if share is None:
+        share = STAGE1_SHARE if config.train.init is None else STARTED_SHARE
+    return min(max(1, round(plan.steps * share)), plan.steps - 1)
 
 
 def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:
@@ -235,6 +223,7 @@ def write_run(
     cache: str | Path | None,
     inputs: Inputs,
     patients: Patients | None = None,
+    started: Started | None = None,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
 
@@ -244,7 +233,10 @@ def write_run(
     if find_method(config.method).uses_unlabelled and plan.steps < 2:
         raise UserError(f"plan.steps: found {plan.steps}, expected at least 2, one for each stage")
     # What cannot be built must fail before there is a run folder, and not after the stage before it.
-    make_method(make_student(plan, config), Run(root, config, plan, split))
+    if started is None and config.train.init is not None:
+        started = start_from(read_start(config.train.init), plan, config, data=data)
+    student = make_student(plan, config) if started is None else started.student
+    make_method(student, Run(root, config, plan, split))
     meanwhile = "another process has begun a run there meanwhile: choose another --out"
     with staged(root, last=CONFIG, remedy=meanwhile) as folder:
         split.write(folder / "split.json")
@@ -268,6 +260,8 @@ def write_run(
             },
         )
         inputs.write(folder / INPUTS)
+        if started is not None:
+            started.write(folder)
         config.write(folder / CONFIG)  # its presence makes the folder a run
 
 

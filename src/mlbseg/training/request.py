@@ -32,6 +32,9 @@ class TrainRequest:
         allow_empty: Labels without any structure are accepted.
         skip_bad: Faulty cases are left out.
         cache: Folder for preprocessed scans.
+        init: Weights to start from; see `mlbseg.runs.starting.read_start`.
+        steps: Optimiser steps of all stages.
+        minutes: How long training may take, in place of steps.
     """
 
     data: Path | None = None
@@ -49,6 +52,9 @@ class TrainRequest:
     allow_empty: bool = False
     skip_bad: bool = False
     cache: Path | None = None
+    init: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
 
     @property
     def source(self) -> DataSource:
@@ -68,9 +74,18 @@ class TrainRequest:
         Raises:
             UserError: for settings that do not exist, or values that they cannot have.
         """
+        if self.minutes is not None and (self.steps is not None or not 0 < self.minutes < 1e7):
+            found = (
+                f"{self.minutes:g} and --steps {self.steps}"
+                if self.steps is not None
+                else f"{self.minutes:g}"
+            )
+            raise UserError(f"--minutes: found {found}, expected a positive number, and no --steps beside it")
         return load_config(
-            self.config, preset=self.preset, overrides=self.overrides, method=self.method, seed=self.seed
-        )
+            self.config, preset=self.preset, overrides=self.overrides, method=self.method, seed=self.seed,
+            train=None if self.init is None else {"init": self.init},
+            plan=None if self.steps is None else {"steps": self.steps},
+        )  # fmt: skip
 
     def given(self) -> list[str]:
         """Return the names of what is asked for beyond the defaults."""

@@ -31,7 +31,8 @@ from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.metrics import dice
 from mlbseg.progress import StepProgress
-from mlbseg.runs import Run, augmentation_of, checkpoints, make_initialiser, make_method, make_student
+from mlbseg.runs import Run, augmentation_of, checkpoints, make_initialiser, make_method
+from mlbseg.runs.starting import starting_student
 from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training import guard
 from mlbseg.training.drawing import drawer_lost
@@ -172,7 +173,7 @@ class Training:
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
             first = None
-            method = make_method(make_student(self.run.plan, self.run.config), self.run)
+            method = make_method(starting_student(self.run), self.run)
             best = self._fit(1, self.run.config.method, method, steps, train.lr)
         else:
             initialiser, trained = self._first_stage()
@@ -251,7 +252,7 @@ class Training:
         Returns:
             The method, and whether its network has been trained: its weights are gone where stage 2 goes on alone.
         """
-        initialiser = make_initialiser(make_student(self.run.plan, self.run.config), self.run)
+        initialiser = make_initialiser(starting_student(self.run), self.run)
         idle = processes.of_first(self.ranks, self._first_is_idle)
         if not idle:
             self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)

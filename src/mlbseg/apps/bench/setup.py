@@ -31,6 +31,7 @@ from mlbseg.errors import FaultsError, UserError
 from mlbseg.files import make_folder, write_atomic
 from mlbseg.progress import StepProgress
 from mlbseg.runs.lock import locked
+from mlbseg.runs.starting import read_start, start_from
 from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
@@ -101,6 +102,11 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         say(console, f"patients: {fresh.patients} ({fresh.patients.advice})")
     if existing is None:
         fresh = replace(fresh, plan=_decide(request, dataset, wide, device, inputs, console).as_dict())
+    decided = Plan.from_dict(fresh.plan if existing is None else existing.plan)
+    for row in request.rows:
+        config = with_row(request.settings, row)
+        if config.train.init is not None:  # weights that do not fit are refused here, and not after a week
+            start_from(read_start(config.train.init), decided, config, data=request.data)
     make_folder(folder)
     with locked(folder / LOCK, f"{folder}: another bench is just beginning there (start this one again)"):
         existing = Setup.read(folder) if (folder / RECORD).exists() else None
@@ -234,6 +240,8 @@ def _decide(
     Raises:
         UserError: for faults of the data, and settings that contradict each other.
     """
+    init = request.settings.train.init
+    start = None if init is None else read_start(init)
     labels = (
         request.labels if request.settings.plan.label_values is None else request.settings.plan.label_values
     )
@@ -265,6 +273,8 @@ def _decide(
         device=device.type,
         views=max(views_of(with_row(request.settings, row)) for row in request.rows),
         overrides=request.settings.plan.model_dump(exclude_none=True),
+        proposed={} if start is None else start.proposal.of(facts.scan_ndim, facts.channels),
+        proposer="" if start is None else start.proposal.what,
     )
     root = request.cache if request.cache is not None else default_cache_root()
     cache = Cache(Path(root), plan, inputs)

@@ -28,10 +28,12 @@ VENDORED = (
     "mlbseg.networks.builder",
     "mlbseg.networks.dynunet",
     "mlbseg.networks.nested_unet",
+    "mlbseg.networks.nnunet",
     "mlbseg.networks.swin_unetr",
     "mlbseg.networks.unet",
     "mlbseg.networks.unetplusplus",
     "mlbseg.networks.vnet",
+    "mlbseg.components",
     "mlbseg.data.lattice",
     "mlbseg.data.preprocess",
     "mlbseg.apps.export.steps",
@@ -42,9 +44,11 @@ back. The last imports the others, and none imports more of the package."""
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 """What ``python -m monai.bundle verify_metadata`` checks the metadata against."""
 
-_NEEDED = ("nibabel", "SimpleITK", "pytorch-ignite", "einops")
+_NEEDED = ("nibabel", "SimpleITK", "scipy", "pytorch-ignite", "einops")
 """That a bundle runs with besides MONAI; the tests run it with these versions."""
-_TESTED = {"nibabel": "5.4.2", "pytorch-ignite": "0.5.5"}
+_TESTED = {"nibabel": "5.4.2", "pytorch-ignite": "0.5.5", "dynamic-network-architectures": "0.4.4"}
+_OF_NNUNET = ("nnunet", "resenc")
+"""Networks that need dynamic-network-architectures."""
 
 _PLAN = (
     "scan_ndim",
@@ -55,8 +59,9 @@ _PLAN = (
     "crop",
     "normalisation",
     "intensity",
+    "largest_component",
 )
-"""Fields of the plan that the preparation of a scan looks at."""
+"""Fields of the plan that preparing a scan and writing its mask look at."""
 
 
 def export_bundle(run: Run, out: Path, *, network: str | None = None, overwrite: bool = False) -> list[Path]:
@@ -139,6 +144,7 @@ def inference(run: Run) -> dict[str, Any]:
             "strides": [list(stride) for stride in plan.network_strides],
             "norm": run.config.train.norm,
             "dropout": run.config.train.dropout,
+            "options": _plain(plan.network_options),
         },
         "network": "$@network_def.to(@device)",
         "preprocessing": {
@@ -210,6 +216,7 @@ def _metadata(run: Run, name: str) -> dict[str, Any]:
     classes = {str(value): label for value, label in zip(plan.label_values, plan.class_names, strict=True)}
     ct = all(kind == "ct" for kind in plan.normalisation)
     shape = list(plan.patch_size)
+    needed = (*_NEEDED, *(("dynamic-network-architectures",) if plan.network in _OF_NNUNET else ()))
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -217,7 +224,7 @@ def _metadata(run: Run, name: str) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {package: _version(package) for package in _NEEDED},
+        "required_packages_version": {package: _version(package) for package in needed},
         "name": name,
         "task": f"Segmentation of {', '.join(plan.class_names[1:])}",
         "description": (

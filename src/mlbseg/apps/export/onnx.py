@@ -106,6 +106,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "size_multiple": multiple,
         "size_is_fixed": fixed,
         "overlap": 0.5,
+        "largest_component": list(plan.largest_component),
         "steps": _steps(plan, multiple, fixed=fixed),
     }
 
@@ -144,6 +145,11 @@ def _steps(plan: Plan, multiple: int, *, fixed: bool) -> list[str]:
         "Resample each class's probability linearly back to the scan's own voxels (background outside), take the "
         "likeliest class, and write its `label_values`.",
     ]
+    if plan.largest_component:
+        steps.append(
+            "Of the values in `largest_component` keep the largest connected component (neighbours by face, edge or "
+            "corner); the rest becomes background."
+        )
     return steps
 
 

@@ -63,7 +63,7 @@ class Prepared(MapTransform):
 
 
 class Restored(MapTransform):
-    """Bring class probabilities back to the scan's own lattice and take the likeliest class.
+    """Bring class probabilities back to the scan's own lattice, and take the likeliest class as the plan says.
 
     Args:
         keys: Of class probabilities (K, [Z,] Y, X) on the grid of the scan.

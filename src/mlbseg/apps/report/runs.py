@@ -28,6 +28,7 @@ from mlbseg.apps.report.sections import (
     data_section,
     machine_section,
     plan_section,
+    start_section,
     weights_section,
 )
 from mlbseg.apps.report.viewer import SCRIPTS, Gallery
@@ -241,7 +242,14 @@ def _sections(
         sections.append(Section("Training", paragraphs("The run has no log of its steps.")))
     extra = (weights_section(run), audit_section(run))
     sections += [section for section in extra if section is not None]
-    return [*sections, data_section(run), plan_section(run), machine_section(run)]
+    begun = start_section(run)
+    return [
+        *sections,
+        data_section(run),
+        plan_section(run),
+        *([] if begun is None else [begun]),
+        machine_section(run),
+    ]
 
 
 def _subtitle(run: Run, weights: int) -> str:

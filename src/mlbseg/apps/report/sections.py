@@ -17,6 +17,7 @@ from mlbseg.data.records import read_record
 from mlbseg.errors import UserError
 from mlbseg.methods import find_method
 from mlbseg.runs import ENVIRONMENT, Run
+from mlbseg.runs.starting import StartRecord
 
 PARTS = {
     "clean": "trained on with a careful label",
@@ -64,6 +65,21 @@ def plan_section(run: Run) -> Section:
     return Section("Plan", table(headings, rows, caption=caption, sortable=False))
 
 
+def start_section(run: Run) -> Section | None:
+    """Return where the first weights came from, and what became of them; None for a run that drew them."""
+    record = StartRecord.read(run.root)
+    if record is None:
+        return None
+    facts = {"from": record.source, "kind": record.kind, "file": record.file, "sha256": record.sha256}
+    rows: list[list[Cell | str | Markup]] = [
+        [word, Cell(str(count), count), which] for word, count, which in record.fitted.rows()
+    ]
+    body = terms(facts) + table(
+        ["weights", "tensors", "which"], rows, caption="What became of them.", sortable=False
+    )
+    return Section("Starting weights", body + paragraphs(*record.notes) if record.notes else body)
+
+
 def machine_section(run: Run) -> Section:
     """Return time, memory, environment and settings."""
     environment = read_record(run.root / ENVIRONMENT, "the environment of a run")
@@ -81,7 +97,10 @@ def machine_section(run: Run) -> Section:
         "bfloat16": "yes" if environment.get("bf16") else "no",
         **(versions if isinstance(versions, dict) else {}),
     }
-    settings = yaml.safe_dump(run.config.as_record(), sort_keys=False)
+    record = run.config.as_record()
+    if record["train"]["init"] is not None:
+        record["train"]["init"] = _bare(record["train"]["init"])
+    settings = yaml.safe_dump(record, sort_keys=False)
     body = terms(facts) + Markup(
         "<p>Command: <code>{}</code></p><details><summary>All settings (config.yaml)</summary><pre>{}</pre></details>"
     ).format(_command(environment.get("command")), settings)
