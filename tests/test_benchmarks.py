@@ -17,6 +17,7 @@ import torch
 
 import mlbseg
 from blocks import TINY, write_blocks
+from mlbseg.runs import Run
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ELSEWHERE = {"aimed_kills", "reading_scans"}
@@ -253,3 +254,30 @@ def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
     assert found
     assert int(found[1]) + int(found[2]) == 3
+
+
+@pytest.mark.slow
+def test_init_worth(load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("init_worth")
+    small = [part for setting in TINY if not setting.startswith("stage1") for part in ("-o", setting)]
+    network = [f"--source-override={setting}" for setting in TINY if not setting.startswith("stage1")]
+    module.main(
+        ["across", str(labelled), str(labelled), str(tmp_path / "a"), "--source-labelled", "2", "--source-test", "1",
+         "--labelled", "2", "--test", "2", "--steps", "3", "--seeds", "0", *network]
+    )  # fmt: skip
+    table = rows(capsys.readouterr().out)[1:]
+    assert len(table) == 3
+    assert all(0 <= value <= 1 for row in table for value in numbers(row[1:3]))
+    plans = [
+        Run.open(path).plan for path in (tmp_path / "a").iterdir() if " from " in path.name and path.is_dir()
+    ]
+    assert len(plans) == 2
+    assert {plan.network_channels for plan in plans} == {(4, 8, 8)}
+    module.main(
+        ["more", str(labelled), str(tmp_path / "b"), "--labelled", "1", "--further", "2", "--test", "2", "--steps", "6",
+         "--seeds", "0", "1", *small]
+    )  # fmt: skip
+    table = rows(capsys.readouterr().out)[1:]
+    assert [row[0].split(",")[0] for row in table] == ["1 labels", "2 labels", "2 labels", "2 labels"]
+    assert all(0 <= value <= 1 for row in table for value in numbers(row[1:4]))
+    assert all(positive(float(row[4])) or row[4] == "0" for row in table)

@@ -67,7 +67,7 @@ def test_overrides(text: str, expected: tuple[str, object]) -> None:
         ("plan.patchsize=16", "did you mean 'plan.patch_size'"),
         ("patch_sise=16", "did you mean"),
         ("zzz=1", "none of the "),
-        ("train.zzz=1", "known: train.augmentation, train.checkpoint_every,"),
+        ("entropy.zzzzzzzzzzz=1", "known: entropy.entropy_weight, entropy.ramp"),
         ("=3", "unknown override key ''"),
         ("lr=[1", "not valid YAML"),
         ("lr=1,{b", "not valid YAML"),

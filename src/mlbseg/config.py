@@ -25,7 +25,7 @@ from pydantic import (
 from mlbseg.data.augment import AUGMENTATIONS, Augment
 from mlbseg.errors import UserError, brief, nearest
 from mlbseg.methods import METHODS
-from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps
+from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps, Weight
 
 MOST_SETTINGS = 10_000
 """Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
@@ -131,6 +131,11 @@ class TrainSettings(Section):
     )
     norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, in the network's layers")
+    deep_supervision: bool = Field(
+        False,
+        description="losses of labelled pixels at coarser resolutions too (networks nnunet and resenc; not where "
+        "mlb.chunk takes a loss in parts)",
+    )
     checkpoint_every: Steps = Field(200, description="steps between checkpoints")
     validate_every: Steps = Field(200, description="steps between validations, if cases are set apart")
     meta_cases: int = Field(
@@ -146,6 +151,11 @@ class TrainSettings(Section):
         description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU",
     )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
+    crf: Weight = Field(
+        0.0,
+        description="factor of the gated-CRF loss in supervised training and in stage 1, for scribbles: neighbouring "
+        "pixels of like intensity are to be predicted alike",
+    )
 
     @model_validator(mode="after")
     def _usual_rates(self) -> Self:

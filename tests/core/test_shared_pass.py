@@ -26,7 +26,16 @@ def shared(model: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "ndim"), [("unet", 2), ("unet++", 2), ("vnet", 3), ("dynunet", 3), ("swin-unetr", 2)]
+    ("name", "ndim"),
+    [
+        ("unet", 2),
+        ("unet++", 2),
+        ("vnet", 3),
+        ("dynunet", 3),
+        ("nnunet", 3),
+        ("resenc", 3),
+        ("swin-unetr", 2),
+    ],
 )
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 def test_one_pass_gives_what_two_give(name: str, ndim: int, norm: str) -> None:

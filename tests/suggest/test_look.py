@@ -20,6 +20,8 @@ from mlbseg.types import Case
 
 CPU = torch.device("cpu")
 CHANNELS = {
+    "nnunet": (4, 4, 4, 4),
+    "resenc": (4, 4, 4, 4),
     "unet": (4, 8, 8),
     "unet++": (4, 4, 4, 4, 4),
     "nested-unet": (4, 4, 4, 4, 4),

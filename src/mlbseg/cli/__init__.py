@@ -22,6 +22,7 @@ from mlbseg.cli.export import export
 from mlbseg.cli.plan import plan
 from mlbseg.cli.predict import predict
 from mlbseg.cli.report import report
+from mlbseg.cli.review import review
 from mlbseg.cli.suggest import suggest
 from mlbseg.cli.train import train
 from mlbseg.errors import printable
@@ -82,7 +83,20 @@ def _options(
 
 COMMANDS = {
     command.__name__: command
-    for command in (check, plan, train, predict, evaluate, report, audit, suggest, bench, export, demo)
+    for command in (
+        check,
+        plan,
+        train,
+        predict,
+        evaluate,
+        report,
+        audit,
+        suggest,
+        review,
+        bench,
+        export,
+        demo,
+    )
 }
 """By name, in the order of `mlbseg --help`: the order in which they are used."""
 

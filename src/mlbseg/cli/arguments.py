@@ -51,6 +51,24 @@ AllowEmpty = Annotated[
         "--allow-empty", help="Accept labels without any structure: these scans have nothing to find."
     ),
 ]
+Ignore = Annotated[
+    int | None,
+    typer.Option(help="Label value of voxels whose class is not known, such as 4 or 255 in scribbles."),
+]
+Sparse = Annotated[
+    bool,
+    typer.Option(
+        "--sparse",
+        help="Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.",
+    ),
+]
+OutsideUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--outside-unknown",
+        help="What a cropped segmentation of 3D Slicer does not cover is unknown, not background.",
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty cases.")]
 
 Preset = Annotated[

@@ -14,13 +14,16 @@ from mlbseg.cli.arguments import (
     Cache,
     ConfigFile,
     Device,
+    Ignore,
     Json,
     Labels,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
     Processes,
     Quiet,
+    Sparse,
     count_or_ids,
     label_values,
     names,
@@ -67,6 +70,9 @@ def bench(
     labels: Labels = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     preset: Preset = None,
     config: ConfigFile = None,
     override: Override = None,
@@ -89,11 +95,14 @@ def bench(
     The same command continues a bench that was stopped. With more methods, budgets or seeds it runs the new cells only.
     """
     from mlbseg.apps.bench import BenchRequest, run_bench
+    from mlbseg.data.cases import LabelOptions
 
     request = BenchRequest(
         data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
-        upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
+        upper=upper, labels=label_values(labels), patient=patient,
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        preset=preset,
         config=config, overrides=tuple(override or ()), cache=cache, processes=processes,
         command=shlex.join(["mlbseg", *sys.argv[1:]]),
     )  # fmt: skip

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.core.views import Views, draw_maps, inverted, places, sample, within
-from mlbseg.types import IGNORE
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,15 @@ class PaddedViews(Views):
         return self._forth(image).flatten(0, 1)
 
     def expand_label(self, label: Tensor) -> Tensor:
-        """Return the labels seen by the views, background beyond the image; what is `IGNORE` in it stays so."""
-        count = int(label.max()) + 1 if label.numel() else 1
-        count = max(count, 1)
-        classes = torch.where(label >= 0, label, count + (label != IGNORE).long())  # then IGNORE, UNLABELLED
-        shares = F.one_hot(classes, count + 2).movedim(-1, 1).to(self.matrix.dtype)
-        moved = _likeliest(_or_background(self._forth(shares)))
+        """Return the labels seen by the views, background beyond the image; what is unknown in it stays so."""
+        count, codes = (
+            max(int(label.max()) + 1, 1),
+            max(-int(label.min()), 0),
+        )  # negative labels mean no class
+        shares = F.one_hot(torch.where(label >= 0, label, count - 1 - label).long(), count + codes).movedim(
+            -1, 1
+        )
+        moved = _likeliest(_or_background(self._forth(shares.to(self.matrix.dtype))))
         return torch.where(moved < count, moved, count - 1 - moved).flatten(0, 1).to(label.dtype)
 
     def valid(self, shape: Sequence[int]) -> Tensor:

@@ -58,6 +58,9 @@ class Found:
     label_notes: list[Fault] = field(default_factory=list)  # of no concern to prediction
     unread: list[Path] = field(default_factory=list)  # files beside the scans that are none
     patients: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # that were drawn, by case, as they were written
     _by_id: dict[str, Case] = field(default_factory=dict)
 
     def judge_unread(self) -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache_root import default_cache_root
+from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
-from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.fingerprint import Fingerprint, fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
@@ -56,6 +57,7 @@ class Planned:
         skipped: Ids of the cases left out.
         patients: How patients are known; None if they are not.
         inputs: What the files of the cases held.
+        facts: What the training scans have in common.
         cache: Folder for preprocessed scans; the user's cache folder when None.
         started: The network with the weights that the run starts from; None if they are drawn.
     """
@@ -66,6 +68,7 @@ class Planned:
     skipped: list[str]
     patients: Patients | None
     inputs: Inputs
+    facts: Fingerprint
     cache: Path | None = None
     started: Started | None = None
 
@@ -140,7 +143,12 @@ def plan_run(
         say(console, line)
     if skipped:
         say(console, f"left out: {', '.join(skipped)}")
-    require_cases(data, config, split)
+    partly = {
+        entry["id"]
+        for entry in result.summary["per_case"]
+        if entry["unknown"] or entry["classes"] is not None
+    }
+    require_cases(data, config, split, partly=not partly.isdisjoint(split.clean))
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, reading=reading, progress=lambda done, _: progress.update(done))
@@ -163,7 +171,7 @@ def plan_run(
         notes = again.notes(split, plan)
         started = start_from(start, plan, config, data=data, notes=notes)
         show_start(started.record, console)
-    return Planned(config, split, plan, skipped, found.patients, inputs, cache, started)
+    return Planned(config, split, plan, skipped, found.patients, inputs, facts, cache, started)
 
 
 def first_steps(plan: Plan, config: Config) -> int:
@@ -186,8 +194,14 @@ def views_of(config: Config) -> int:
     return method.passes(config.of(config.method)) if method.uses_unlabelled else 0
 
 
-def require_cases(data: Path, config: Config, split: Split) -> None:
+def require_cases(data: Path, config: Config, split: Split, *, partly: bool = False) -> None:
     """Refuse a split that the method cannot be trained on.
+
+    Args:
+        data: The data set, for messages.
+        config: The settings.
+        split: The split.
+        partly: Whether some clean label leaves voxels or classes open: these are unlabelled data.
 
     Raises:
         UserError: if no clean case is left for stage 1, or a semi-supervised method has no case without a clean label.
@@ -204,7 +218,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
             f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
             "(stage 1 needs at least one)"
         )
-    if method.uses_unlabelled and not (split.noisy or split.unlabelled):
+    if method.uses_unlabelled and not (split.noisy or split.unlabelled or partly):
         raise UserError(
             f"{data}: every case is labelled, but method {config.method!r} also needs scans without a label "
             "(add some, or use --method supervised)"
@@ -223,6 +237,7 @@ def write_run(
     cache: str | Path | None,
     inputs: Inputs,
     patients: Patients | None = None,
+    label_options: LabelOptions = AS_DRAWN,
     started: Started | None = None,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
@@ -257,6 +272,7 @@ def write_run(
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
                 "patients": None if patients is None else patients.as_dict(),
+                "labels": asdict(label_options),
             },
         )
         inputs.write(folder / INPUTS)

@@ -20,8 +20,8 @@ from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
-from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.known import hidden
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
@@ -91,7 +91,7 @@ class Training:
         self.console = console
         self.ranks = ranks
         record = run.data
-        dataset = find_cases(Path(record.root))
+        dataset = run.find_cases()
         cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
@@ -272,8 +272,13 @@ class Training:
         return find_method(config.method).freezes_labels(config.of(config.method))
 
     @property
+    def _partly_known(self) -> list[Case]:
+        """The clean cases whose label leaves voxels open, which are unlabelled data."""
+        return [case for case in self.clean if self.cache.is_partly_known(case)]
+
+    @property
     def _unlabelled(self) -> list[Case]:
-        return [case for case in self.others if case.role is Role.UNLABELLED]
+        return [*(case for case in self.others if case.role is Role.UNLABELLED), *self._partly_known]
 
     def _initial_label(self, case: Case) -> Path:
         return self.run.root / INITIAL_LABELS / f"{case.id}.npy"
@@ -302,7 +307,7 @@ class Training:
         return StepDataset(
             self.cache,
             self.clean,
-            self.others if number == 2 else (),
+            [*self.others, *self._partly_known] if number == 2 else (),
             meta=self.meta if number == 2 else (),
             initial_labels=labels,
             patch_size=plan.patch_size,
@@ -317,11 +322,11 @@ class Training:
         )
 
     def _initial_labels(self, network: torch.nn.Module) -> dict[str, Path]:
-        """Predict every unlabelled case once; these labels stay frozen through stage 2."""
+        """Predict every unlabelled and partly known case once; these labels stay frozen through stage 2."""
         return self._label(self._unlabelled, network, self.run.root / INITIAL_LABELS, "initial labels")
 
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
-        """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
+        """Predict all unlabelled, noisy and partly known cases whole, for the n-th time, unless that has been done.
 
         Those of the turn before stay, for a run that has to go back to a checkpoint before this turn. One that somebody
         deleted in the middle of a turn is predicted by the network as it has become.
@@ -330,7 +335,7 @@ class Training:
         if self.ranks.index == 0:
             shutil.rmtree(folder / str(turn - 2), ignore_errors=True)
         return self._label(
-            self.others,
+            [*self.others, *self._partly_known],
             method.scan_labeller(),
             folder / str(turn),
             f"pseudo labels {turn + 1}/{of}",
@@ -368,7 +373,9 @@ class Training:
         found = guard.look(
             lambda case: self._predict(network, case).argmax(0).astype(np.uint8),
             labelled,
-            guard.few(self.others) if find_method(self.run.config.method).uses_unlabelled else (),
+            guard.few([*self.others, *self._partly_known])
+            if find_method(self.run.config.method).uses_unlabelled
+            else (),
         )
         network.train(was_training)
         return found
@@ -380,13 +387,17 @@ class Training:
         network.eval()
         foreground = range(1, self.run.plan.num_classes)
         scores = np.zeros((len(self.validation), len(foreground)))
+        # A class that was not drawn in a case has no score there.
+        drawn = np.ones(scores.shape, bool)
+        for row, case in zip(drawn, self.validation, strict=True):
+            row[[k - 1 for k in hidden(case.known, self.run.plan.label_values)]] = False
         for index in self._share(range(len(self.validation))):
             case = self.validation[index]
             label = np.asarray(self.cache.label(case)[...])
             predicted = np.where(label == UNKNOWN, UNKNOWN, self._predict(network, case).argmax(0))
             scores[index] = [dice(predicted == k, label == k) for k in foreground]
         network.train(was_training)
-        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()))
+        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()[drawn]))
 
     def _fit(
         self,
@@ -410,6 +421,7 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
+        method.sets = dataset.sets
         method.to(self.device)
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step

@@ -20,6 +20,7 @@ from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.results import CELL_COLUMNS, Results, gather
 from mlbseg.apps.bench.setup import begin
 from mlbseg.apps.bench.workers import Done, Place
+from mlbseg.data.cases import LabelOptions
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
 from mlbseg.tables import data_frame
@@ -84,6 +85,9 @@ def bench(
     labels: Sequence[int] | None = None,
     patient: str | None = None,
     allow_empty: bool = False,
+    ignore: int | None = None,
+    sparse: bool = False,
+    outside_unknown: bool = False,
     preset: str | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -112,6 +116,9 @@ def bench(
         labels: All label values that may occur.
         patient: A regular expression whose first group, found in each case id, is the patient; recognised when None.
         allow_empty: Accept careful labels without any structure: these scans have nothing to find.
+        ignore: Label value of voxels whose class is not known, such as 4 of scribbles.
+        sparse: Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.
+        outside_unknown: What a cropped segmentation of 3D Slicer does not cover is unknown, not background.
         preset: A name in `mlbseg.config.PRESETS`, for all cells.
         config: A YAML file of settings, for all cells.
         overrides: Settings as ``key=value``, for all cells.
@@ -132,7 +139,9 @@ def bench(
     """
     request = BenchRequest(
         data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds, test=test,
-        split_seed=split_seed, upper=upper, labels=labels, patient=patient, allow_empty=allow_empty, preset=preset,
+        split_seed=split_seed, upper=upper, labels=labels, patient=patient,
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        preset=preset,
         config=None if config is None else Path(config), overrides=tuple(overrides),
         cache=None if cache is None else Path(cache), processes=processes, command=command,
     )  # fmt: skip

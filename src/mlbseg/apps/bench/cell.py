@@ -164,7 +164,7 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
 
     setup = Setup.read(folder)
     target = pick_device(device)
-    dataset = find_cases(Path(setup.data))
+    dataset = find_cases(Path(setup.data), setup.label_options)
     if not (root / "config.yaml").is_file():
         shutil.rmtree(root, ignore_errors=True)  # what a kill left half made
         split, begun = setup.split(cell, dataset), folder / INPUTS
@@ -173,6 +173,7 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
         write_run(
             root, setup.config(folder, cell), split, Plan.from_dict(setup.plan), data=Path(setup.data),
             skipped=(), patients=setup.patients, device=target, cache=setup.cache, inputs=inputs.of(used),
+            label_options=setup.label_options,
         )  # fmt: skip
     if cell.row == STAGE1:
         return _train_stage1(root, target)
@@ -239,14 +240,11 @@ def _score(root: Path, setup: Setup, cases: Sequence[Case], target: torch.device
     from mlbseg.inference import predict
 
     plan = Plan.from_dict(setup.plan)
-    labels = {case.id: case.label for case in cases if case.label is not None}
-    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
+    labels = {case.id: case for case in cases if case.label is not None}
     found = predict(root, setup.data, root / "masks", only=list(labels), device=str(target), overwrite=True)
     if found.faults:
         raise UserError("\n".join(str(fault) for fault in found.faults))
-    scores = evaluate(
-        root / "masks", labels, classes=plan.structures, unknown=unknown, out=root / SCORES, overwrite=True
-    )
+    scores = evaluate(root / "masks", labels, classes=plan.structures, out=root / SCORES, overwrite=True)
     if scores.faults:
         raise UserError("\n".join(str(fault) for fault in scores.faults))
     means = {name: scores.summary[None][name] for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}

@@ -51,6 +51,9 @@ def require_same(folder: Path, begun: Setup, asked: Setup, *, names_cache: bool)
             " ".join(map(str, values)) if values else "none" for values in (asked.labels, begun.labels)
         )
         lines.append(f"--labels: found {found}, expected {expected}")
+    if begun.label_options != asked.label_options:
+        found, expected = (", ".join(record.label_options.given()) or "none" for record in (asked, begun))
+        lines.append(f"what is said of all labels: found {found}, expected {expected}")
     if names_cache and begun.cache != asked.cache:
         lines.append(f"--cache: found {asked.cache}, expected {begun.cache}")
     before, now = (dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked))

@@ -35,7 +35,7 @@ from mlbseg.runs.starting import read_start, start_from
 from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
-from mlbseg.types import Role
+from mlbseg.types import ALL_KNOWN, Role
 
 LOCK = ".lock"
 
@@ -57,7 +57,7 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data, allow_empty=request.allow_empty)
+    dataset = find_cases(request.data, request.label_options)
     if existing is None or existing.patients is not None or request.patient is not None:
         dataset = with_patients(dataset, request.patient)
     wide = make_split(
@@ -94,7 +94,9 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
             config = with_row(request.settings, row)
-            require_cases(request.data, config, fresh.split(cell, dataset))
+            # Whether a label that may leave voxels open does is known once it has been read.
+            partly = any(case.known != ALL_KNOWN for case in dataset.cases)
+            require_cases(request.data, config, fresh.split(cell, dataset), partly=partly)
     inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
@@ -174,6 +176,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
         patients=dataset.patients,
+        label_options=request.label_options,
     )
 
 

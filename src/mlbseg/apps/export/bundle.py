@@ -24,6 +24,7 @@ VENDORED = (
     "mlbseg.types",
     "mlbseg.errors",
     "mlbseg.registry",
+    "mlbseg.core.sides",
     "mlbseg.networks",
     "mlbseg.networks.builder",
     "mlbseg.networks.dynunet",
@@ -145,6 +146,7 @@ def inference(run: Run) -> dict[str, Any]:
             "norm": run.config.train.norm,
             "dropout": run.config.train.dropout,
             "options": _plain(plan.network_options),
+            "deep": run.config.train.deep_supervision,
         },
         "network": "$@network_def.to(@device)",
         "preprocessing": {

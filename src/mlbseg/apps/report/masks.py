@@ -14,10 +14,11 @@ from mlbseg.apps.report.scoring import differing
 from mlbseg.apps.report.viewer import SCRIPTS, Gallery
 from mlbseg.data.cases import find_scans
 from mlbseg.data.geometry import Incomplete, onto
+from mlbseg.data.known import placed, read_known
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, leave_out, mask_files
-from mlbseg.types import Case, Geometry
+from mlbseg.types import Case, Geometry, Known
 
 
 def masks_report(
@@ -53,7 +54,7 @@ def masks_report(
             predicted[name],
             expected[name],
             known,
-            evaluation.unknown_value,
+            evaluation.known,
             worst=what == "worst",
         )
         for what, name in worth_showing(evaluation)
@@ -82,16 +83,17 @@ def _subject(
     predicted: Path,
     expected: Path,
     scans: Mapping[str, Case],
-    unknown: int | None,
+    how: Known,
     *,
     worst: bool,
 ) -> Subject:
-    label, geometry = read_label(expected)
+    label, geometry = read_known(expected, how)
     mask, lattice = read_label(predicted)
     if isinstance(geometry, Incomplete):
-        label, geometry = onto(label, geometry, lattice, where=expected.name, whose="the mask"), lattice
+        label = placed(label, geometry, lattice, how, where=expected.name, whose="the mask")
+        geometry = lattice
     mask = onto(mask, lattice, geometry, where=predicted.name, whose="in its reference", case_id=name)
-    leave_out(mask, label, unknown)
+    leave_out(mask, label)
     masks = {"label": label, "prediction": mask}
     image = np.zeros(label.shape, np.uint8)
     if scans:
