@@ -7,16 +7,18 @@ import importlib
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
 
 import mlbseg
-from blocks import TINY, write_blocks
+from blocks import TINY, save, write_blocks
 from mlbseg.runs import Run
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -254,6 +256,48 @@ def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
     assert found
     assert int(found[1]) + int(found[2]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("comparison", "names"),
+    [
+        ("scribbles", ["scribbles"] * 4 + ["whole labels"]),
+        ("slices", ["2 sparse"] * 2 + ["1 whole"] * 2 + ["2 whole"] * 2),
+        (
+            "classes",
+            ["split classes"] * 2 + ["split classes as background"] + ["all classes in 1 of 2 scans"] * 2,
+        ),
+    ],
+)
+def test_partial_labels(
+    comparison: str,
+    names: list[str],
+    labelled: Path,
+    load: Load,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(labelled, data)
+    (data / "scribbles").mkdir()
+    for path in (data / "labels").iterdir():
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        label[:, :, ::2] = 4
+        save(data / "scribbles" / path.name, label)
+    options = [part for item in (*TINY, "steps=2") for part in ("-o", item)]
+    # A method that is there twice is trained once.
+    method = "mean-teacher" if comparison == "classes" else "supervised"
+    command = [
+        comparison, str(data), str(tmp_path / "out"), "--test", "2", "--labelled", "2", "--every", "4",
+        "--method", method, "--seeds", "0", *options,
+    ]  # fmt: skip
+    load("partial_labels").main(command)
+    table = rows(capsys.readouterr().out)
+    assert [row[0] for row in table[1:]] == names
+    assert all(0 <= value <= 1 for row in table[1:] for value in numbers(row[2:]))
+    load("partial_labels").main(command)
+    assert rows(capsys.readouterr().out) == table  # nothing is trained again
 
 
 @pytest.mark.slow

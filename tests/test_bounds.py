@@ -137,7 +137,7 @@ def test_weights_are_counted_without_a_network(network: str) -> None:
 
 BEYOND = {
     "unet": [4096, 4096], "unet++": [4096] * 5, "vnet": [4096], "vnet3": [4096], "dynunet": [4096] * 10,
-    "nnunet": [4096] * 10, "resenc": [4096] * 10, "swin-unetr": [4092],
+    "nested-unet": [4096] * 5, "nnunet": [4096] * 10, "resenc": [4096] * 10, "swin-unetr": [4092],
 }  # fmt: skip
 
 

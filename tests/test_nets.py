@@ -22,6 +22,7 @@ from mlbseg.networks import NETWORKS, NORMS, _set_norm, make_network, required_m
 TINY = {
     "unet": (4, 6, 8),
     "unet++": (4, 4, 4, 4, 4),
+    "nested-unet": (4, 4, 4, 4, 4),
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),
@@ -348,7 +349,7 @@ def test_scale_and_shift_survive_a_change_of_the_norm(norm: str) -> None:
 def test_the_papers_network_can_be_built() -> None:
     with torch.device("meta"):
         network = make_network(
-            "unet++",
+            "nested-unet",
             ndim=2,
             in_channels=1,
             num_classes=2,
@@ -356,7 +357,15 @@ def test_the_papers_network_can_be_built() -> None:
             patch_size=(144, 144),
         )
     widths = {m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)}
-    assert widths == {2, 64, 128, 256, 512, 1024}
+    assert widths == {1, 64, 128, 256, 512, 1024}
+
+
+def test_two_classes_have_one_output_in_the_papers_network() -> None:
+    image = scan("nested-unet", 2)
+    logits = build("nested-unet", 2, num_classes=2)(image)
+    assert logits.shape == (len(image), 2, *image.shape[2:])
+    assert (logits[:, 0] == 0).all()
+    assert logits[:, 1].std() > 0
 
 
 REFUSED = [

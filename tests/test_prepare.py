@@ -252,7 +252,7 @@ def test_the_paper_preset_trains_in_2d_on_3d_scans(tmp_path: Path, command: Comm
     )
     assert (done.code, done.err) == (0, "")
     plan = Plan.read(tmp_path / "run" / "plan.json")
-    assert (plan.ndim, plan.scan_ndim, plan.network) == (2, 3, "unet++")
+    assert (plan.ndim, plan.scan_ndim, plan.network) == (2, 3, "nested-unet")
     assert plan.patch_size == (32, 32)  # larger than a slice
     assert plan.flip_axes == (0, 1)
     from mlbseg.runs import Run
@@ -302,7 +302,7 @@ def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
     request = TrainRequest(root, tmp_path / "run", preset="paper")
     prepare_run(request, device=torch.device("cpu"), count=1, console=None)
     plan = Plan.read(tmp_path / "run" / "plan.json")
-    assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")
+    assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "nested-unet")
     assert plan.network_channels == (64, 128, 256, 512, 1024)
     assert (plan.batch_size, plan.unlabelled_batch_size) == (2, 1)
 

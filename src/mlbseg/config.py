@@ -235,19 +235,21 @@ def config_model() -> type[Config]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The public code's settings, in 2D on 3D scans too; the network is the paper's UNet++. Two things are left to
-    # the plan: the length of training (120 epochs there) and the spacing (there each image is resized to 144x144).
+    # What the public code does, in 2D on 3D scans too. Two things are left to the plan: the length of training (120
+    # epochs there) and the spacing (there each image is resized to 144x144).
     "paper": {
-        "plan": {"ndim": 2, "patch_size": 144, "network": "unet++",
+        "plan": {"ndim": 2, "patch_size": 144, "network": "nested-unet",
                  "network_channels": [64, 128, 256, 512, 1024], "batch_size": 2, "unlabelled_batch_size": 1,
                  "flip_axes": [0, 1]},
-        "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
-        "augment": {"rotate": 10.0, "scale": 0.0, "affine": 0.5, "elastic": 0.0, "intensity": 0.0, "gamma": 0.0,
-                    "invert": 0.0, "blur": 0.0, "low_resolution": 0.0, "noise": 0.0},
+        "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch", "loss": "ce",
+                  "foreground": 0.0},
+        "augment": {"rotate": 10.0, "scale": 0.0, "affine": 1.0, "mirror": [1], "elastic": 0.0, "intensity": 0.0,
+                    "gamma": 0.0, "invert": 0.0, "blur": 0.0, "low_resolution": 0.0, "noise": 0.0},
         "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"],
                 "sources": ["initial", "pseudo"], "weighting": "share", "decides": "everywhere", "mix": 0.0,
                 "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
-                "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0},
+                "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0, "padding": "background",
+                "ple_detached": True, "teacher_twice": True, "teacher_counts": "epoch"},
     },
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ CHANNELS = {
     "resenc": (4, 4, 4, 4),
     "unet": (4, 8, 8),
     "unet++": (4, 4, 4, 4, 4),
+    "nested-unet": (4, 4, 4, 4, 4),
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),

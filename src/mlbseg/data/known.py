@@ -6,7 +6,7 @@ its class has the value `NOT_KNOWN`. What "not known" comes from, `Known` says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,16 @@ def count_unknown(values: dict[int, int], slices: Slices | None, known: Known) -
     if known.sparse and slices is not None and not unknown:
         unknown = sum(values.values()) * (slices.total - slices.drawn) // slices.total
     return unknown
+
+
+def leaves_classes(drawn: Collection[int] | None, values: Collection[int]) -> bool:
+    """Say whether some classes were not drawn in a case.
+
+    Args:
+        drawn: The label values that were; None: all.
+        values: Those of all classes.
+    """
+    return drawn is not None and not {*drawn, 0}.issuperset(values)
 
 
 def hidden(known: Known, values: Sequence[int]) -> tuple[int, ...]:

@@ -170,6 +170,11 @@ class Training:
         if processes.of_first(self.ranks, lambda: self._is_over(2 if kind.uses_unlabelled else 1)):
             return self._recorded()
         self._fill_cache(with_others=kind.uses_unlabelled)
+        if kind.uses_unlabelled and not (self.others or self._partly_known):
+            raise UserError(
+                f"{self.run.scans}: on the prepared grid no voxel is left that is not labelled, which method "
+                f"{self.run.config.method!r} needs (use --method supervised, or a finer plan.spacing)"
+            )
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
             first = None
