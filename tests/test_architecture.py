@@ -46,6 +46,7 @@ FLOORS = {
     "checking": 4,
     "windows": 4,
     "runs": 5,
+    "reference": 5,
     "training": 6,
     "inference": 6,
     "apps": 7,
