@@ -25,6 +25,7 @@ from mlbseg.cli.arguments import (
     Quiet,
     Sparse,
     count_or_ids,
+    key_values,
     label_values,
     names,
     numbers,
@@ -94,6 +95,19 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Total CPU threads, shared by all --jobs.", min=1)
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where cells are computed: here, in processes of this command; local or slurm, in jobs of submitit."
+        ),
+    ] = "here",
+    job_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A parameter of submitit's jobs as key=value, such as timeout_min=600 or slurm_partition=gpu; "
+            "repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -115,6 +129,7 @@ def bench(
     )  # fmt: skip
     result = run_bench(
         out, request, jobs=jobs, device=device, devices=devices, threads=threads, retry=retry,
+        executor=executor, job_options=key_values("--job-option", job_option),
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     finish(

@@ -73,6 +73,8 @@ class Method(nn.Module, ABC):
         relabel: How many times in a stage training is to predict all unlabelled and noisy scans, whole, by
             `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`.
         length: Training steps of the whole stage, set by training; what ramps count by.
+        epoch: Training steps in which as many patches are drawn as there are unlabelled slices (2D) or scans, set by
+            training.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
         sets: Set by training; of each set of classes that may hide in the background of a case, which they are (J, K)
             bool, for `loss`. None where every case has all classes labelled.
@@ -100,6 +102,7 @@ class Method(nn.Module, ABC):
         self.context = context or Context()
         self.relabel = 0
         self.length = 1
+        self.epoch = 1
         self.optimiser: torch.optim.Optimizer | None = None
         self.sets: Tensor | None = None
         self.ranks: Ranks = ALONE

@@ -340,6 +340,7 @@ NETWORKS: Registry[Builder] = Registry(
     {
         "unet": Builder(_of("unet"), min_levels=2, anisotropic=True, saved_maps=4),
         "unet++": Builder(_of("unetplusplus", "UNetPlusPlus"), min_levels=5, max_levels=5, plan_levels=5),
+        "nested-unet": Builder(_of("nested_unet", "NestedUNet"), min_levels=5, max_levels=5, plan_levels=5),
         "vnet": Builder(_of("vnet", "VNet"), halvings=4, plan_levels=5, saved_maps=19),
         "vnet3": Builder(_of("vnet", "with_small_kernels"), halvings=4, plan_levels=5, saved_maps=19),
         "dynunet": Builder(_of("dynunet"), min_levels=3, anisotropic=True, saved_maps=14),
@@ -367,7 +368,9 @@ NETWORKS: Registry[Builder] = Registry(
 
 * ``unet``: residual U-Net (Kerfoot et al. 2018), one level per entry; its first convolution already halves,
   which makes it the fastest.
-* ``unet++``: nested U-Net (Zhou et al. 2018), five levels; the MLB-Seg paper's has (64, 128, 256, 512, 1024).
+* ``unet++``: nested U-Net (Zhou et al. 2018), MONAI's, five levels.
+* ``nested-unet``: the same as in MLB-Seg's public code, with (64, 128, 256, 512, 1024) there: ReLU, linear upsampling,
+  and a single output for two classes.
 * ``vnet``: V-Net (Milletari et al. 2016), always five levels of 1, 2, 4, 8, 16 times the first entry (16 in
   the original); the other entries are not used.
 * ``vnet3``: the same with kernels of 3 in place of 5, close to what UA-MT (Yu et al. 2019) and the papers after it

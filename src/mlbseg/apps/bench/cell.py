@@ -268,15 +268,22 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     asked = parser.parse_args()
+    cell = Cell(asked.row, asked.budget, asked.seed)
+    sys.exit(exit_code(asked.folder, cell, asked.device, asked.threads))
+
+
+def exit_code(folder: Path, cell: Cell, device: str, threads: int) -> int:
+    """Run a cell in this process, which is there for nothing else, and return what the process is to end with."""
     import torch
 
     from mlbseg.runs.lock import Busy
 
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(threads)
     try:
-        run_cell(asked.folder, Cell(asked.row, asked.budget, asked.seed), asked.device)
+        run_cell(folder, cell, device)
     except Busy:
-        sys.exit(BUSY)
+        return BUSY
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    return 0

@@ -120,6 +120,12 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
             require_planned(existing, min(request.budgets))
+            settings = load_config(folder / SETTINGS)
+            if settings.train.workers != request.settings.train.workers:  # which changes no result
+                settings.train.workers = request.settings.train.workers
+                write_atomic(
+                    folder / SETTINGS, yaml.safe_dump(settings.as_record(), sort_keys=False).encode()
+                )
             fresh = existing
         _inputs(folder).joined(inputs).write(folder / INPUTS)
         record = replace(

@@ -28,6 +28,7 @@ VENDORED = (
     "mlbseg.networks",
     "mlbseg.networks.builder",
     "mlbseg.networks.dynunet",
+    "mlbseg.networks.nested_unet",
     "mlbseg.networks.nnunet",
     "mlbseg.networks.swin_unetr",
     "mlbseg.networks.unet",
