@@ -88,6 +88,7 @@ def test_paired(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"^first - second: \+0\.0938 ± 0\.0202, 4 cases, 1 seed\(s\)$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_plant_errors_and_audit_worth(
     load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_plant_errors_and_audit_worth(
         assert re.fullmatch(r"[0-2] of 2", row[4])
 
 
+@pytest.mark.slow
 def test_weight_directions(
     load: Load, labelled: Path, hidden_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +124,7 @@ def test_weight_directions(
     assert len({tuple(row[1:]) for row in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_weight_directions_says_which_labels_are_missing(
     load: Load, scans: Path, supervised_run: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_weight_directions_says_which_labels_are_missing(
         load("weight_directions").main([str(supervised_run), str(scans)])
 
 
+@pytest.mark.slow
 def test_pseudo_label_trust(load: Load, hidden_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("pseudo_label_trust").main([str(hidden_run), "2"])
     printed = capsys.readouterr().out
@@ -143,6 +147,7 @@ def test_pseudo_label_trust(load: Load, hidden_run: Path, capsys: pytest.Capture
     assert numbers(kept[:5]) == sorted(numbers(kept[:5]), reverse=True)
 
 
+@pytest.mark.slow
 def test_suggest_worth(
     load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +165,7 @@ def test_suggest_worth(
     assert all(-1 <= value <= 1 for value in numbers(row[1:]))
 
 
+@pytest.mark.slow
 def test_method_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["supervised", "mean-teacher", "mlb"]
     size = ["--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1", "--precision", "32"]
@@ -178,6 +184,7 @@ def meta_step(load: Load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark
 
 
+@pytest.mark.slow
 def test_meta_step(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = meta_step(load, monkeypatch)
     benchmark.main(["--setting", "small", "--repeats", "1", "--threads", "1", "--precision", "float32"])
@@ -191,6 +198,7 @@ def test_meta_step(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_meta_step_sweeps(
     load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +212,7 @@ def test_meta_step_sweeps(
     assert all(positive(float(row[3])) for row in found[1:])
 
 
+@pytest.mark.slow
 def test_memory(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = load("memory")
 
@@ -220,6 +229,7 @@ def test_memory(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert lines[-1].startswith("the plan: unet")
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process(load: Load, tmp_path: Path) -> None:
     figures = load("memory").in_fresh_process("make_scan", out=str(tmp_path / "scan.nii.gz"), size=[8, 8, 4])
     assert figures["peak"] > 2**20
