@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -33,7 +34,9 @@ from mlbseg.cli.arguments import join_lists
 from mlbseg.config import load_config
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
+from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.errors import UserError
+from mlbseg.runs import Run
 from mlbseg.runs.lock import Busy, locked
 from mlbseg.training import begin_from_stage1, stages, train
 
@@ -756,3 +759,29 @@ def test_progress_is_told_cell_by_cell(finished: Path, phantoms: Path, tmp_path:
     with (tmp_path / "log").open("w") as file:
         run(phantoms, out, console=Console(file=file, width=120))
     assert "mlb, 2 labels, seed 0: Dice 0." in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+def test_one_slice_in_so_many_is_kept_of_training_labels_alone(phantoms: Path, tmp_path: Path) -> None:
+    bench(
+        phantoms, tmp_path / "b", methods=["mean-teacher"], labelled=[2], test=2, one_slice_in=4, device="cpu",
+        overrides=[*TINY, "steps=4"], cache=tmp_path / "cache",
+    )  # fmt: skip
+    setup = Setup.read(tmp_path / "b")
+    assert len(setup.cells) == 3
+    for cell in setup.cells:
+        record = outcome(tmp_path / "b", cell)
+        assert record is not None
+        assert record["status"] in ("done", "trained")
+        training = stages.Training(Run.open(tmp_path / "b" / "runs" / cell.key), torch.device("cpu"), None)
+        for case in training.clean:
+            known = np.asarray(training.cache.label(case)[...]) != UNKNOWN
+            drawn = known.any(axis=(1, 2))
+            assert known.all() == (cell.budget is None)
+            assert cell.budget is None or 1 <= drawn.sum() <= 4
+    with pytest.raises(UserError, match="what is said of all labels: found none, expected every"):
+        bench(
+            phantoms, tmp_path / "b", methods=["mean-teacher"], labelled=[2], test=2, device="cpu",
+            overrides=[*TINY, "steps=4"], cache=tmp_path / "cache",
+        )  # fmt: skip

@@ -74,6 +74,13 @@ def bench(
     ignore: Ignore = None,
     sparse: Sparse = False,
     outside_unknown: OutsideUnknown = False,
+    one_slice_in: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep one slice in N of each training label, as if the others had not been drawn (not for --upper).",
+            min=2,
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     override: Override = None,
@@ -115,7 +122,7 @@ def bench(
         data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
         upper=upper, labels=label_values(labels), patient=patient,
-        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
         preset=preset,
         config=config, overrides=tuple(override or ()), cache=cache, processes=processes,
         command=shlex.join(["mlbseg", *sys.argv[1:]]),

@@ -287,7 +287,7 @@ def _labelled_facts(case: Case, scan: Scan, *, measure: bool) -> LabelledFacts:
         return LabelledFacts(voxels, (), (), unknown)
     drawn = np.where(label == NOT_KNOWN, 0, label)  # what the label leaves open is no structure
     foreground = tuple(Intensity.of(channel[drawn > 0]) for channel in scan.array)
-    whole = not case.known.sparse and 2 * unknown <= label.size
+    whole = not case.known.sparse and case.known.every is None and 2 * unknown <= label.size
     return LabelledFacts(
         voxels, foreground, structures(drawn, scan.geometry) if measure and whole else (), unknown
     )

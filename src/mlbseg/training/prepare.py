@@ -121,7 +121,7 @@ def plan_run(
     )  # fmt: skip
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
-    dataset = replace(found, cases=apply_split(found.cases, split))
+    dataset = replace(found, cases=apply_split(found.cases, split, every=source.options.every))
     reading = Reading.of(processes, cache)
     inputs = Inputs(since="the run began", remembered=reading.remembered)
     note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)

@@ -93,7 +93,7 @@ class Training:
         self.ranks = ranks
         record = run.data
         dataset = run.find_cases()
-        cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
+        cases = {c.id: c for c in apply_split(dataset.cases, run.split, every=record.labels.every)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
         self.clean, self.meta = clean[:trained], clean[trained:]

@@ -89,6 +89,7 @@ def bench(
     ignore: int | None = None,
     sparse: bool = False,
     outside_unknown: bool = False,
+    one_slice_in: int | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -122,6 +123,8 @@ def bench(
         ignore: Label value of voxels whose class is not known, such as 4 of scribbles.
         sparse: Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.
         outside_unknown: What a cropped segmentation of 3D Slicer does not cover is unknown, not background.
+        one_slice_in: Keep one slice in so many of each training label, as if the others had not been drawn; supervised
+            with all labels keeps them whole.
         preset: A name in `mlbseg.config.PRESETS`, for all cells.
         config: A YAML file of settings, for all cells.
         overrides: Settings as ``key=value``, for all cells.
@@ -146,7 +149,7 @@ def bench(
     request = BenchRequest(
         data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds, test=test,
         split_seed=split_seed, upper=upper, labels=labels, patient=patient,
-        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
         preset=preset,
         config=None if config is None else Path(config), overrides=tuple(overrides),
         cache=None if cache is None else Path(cache), processes=processes, command=command,
