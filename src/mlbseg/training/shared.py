@@ -25,7 +25,8 @@ def stage1_settings(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("method", *map(section_name, METHODS)):
         settings.pop(name, None)
-    del settings["train"]["lr_bootstrap"], settings["train"]["workers"]
+    for name in ("lr_bootstrap", "stage2_factor", "workers"):
+        del settings["train"][name]
     return settings
 
 

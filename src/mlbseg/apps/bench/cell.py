@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("row")
     parser.add_argument("seed", type=int)
     parser.add_argument("--budget", type=int)
+    parser.add_argument("--label-seed", type=int, default=0)
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     asked = parser.parse_args()
@@ -268,7 +269,7 @@ def main() -> None:
 
     torch.set_num_threads(asked.threads)
     try:
-        run_cell(asked.folder, Cell(asked.row, asked.budget, asked.seed), asked.device)
+        run_cell(asked.folder, Cell(asked.row, asked.budget, asked.seed, asked.label_seed), asked.device)
     except Busy:
         sys.exit(BUSY)
     except UserError as error:
