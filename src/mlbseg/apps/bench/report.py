@@ -33,8 +33,8 @@ EXPLAINED = (
     "model, over cases and label sets (over cases and seeds with one label set, over cases alone with one run). 95HD "
     "leaves out cases that have none (their number in brackets). Best other: the row with the highest Dice but for the "
     "line itself. Gap closed: of the gap between supervised with these and with all labels. Time per step is of the "
-    "last stage (of semi-supervised methods the second), relative to supervised with the same labels; hours are of that "
-    "stage as a whole. Memory is the peak of the last stage's process, or of the GPU."
+    "last stage (of semi-supervised methods the second), relative to supervised with the same labels; hours are of "
+    "that stage as a whole. Memory is the peak of the last stage's process, or of the GPU."
 )
 
 
