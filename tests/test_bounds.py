@@ -401,7 +401,8 @@ def test_a_record_that_is_none_ends_every_command_with_exit_code_2(
         "inputs.json": ["report", "audit"],
         "data.json": ["audit", "suggest", "report"],
     }.get(name, list(commands))
-    for word in needs:
+    # All texts go one way, which every command takes: it is enough to see one text in each, and each in one.
+    for word in needs if text == "{" else needs[-1:]:
         done = command(word, *commands[word])
         assert (done.code, "internal error" in done.err, str(root / name) in done.err) == (2, False, True), (
             done

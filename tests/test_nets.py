@@ -37,6 +37,16 @@ ANISOTROPIC = [name for name, builder in NETWORKS.items() if builder.anisotropic
 runnable = [pytest.param(n, marks=needs_einops if n == "swin-unetr" else ()) for n in NETWORKS]
 every_network = pytest.mark.parametrize("name", runnable)
 every_ndim = pytest.mark.parametrize("ndim", [2, 3])
+in_2d_and_3d = pytest.mark.parametrize(
+    ("name", "ndim"),
+    [
+        pytest.param(
+            name, ndim, marks=[needs_einops, pytest.mark.slow] if (name, ndim) == ("swin-unetr", 3) else ()
+        )
+        for name in NETWORKS
+        for ndim in (2, 3)
+    ],
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -73,8 +83,7 @@ def test_the_table_and_this_suite_know_the_same_networks() -> None:
     assert set(TINY) == set(NETWORKS)
 
 
-@every_network
-@every_ndim
+@in_2d_and_3d
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 5)])
 def test_logits_have_the_size_of_the_image(name: str, ndim: int, channels: int, classes: int) -> None:
     image = scan(name, ndim, channels)
@@ -86,8 +95,7 @@ def test_logits_have_the_size_of_the_image(name: str, ndim: int, channels: int, 
         assert logits.std() > 0
 
 
-@every_network
-@every_ndim
+@in_2d_and_3d
 def test_gradient_reaches_every_parameter(name: str, ndim: int) -> None:
     network = build(name, ndim)
     with torch.no_grad():
@@ -121,8 +129,7 @@ def test_forward_mode_agrees_with_reverse_mode(name: str, norm: str) -> None:
     assert abs(forward - backward) < 1e-10 * scale
 
 
-@every_network
-@every_ndim
+@in_2d_and_3d
 def test_forward_mode_agrees_with_a_finite_difference(name: str, ndim: int) -> None:
     # Batch norm in evaluation mode is linear: over so few voxels the others bend too much to be differenced.
     network = build(name, ndim, norm="batch").double().eval()

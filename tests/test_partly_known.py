@@ -192,6 +192,7 @@ def test_masks_and_scores_know_no_open_voxels(
         mask[OPEN] = 2
         save(path, mask)
     changed = command("evaluate", masks, data / "labelsTr", "--json", "--report", tmp_path / "page.html")
+    assert "unknown voxels, not scored" in (tmp_path / "page.html").read_text()
     assert changed.json["cases"] == done.json["cases"]
     assert "unknown voxels" in command("evaluate", masks, data / "labelsTr").out
 

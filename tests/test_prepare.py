@@ -413,11 +413,12 @@ def test_a_case_set_apart_for_the_weights_is_learnt_by_neither_stage(
     assert [apart for _, apart in drawn] == [False] * 3 + [True] * 3  # stage 1 knows nothing of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_run_folder_can_be_begun_again_wherever_its_making_was_killed(
     existing: bool, tmp_path: Path
 ) -> None:
-    data = write_blocks(tmp_path / "scans")
+    data = write_blocks(tmp_path / "scans", count=2, labelled=1, size=(8, 8, 8))
     for change in itertools.count(1):
         place = tmp_path / str(change)
         run = place / "run"

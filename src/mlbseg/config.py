@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
-    model_validator,
 )
 
 from mlbseg.data.augment import AUGMENTATIONS, Augment
@@ -85,15 +84,14 @@ class TrainSettings(Section):
     """How training goes."""
 
     optimiser: Literal["sgd", "adamw"] = Field("sgd", description="optimiser of both stages")
-    lr: float = Field(
-        0.05,
+    lr: float | None = Field(
+        None,
         gt=0,
         le=1e38,
-        description="learning rate of stage 1, and of supervised training; adamw takes 0.001 where no file or "
-        "option sets it (a variant of a bench has to set it)",
+        description="learning rate of stage 1, and of supervised training; empty: 0.05 with sgd, 0.001 with adamw",
     )
-    lr_bootstrap: float = Field(
-        0.05, gt=0, le=1e38, description="learning rate of stage 2; with adamw as for stage 1"
+    lr_bootstrap: float | None = Field(
+        None, gt=0, le=1e38, description="learning rate of stage 2; empty: 0.05 with sgd, 0.001 with adamw"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; the first beta of adamw")
     weight_decay: float = Field(5e-4, ge=0, le=1000, description="weight decay")
@@ -163,13 +161,16 @@ class TrainSettings(Section):
         "pixels of like intensity are to be predicted alike",
     )
 
-    @model_validator(mode="after")
-    def _usual_rates(self) -> Self:
-        if self.optimiser == "adamw":  # whose usual learning rate is far below that of SGD
-            for name in ("lr", "lr_bootstrap"):
-                if name not in self.model_fields_set:
-                    setattr(self, name, 0.001)
-        return self
+    def rate(self, stage: int) -> float:
+        """Return the learning rate of a stage, 1 or 2: the optimiser's usual one where none is set."""
+        usual = {"sgd": 0.05, "adamw": 0.001}[self.optimiser]
+        chosen = self.lr if stage == 1 else self.lr_bootstrap
+        return usual if chosen is None else chosen
+
+    def decided(self) -> dict[str, Any]:
+        """Return what the result of training depends on, by name."""
+        found = self.model_dump(mode="json", exclude={"workers"})
+        return {**found, "lr": self.rate(1), "lr_bootstrap": self.rate(2)}
 
 
 class Config(Section):

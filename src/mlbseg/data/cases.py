@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mlbseg.data import layouts
 from mlbseg.data.datalist import CLASSES, folder_has_classes, read_classes, read_datalist
@@ -36,12 +39,14 @@ class LabelOptions:
         sparse: Slices without a drawn voxel are not known.
         cropped: What a cropped segmentation of 3D Slicer does not cover is not known.
         allow_empty: Labels without any structure are meant: there is nothing to find in these scans.
+        every: For experiments: of each clean training label only one slice in so many is kept (`apply_split`).
     """
 
     ignore: int | None = None
     sparse: bool = False
     cropped: bool = False
     allow_empty: bool = False
+    every: Annotated[int, Field(ge=2)] | None = None
 
     def given(self) -> list[str]:
         """Return the names of what is said."""

@@ -25,8 +25,8 @@ def stage1_settings(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("method", *map(section_name, METHODS)):
         settings.pop(name, None)
-    for name in ("lr_bootstrap", "stage2_factor", "workers"):
-        del settings["train"][name]
+    settings["train"] = config.train.decided()
+    del settings["train"]["lr_bootstrap"], settings["train"]["stage2_factor"]
     return settings
 
 

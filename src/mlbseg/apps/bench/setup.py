@@ -102,7 +102,8 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             row = rows[cell.row]
             config = with_row(request.settings, row)
             # Whether a label that may leave voxels open does is known once it has been read.
-            partly = any(case.known != ALL_KNOWN for case in dataset.cases)
+            partly = request.label_options.every is not None
+            partly |= any(case.known != ALL_KNOWN for case in dataset.cases)
             require_cases(request.data, config, fresh.split(cell, dataset), partly=partly)
     inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
@@ -126,6 +127,12 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
             require_planned(existing, min(request.budgets))
+            settings = load_config(folder / SETTINGS)
+            if settings.train.workers != request.settings.train.workers:  # which changes no result
+                settings.train.workers = request.settings.train.workers
+                write_atomic(
+                    folder / SETTINGS, yaml.safe_dump(settings.as_record(), sort_keys=False).encode()
+                )
             fresh = existing
         _inputs(folder).joined(inputs).write(folder / INPUTS)
         record = replace(
@@ -217,7 +224,7 @@ def _check(
     # Test labels are looked at for faults, which had better be known before training than after it, and for no more.
     seen = [
         replace(case, label=by_id[case.id].label) if case.role is Role.TEST else case
-        for case in apply_split(dataset.cases, widest)
+        for case in apply_split(dataset.cases, widest, every=request.label_options.every)
     ]
     kept = replace(dataset, cases=tuple(seen))
     read = [case for case in seen if case.role is not Role.TEST]
@@ -272,7 +279,7 @@ def _decide(
         test=wide.test,
         seed=request.split_seed,
     )
-    cases = {case.id: case for case in apply_split(dataset.cases, narrow)}
+    cases = {case.id: case for case in apply_split(dataset.cases, narrow, every=request.label_options.every)}
     training = [cases[i] for i in (*narrow.clean, *narrow.noisy, *narrow.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, reading=request.reading, progress=lambda done, _: progress.update(done))

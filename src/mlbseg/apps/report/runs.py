@@ -278,6 +278,8 @@ def _facts(run: Run, scored: Scored | None) -> list[tuple[str, str]]:
         distance = scored.evaluation.summary[None]["hd95_mm"].mean
         if distance is not None:
             facts.append(("95HD, mean", f"{distance:.1f} mm"))
+        if unknown := sum(scored.evaluation.unknown.values()):
+            facts.append(("unknown voxels, not scored", f"{unknown:,}"))
     facts.append(("careful labels", str(len(split.clean))))
     if split.noisy:
         facts.append(("unverified labels", str(len(split.noisy))))
