@@ -23,7 +23,9 @@ _LAYOUTS = """recognised are:
   images/NAME.nii.gz + labels/NAME.nii.gz        no label means unlabelled; also labels_noisy/, images_test/
   imagesTr/ + labelsTr/ (+ imagesTs/)            Medical Segmentation Decathlon, nnU-Net v2 (NAME_0000.nii.gz)
   NAME.mhd + NAME_segmentation.mhd               PROMISE12
+  NAME.nii.gz + NAME_seg.nii.gz                  or _label, _labels, _mask, _gt: side by side
   NAME/mri_norm2.h5                              Left Atrium HDF5
+  sub-*/[ses-*/]anat/ + derivatives/             BIDS: labels end in _dseg or _mask
   images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case, in NAME or a folder below it
   images/NAME.dcm + labels/NAME.png              2D DICOM images; a file of many frames has labels/NAME.nii.gz
   cases.csv or cases.json                        a datalist: id, image, label, role, ... (see docs/labels.md)
