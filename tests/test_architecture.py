@@ -46,6 +46,7 @@ FLOORS = {
     "checking": 4,
     "windows": 4,
     "runs": 5,
+    "reference": 5,
     "training": 6,
     "inference": 6,
     "apps": 7,
@@ -206,7 +207,13 @@ def canonical(requirement: str) -> str:
 def declared_dependencies() -> set[str]:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["export"], *extras["nnunet"], *extras["pandas"]]
+    wanted = [
+        *project["dependencies"],
+        *extras["export"],
+        *extras["nnunet"],
+        *extras["pandas"],
+        *extras["jobs"],
+    ]
     return {canonical(requirement) for requirement in wanted}
 
 

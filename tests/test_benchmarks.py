@@ -7,16 +7,18 @@ import importlib
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
 
 import mlbseg
-from blocks import TINY, write_blocks
+from blocks import TINY, save, write_blocks
 from mlbseg.runs import Run
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -86,6 +88,7 @@ def test_paired(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"^first - second: \+0\.0938 ± 0\.0202, 4 cases, 1 seed\(s\)$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_plant_errors_and_audit_worth(
     load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +111,7 @@ def test_plant_errors_and_audit_worth(
         assert re.fullmatch(r"[0-2] of 2", row[4])
 
 
+@pytest.mark.slow
 def test_weight_directions(
     load: Load, labelled: Path, hidden_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +124,7 @@ def test_weight_directions(
     assert len({tuple(row[1:]) for row in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_weight_directions_says_which_labels_are_missing(
     load: Load, scans: Path, supervised_run: Path
 ) -> None:
@@ -129,6 +134,7 @@ def test_weight_directions_says_which_labels_are_missing(
         load("weight_directions").main([str(supervised_run), str(scans)])
 
 
+@pytest.mark.slow
 def test_pseudo_label_trust(load: Load, hidden_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("pseudo_label_trust").main([str(hidden_run), "2"])
     printed = capsys.readouterr().out
@@ -141,6 +147,7 @@ def test_pseudo_label_trust(load: Load, hidden_run: Path, capsys: pytest.Capture
     assert numbers(kept[:5]) == sorted(numbers(kept[:5]), reverse=True)
 
 
+@pytest.mark.slow
 def test_suggest_worth(
     load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +165,7 @@ def test_suggest_worth(
     assert all(-1 <= value <= 1 for value in numbers(row[1:]))
 
 
+@pytest.mark.slow
 def test_method_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["supervised", "mean-teacher", "mlb"]
     size = ["--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1", "--precision", "32"]
@@ -176,6 +184,7 @@ def meta_step(load: Load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark
 
 
+@pytest.mark.slow
 def test_meta_step(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = meta_step(load, monkeypatch)
     benchmark.main(["--setting", "small", "--repeats", "1", "--threads", "1", "--precision", "float32"])
@@ -189,6 +198,7 @@ def test_meta_step(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_meta_step_sweeps(
     load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +212,7 @@ def test_meta_step_sweeps(
     assert all(positive(float(row[3])) for row in found[1:])
 
 
+@pytest.mark.slow
 def test_memory(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = load("memory")
 
@@ -218,6 +229,7 @@ def test_memory(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert lines[-1].startswith("the plan: unet")
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process(load: Load, tmp_path: Path) -> None:
     figures = load("memory").in_fresh_process("make_scan", out=str(tmp_path / "scan.nii.gz"), size=[8, 8, 4])
     assert figures["peak"] > 2**20
@@ -254,6 +266,48 @@ def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
     assert found
     assert int(found[1]) + int(found[2]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("comparison", "names"),
+    [
+        ("scribbles", ["scribbles"] * 4 + ["whole labels"]),
+        ("slices", ["2 sparse"] * 2 + ["1 whole"] * 2 + ["2 whole"] * 2),
+        (
+            "classes",
+            ["split classes"] * 2 + ["split classes as background"] + ["all classes in 1 of 2 scans"] * 2,
+        ),
+    ],
+)
+def test_partial_labels(
+    comparison: str,
+    names: list[str],
+    labelled: Path,
+    load: Load,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(labelled, data)
+    (data / "scribbles").mkdir()
+    for path in (data / "labels").iterdir():
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        label[:, :, ::2] = 4
+        save(data / "scribbles" / path.name, label)
+    options = [part for item in (*TINY, "steps=2") for part in ("-o", item)]
+    # A method that is there twice is trained once.
+    method = "mean-teacher" if comparison == "classes" else "supervised"
+    command = [
+        comparison, str(data), str(tmp_path / "out"), "--test", "2", "--labelled", "2", "--every", "4",
+        "--method", method, "--seeds", "0", *options,
+    ]  # fmt: skip
+    load("partial_labels").main(command)
+    table = rows(capsys.readouterr().out)
+    assert [row[0] for row in table[1:]] == names
+    assert all(0 <= value <= 1 for row in table[1:] for value in numbers(row[2:]))
+    load("partial_labels").main(command)
+    assert rows(capsys.readouterr().out) == table  # nothing is trained again
 
 
 @pytest.mark.slow

@@ -192,6 +192,7 @@ def test_masks_and_scores_know_no_open_voxels(
         mask[OPEN] = 2
         save(path, mask)
     changed = command("evaluate", masks, data / "labelsTr", "--json", "--report", tmp_path / "page.html")
+    assert "unknown voxels, not scored" in (tmp_path / "page.html").read_text()
     assert changed.json["cases"] == done.json["cases"]
     assert "unknown voxels" in command("evaluate", masks, data / "labelsTr").out
 
@@ -214,6 +215,10 @@ def test_an_audit_judges_known_voxels_only(data: Path, run: Path, tmp_path: Path
     for way in WAYS:
         found = audit(run, out=tmp_path / way, way=way, propose=True, threshold=0.5)
         assert not found.faults
+        # Unknown voxels of the scan that hold the blocks' edge.
+        undrawn = [one.undrawn for one in found.cases]
+        assert all(0 <= volume <= OPEN_VOXELS for volume in undrawn)
+        assert max(undrawn) > 0
         for path in (tmp_path / way / "trust").iterdir():
             trust = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
             assert trust[OPEN].min() == 1

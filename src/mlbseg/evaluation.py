@@ -22,7 +22,7 @@ from mlbseg.data.known import mark_unknown, placed, read_known
 from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.places import is_file, is_folder
 from mlbseg.data.readers import is_scan_file, read_label, stem
-from mlbseg.data.unread import passed_over
+from mlbseg.data.unread import label_ending, passed_over
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError, brief, one_case
 from mlbseg.files import require_free, write_table
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
@@ -406,11 +406,11 @@ def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
 def _named(files: Iterable[Path]) -> list[tuple[Path, str]]:
     """Return each mask file with its case's name."""
     names = {path: path.parent.name if path.name == "mri_norm2.h5" else stem(path) for path in files}
-    labelled = {
-        name.removesuffix("_segmentation") for name in names.values() if name.endswith("_segmentation")
-    }
-    # PROMISE12 keeps the image CaseNN.mhd beside its label: the image is no mask.
-    return [(p, n.removesuffix("_segmentation")) for p, n in names.items() if n not in labelled]
+    every = set(names.values())
+    cases = {name: name.removesuffix(label_ending(name, every)) for name in every}
+    # Where the image CaseNN.mhd lies beside its label CaseNN_segmentation.mhd, it is no mask.
+    images = {case for name, case in cases.items() if case != name}
+    return [(path, cases[name]) for path, name in names.items() if name not in images]
 
 
 def _read_pair(

@@ -97,12 +97,14 @@ class Known:
         cropped: What a cropped segmentation of 3D Slicer does not cover is not known; else it is background.
         classes: The label values that were drawn in this case, without 0; None: all. Background then means background
             or one of the other classes.
+        every: For experiments: of a whole label only one slice in so many counts as drawn, the others as not looked at.
     """
 
     ignore: int | None = None
     sparse: bool = False
     cropped: bool = False
     classes: tuple[int, ...] | None = None
+    every: int | None = None
 
 
 ALL_KNOWN = Known()

@@ -16,6 +16,7 @@ from mlbseg.cli.arguments import join_lists
 from mlbseg.cli.audit import audit
 from mlbseg.cli.bench import LISTS, bench
 from mlbseg.cli.check import check
+from mlbseg.cli.config import config
 from mlbseg.cli.demo import demo
 from mlbseg.cli.evaluate import evaluate
 from mlbseg.cli.export import export
@@ -35,7 +36,7 @@ app = typer.Typer(
     "Train a model on scans of which a few are labelled (train), segment new scans (predict) and score the masks "
     "(evaluate). Start with: mlbseg check SCANS",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -95,6 +96,7 @@ COMMANDS = {
         review,
         bench,
         export,
+        config,
         demo,
     )
 }

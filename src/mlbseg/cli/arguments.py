@@ -182,6 +182,21 @@ def numbers(option: str, texts: Sequence[str] | None) -> list[int]:
         raise UserError(f"{option} {brief(found)}: expected whole numbers, such as {option} 0,1,2") from None
 
 
+def key_values(option: str, texts: Sequence[str] | None) -> dict[str, int | str]:
+    """Return what ``key=value`` texts say; digits are a number.
+
+    Raises:
+        UserError: if one has no key.
+    """
+    found: dict[str, int | str] = {}
+    for text in texts or ():
+        key, separator, value = text.partition("=")
+        if not (separator and key.isidentifier()):
+            raise UserError(f"{option} {brief(text)}: expected key=value, such as {option} timeout_min=600")
+        found[key] = int(value) if _is_count(value) else value
+    return found
+
+
 def count_or_ids(text: str | None) -> int | list[str] | None:
     """Return a number, or the case ids of a file or of a comma-separated list."""
     if text is None:

@@ -25,6 +25,7 @@ from mlbseg.cli.arguments import (
     Quiet,
     Sparse,
     count_or_ids,
+    key_values,
     label_values,
     names,
     numbers,
@@ -35,7 +36,7 @@ from mlbseg.cli.printing import names_note, progress_console
 if TYPE_CHECKING:
     from mlbseg.apps.bench import BenchResult
 
-LISTS = ("--methods", "--labelled", "--seeds")
+LISTS = ("--methods", "--labelled", "--seeds", "--label-seeds")
 """Options that take several values, also with spaces between them."""
 
 
@@ -53,6 +54,12 @@ def bench(
     seeds: Annotated[
         list[str] | None,
         typer.Option(help="Random seeds of weights and training, such as 0,1,2 (default: 0)."),
+    ] = None,
+    label_seeds: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Random seeds of which scans are labelled, such as 0,1,2; 0: the first of the split (default: 0)."
+        ),
     ] = None,
     test: Annotated[
         str | None,
@@ -73,6 +80,13 @@ def bench(
     ignore: Ignore = None,
     sparse: Sparse = False,
     outside_unknown: OutsideUnknown = False,
+    one_slice_in: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep one slice in N of each training label, as if the others had not been drawn (not for --upper).",
+            min=2,
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     override: Override = None,
@@ -87,6 +101,19 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Total CPU threads, shared by all --jobs.", min=1)
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where cells are computed: here, in processes of this command; local or slurm, in jobs of submitit."
+        ),
+    ] = "here",
+    job_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A parameter of submitit's jobs as key=value, such as timeout_min=600 or slurm_partition=gpu; "
+            "repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,15 +126,18 @@ def bench(
 
     request = BenchRequest(
         data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
-        seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
+        seeds=[0] if seeds is None else numbers("--seeds", seeds),
+        label_seeds=[0] if label_seeds is None else numbers("--label-seeds", label_seeds),
+        test=count_or_ids(test), split_seed=split_seed,
         upper=upper, labels=label_values(labels), patient=patient,
-        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
         preset=preset,
         config=config, overrides=tuple(override or ()), cache=cache, processes=processes,
         command=shlex.join(["mlbseg", *sys.argv[1:]]),
     )  # fmt: skip
     result = run_bench(
         out, request, jobs=jobs, device=device, devices=devices, threads=threads, retry=retry,
+        executor=executor, job_options=key_values("--job-option", job_option),
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     finish(

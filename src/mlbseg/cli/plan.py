@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +39,6 @@ from mlbseg.errors import printable
 if TYPE_CHECKING:
     from mlbseg.apps.nnunet_plan import NnunetPlan
     from mlbseg.data.plan import Plan
-    from mlbseg.training.timing import StageTime
 
 
 def plan(
@@ -85,7 +83,7 @@ def plan(
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.beginning import decide_run
-    from mlbseg.training.timing import time_stages
+    from mlbseg.training.timing import time_lines, time_stages
 
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
@@ -108,26 +106,8 @@ def plan(
     if theirs is not None:
         record["nnunet"] = theirs.as_dict()
         tables.append(_their_table(theirs))
-    lines = [*_times(stages), *names_note(found.skipped, "left out")]
+    lines = [*time_lines(stages), *names_note(found.skipped, "left out")]
     finish(record, as_json=as_json, tables=tables, lines=lines)
-
-
-def _times(stages: Sequence[StageTime]) -> list[str]:
-    """Return how long training takes, a line for the whole and one for each stage."""
-    total = sum(stage.minutes for stage in stages)
-    return [
-        f"training takes about {_minutes(total)} on this machine as busy as it is now, measured on a few steps "
-        "(scans that are read and predicted are not counted):",
-        *(
-            f"  stage {stage.stage}, {stage.method}: {stage.steps} steps of {stage.seconds_per_step:.3g} s, "
-            f"{_minutes(stage.minutes)}"
-            for stage in stages
-        ),
-    ]
-
-
-def _minutes(value: float) -> str:
-    return f"{value:.1f} minutes" if value < 10 else f"{value:.0f} minutes"
 
 
 def _table(decided: Plan, title: str) -> Table:

@@ -37,7 +37,7 @@ from mlbseg.cli.arguments import (
 )
 from mlbseg.cli.ending import finish
 from mlbseg.cli.printing import progress_console
-from mlbseg.cli.report import report_of_training
+from mlbseg.cli.report import how_good, report_of_training
 from mlbseg.launch import speaks
 
 
@@ -111,18 +111,20 @@ def train(
         request, resume=resume, device=device_name(device, accelerator, devices), devices=devices, timeout=timeout,
         processes=processes, console=progress_console(quiet or as_json),
     )  # fmt: skip
-    page, why = None, ""
+    shown, why = None, ""
     if with_report and speaks():
-        page, why = report_of_training(result.run, device_name(device, accelerator), quiet=quiet or as_json)
+        shown, why = report_of_training(result.run, device_name(device, accelerator), quiet=quiet or as_json)
     score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
     lines = [f"trained {result.steps} steps; kept {result.selection}{score}"]
     lines += [f"warning: {warning}" for warning in result.warnings]
-    if page is not None:
-        lines.append(f"report: {page}")
+    if shown is not None:
+        lines += [how_good(shown, result.run), f"report: {shown.path}"]
     elif why:
         lines.append(f"note: {why}")
     lines.append(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
     record = {"run": str(result.run), "steps": result.steps, "validation_dice": result.validation_dice,
-              "selection": result.selection, "report": None if page is None else str(page),
+              "selection": result.selection, "report": None if shown is None else str(shown.path),
+              "scores": None if shown is None else shown.as_dict()["scores"],
               "warnings": list(result.warnings), "note": why}  # fmt: skip
-    finish(record, as_json=as_json, lines=lines)
+    scores = None if shown is None else shown.evaluation
+    finish(record, as_json=as_json, tables=[] if scores is None else [scores.table()], lines=lines)

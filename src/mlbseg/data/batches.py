@@ -5,7 +5,9 @@ Ranks that train together draw a step's batch in slices: theirs joined are what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,19 @@ class StepDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return self.steps
+
+    @cached_property
+    def epoch(self) -> int:
+        """Steps in which as many patches are drawn as there are slices (2D patches of 3D scans) or scans.
+
+        Those of `others` count or, where there are none, the clean ones.
+        """
+        cases, drawn = (
+            (self.others, self.unlabelled_batch_size) if self.others else (self.clean, self.batch_size)
+        )
+        ndim = len(self.patch_size)
+        shapes = [self.cache.image(case).array.shape[1:] for case in cases]
+        return max(1, sum(math.prod(shape[: len(shape) - ndim]) for shape in shapes) // max(drawn, 1))
 
     @property
     def sets(self) -> torch.Tensor | None:

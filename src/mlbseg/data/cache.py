@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry
 from mlbseg.data.facts import ImageFacts, recalled
 from mlbseg.data.inputs import Inputs
-from mlbseg.data.known import label_on
+from mlbseg.data.known import label_on, leaves_classes
 from mlbseg.data.lattice import at_spacing, reorient
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import UNKNOWN, Frame, prepare_label, prepare_scan
@@ -196,7 +196,8 @@ class Cache:
 
     def is_partly_known(self, case: Case) -> bool:
         """Return whether the prepared label of a clean or noisy case leaves voxels open, or classes."""
-        return case.known.classes is not None or bool(self._label_entry(case).opened.attributes["unknown"])
+        leaves = leaves_classes(case.known.classes, self.plan.label_values)
+        return leaves or bool(self._label_entry(case).opened.attributes["unknown"])
 
     def _label_entry(self, case: Case) -> _Entry:
         if not _is_labelled(case):

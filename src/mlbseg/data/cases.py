@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mlbseg.data import layouts
 from mlbseg.data.datalist import CLASSES, folder_has_classes, read_classes, read_datalist
@@ -20,7 +23,9 @@ _LAYOUTS = """recognised are:
   images/NAME.nii.gz + labels/NAME.nii.gz        no label means unlabelled; also labels_noisy/, images_test/
   imagesTr/ + labelsTr/ (+ imagesTs/)            Medical Segmentation Decathlon, nnU-Net v2 (NAME_0000.nii.gz)
   NAME.mhd + NAME_segmentation.mhd               PROMISE12
+  NAME.nii.gz + NAME_seg.nii.gz                  or _label, _labels, _mask, _gt: side by side
   NAME/mri_norm2.h5                              Left Atrium HDF5
+  sub-*/[ses-*/]anat/ + derivatives/             BIDS: labels end in _dseg or _mask
   images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case, in NAME or a folder below it
   images/NAME.dcm + labels/NAME.png              2D DICOM images; a file of many frames has labels/NAME.nii.gz
   cases.csv or cases.json                        a datalist: id, image, label, role, ... (see docs/labels.md)
@@ -36,12 +41,14 @@ class LabelOptions:
         sparse: Slices without a drawn voxel are not known.
         cropped: What a cropped segmentation of 3D Slicer does not cover is not known.
         allow_empty: Labels without any structure are meant: there is nothing to find in these scans.
+        every: For experiments: of each clean training label only one slice in so many is kept (`apply_split`).
     """
 
     ignore: int | None = None
     sparse: bool = False
     cropped: bool = False
     allow_empty: bool = False
+    every: Annotated[int, Field(ge=2)] | None = None
 
     def given(self) -> list[str]:
         """Return the names of what is said."""

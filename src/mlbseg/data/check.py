@@ -276,7 +276,7 @@ def _count(one: _Seen, label: LabelFacts) -> None:
     one.unknown = count_unknown(one.labels, label.slices, known)
     if known.ignore is not None:
         one.labels.pop(known.ignore, None)
-    if known.sparse and one.unknown and 0 in one.labels:
+    if (known.sparse or known.every is not None) and one.unknown and 0 in one.labels:
         one.labels[0] -= min(one.labels[0], one.unknown)
     if label.covers_part and one.image is not None:
         outside = math.prod(one.image.geometry.size) - math.prod(label.geometry.size)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.facts import ImageFacts, Intensity, facts_of, image_facts, recalled
-from mlbseg.data.known import label_on
+from mlbseg.data.known import label_on, leaves_classes
 from mlbseg.data.lattice import array_shape, reorient
 from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_scan
 from mlbseg.data.reading import HERE, Reading
@@ -64,7 +64,8 @@ class CaseFacts:
         foreground: Intensities of each channel under the label; empty unless the case is clean.
         label_voxels: Voxels of each label value; empty unless the case is clean or noisy.
         structures: What the label shows; empty unless the case is one of the `MEASURED` clean ones.
-        unknown: Voxels whose class the label does not tell; those too that may be of a class that was not drawn.
+        unknown: Voxels whose class the label does not tell.
+        classes: The label values that were drawn; None: all.
     """
 
     id: str
@@ -80,6 +81,7 @@ class CaseFacts:
     label_voxels: dict[int, int]
     structures: tuple[Structure, ...] = ()
     unknown: int = 0
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,12 @@ class Fingerprint:
 
     @property
     def partly_known(self) -> int:
-        """The number of clean cases whose label leaves voxels open."""
-        return sum(case.role is Role.CLEAN and case.unknown > 0 for case in self.cases)
+        """The number of clean cases whose label leaves voxels or classes open."""
+        values = set(self.label_values()) - {0}
+        return sum(
+            case.role is Role.CLEAN and (case.unknown > 0 or leaves_classes(case.classes, values))
+            for case in self.cases
+        )
 
     def extent(self) -> npt.NDArray[np.float64] | None:
         """Return mm along each axis (array order) that hold the largest component of any structure.
@@ -267,8 +273,8 @@ def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) ->
         foreground=shown.foreground,
         label_voxels=shown.voxels,
         structures=shown.structures,
-        # Background may be a class that was not drawn.
-        unknown=shown.unknown + (shown.voxels.get(0, 0) if case.known.classes is not None else 0),
+        unknown=shown.unknown,
+        classes=case.known.classes,
     )
 
 
@@ -281,7 +287,7 @@ def _labelled_facts(case: Case, scan: Scan, *, measure: bool) -> LabelledFacts:
         return LabelledFacts(voxels, (), (), unknown)
     drawn = np.where(label == NOT_KNOWN, 0, label)  # what the label leaves open is no structure
     foreground = tuple(Intensity.of(channel[drawn > 0]) for channel in scan.array)
-    whole = not case.known.sparse and 2 * unknown <= label.size
+    whole = not case.known.sparse and case.known.every is None and 2 * unknown <= label.size
     return LabelledFacts(
         voxels, foreground, structures(drawn, scan.geometry) if measure and whole else (), unknown
     )

@@ -6,7 +6,7 @@ its class has the value `NOT_KNOWN`. What "not known" comes from, `Known` says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ def mark_unknown(label: LabelMap, known: Known) -> LabelMap:
     unknown: npt.NDArray[np.bool_] | None = None
     if known.ignore is not None:
         unknown = label == known.ignore
+    if known.every is not None and label.ndim == 3:
+        kept = np.arange(len(label)) % known.every == known.every // 2
+        hides = ~(kept & _drawn(label, 0)).reshape(-1, 1, 1)
+        unknown = np.broadcast_to(hides, label.shape) if unknown is None else unknown | hides
     if known.sparse:
         marked = label if unknown is None else np.where(unknown, 0, label)
         if (slices := slices_of(marked)) is not None:
@@ -142,7 +146,7 @@ def label_on(case: Case, lattice: Geometry, *, whose: str = "its image", remedy:
 def count_unknown(values: dict[int, int], slices: Slices | None, known: Known) -> int:
     """Return how many voxels of a label do not tell their class, from what is remembered of it (`LabelFacts`).
 
-    What lies outside a cropped segmentation is not counted.
+    What lies outside a cropped segmentation is not counted, and what `Known.every` hides about.
 
     Args:
         values: Voxels of each value in the file.
@@ -150,9 +154,21 @@ def count_unknown(values: dict[int, int], slices: Slices | None, known: Known) -
         known: What is known of the label.
     """
     unknown = values.get(known.ignore, 0) if known.ignore is not None else 0
+    if known.every is not None and slices is not None:
+        return sum(values.values()) * (known.every - 1) // known.every
     if known.sparse and slices is not None and not unknown:
         unknown = sum(values.values()) * (slices.total - slices.drawn) // slices.total
     return unknown
+
+
+def leaves_classes(drawn: Collection[int] | None, values: Collection[int]) -> bool:
+    """Say whether some classes were not drawn in a case.
+
+    Args:
+        drawn: The label values that were; None: all.
+        values: Those of all classes.
+    """
+    return drawn is not None and not {*drawn, 0}.issuperset(values)
 
 
 def hidden(known: Known, values: Sequence[int]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.core.losses import resolved
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.core.sides import supervised_deeply
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.methods.losses import LOSSES, Loss
 from mlbseg.settings import Below1, Section
@@ -72,6 +73,8 @@ class Method(nn.Module, ABC):
         relabel: How many times in a stage training is to predict all unlabelled and noisy scans, whole, by
             `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`.
         length: Training steps of the whole stage, set by training; what ramps count by.
+        epoch: Training steps in which as many patches are drawn as there are unlabelled slices (2D) or scans, set by
+            training.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
         sets: Set by training; of each set of classes that may hide in the background of a case, which they are (J, K)
             bool, for `loss`. None where every case has all classes labelled.
@@ -99,6 +102,7 @@ class Method(nn.Module, ABC):
         self.context = context or Context()
         self.relabel = 0
         self.length = 1
+        self.epoch = 1
         self.optimiser: torch.optim.Optimizer | None = None
         self.sets: Tensor | None = None
         self.ranks: Ranks = ALONE
@@ -186,14 +190,21 @@ class Method(nn.Module, ABC):
     def loss(self, logits: Tensor, label: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Return the loss of labelled pixels that the run has chosen (`train.loss`), a scalar of the whole batch.
 
+        With side outputs (`train.deep_supervision`) it is taken at coarser resolutions too, of logits that come from
+        the network's last pass: take it before the next one.
+
         Args:
             logits: (B, K, *S).
             label: (B, *S) class indices; negative ones are left out, but for those that name a set of classes
                 (`resolved`).
             weight: (B, *S) how much each pixel counts; all alike when None.
         """
-        logits, label = resolved(logits, label, self.sets)
-        return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
+
+        def loss(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+            logits, label = resolved(logits, label, self.sets)
+            return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
+
+        return supervised_deeply(loss, self, logits, label, weight)
 
     def ramped(self, weight: float, ramp: float, step: int) -> float:
         """Return the factor of a term that comes in over the first part of the stage.

@@ -221,6 +221,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             norm=config.train.norm,
             dropout=config.train.dropout,
             options=plan.network_options,
+            deep=config.train.deep_supervision,
         )
 
 

@@ -14,10 +14,12 @@ from mlbseg.staging import require_new
 from mlbseg.terminal import say
 from mlbseg.training.prepare import Planned, plan_run, require_shares, write_run
 from mlbseg.training.request import TrainRequest
-from mlbseg.training.timing import time_stages
+from mlbseg.training.timing import time_lines, time_stages
 
 KEPT_BACK = 0.1
 """Share of the time that is left for what lies between steps: scans that are read and predicted, and checkpoints."""
+WORTH_TIMING = 200
+"""Steps from which on it is said before training how long it takes: a few steps are timed for it."""
 
 
 def prepare_run(
@@ -50,6 +52,9 @@ def prepare_run(
     require_new(root, overwrite=False, remedy=f"choose another --out{hint}")
     decided = decide_run(request, device=device, console=console, processes=processes)
     require_shares(decided.plan, decided.config, count)
+    if console is not None and count == 1 and request.minutes is None and decided.plan.steps >= WORTH_TIMING:
+        for line in time_lines(time_stages(decided, device)):
+            say(console, line)
     write_run(
         root,
         decided.config,

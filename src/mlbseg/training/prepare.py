@@ -17,6 +17,7 @@ from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
 from mlbseg.data.fingerprint import Fingerprint, fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.known import leaves_classes
 from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.reading import Reading
@@ -120,7 +121,7 @@ def plan_run(
     )  # fmt: skip
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
-    dataset = replace(found, cases=apply_split(found.cases, split))
+    dataset = replace(found, cases=apply_split(found.cases, split, every=source.options.every))
     reading = Reading.of(processes, cache)
     inputs = Inputs(since="the run began", remembered=reading.remembered)
     note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)
@@ -143,11 +144,9 @@ def plan_run(
         say(console, line)
     if skipped:
         say(console, f"left out: {', '.join(skipped)}")
-    partly = {
-        entry["id"]
-        for entry in result.summary["per_case"]
-        if entry["unknown"] or entry["classes"] is not None
-    }
+    held = result.summary["per_case"]
+    values = {*(labels or dataset.class_names), *(int(value) for entry in held for value in entry["labels"])}
+    partly = {entry["id"] for entry in held if entry["unknown"] or leaves_classes(entry["classes"], values)}
     require_cases(data, config, split, partly=not partly.isdisjoint(split.clean))
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
@@ -180,6 +179,11 @@ def first_steps(plan: Plan, config: Config) -> int:
     if share is None:
         share = STAGE1_SHARE if config.train.init is None else STARTED_SHARE
     return min(max(1, round(plan.steps * share)), plan.steps - 1)
+
+
+def second_steps(plan: Plan, config: Config) -> int:
+    """Return the steps of stage 2."""
+    return max(1, round((plan.steps - first_steps(plan, config)) * config.train.stage2_factor))
 
 
 def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:

@@ -37,7 +37,7 @@ from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training import guard
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
-from mlbseg.training.prepare import first_steps
+from mlbseg.training.prepare import first_steps, second_steps
 from mlbseg.training.scan_labels import check_label, write_label
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
@@ -47,6 +47,7 @@ T = TypeVar("T")
 INITIAL_LABELS = "initial_labels"
 RESULT = "result.json"
 PSEUDO_LABELS = "pseudo_labels"  # in the run folder, while stage 2 goes on
+LOOKS = "looks"  # likewise: what each stage made of a few scans, which the guard compares
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Training:
         self.ranks = ranks
         record = run.data
         dataset = run.find_cases()
-        cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
+        cases = {c.id: c for c in apply_split(dataset.cases, run.split, every=record.labels.every)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
         self.clean, self.meta = clean[:trained], clean[trained:]
@@ -170,14 +171,21 @@ class Training:
         if processes.of_first(self.ranks, lambda: self._is_over(2 if kind.uses_unlabelled else 1)):
             return self._recorded()
         self._fill_cache(with_others=kind.uses_unlabelled)
+        if kind.uses_unlabelled and not (self.others or self._partly_known):
+            raise UserError(
+                f"{self.run.scans}: on the prepared grid no voxel is left that is not labelled, which method "
+                f"{self.run.config.method!r} needs (use --method supervised, or a finer plan.spacing)"
+            )
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
             first = None
             method = make_method(starting_student(self.run), self.run)
-            best = self._fit(1, self.run.config.method, method, steps, train.lr)
+            best = self._fit(1, self.run.config.method, method, steps, train.rate(1))
         else:
             initialiser, trained = self._first_stage()
-            first = self._look(initialiser.predictor()) if trained else None
+            second = second_steps(self.run.plan, self.run.config)
+            steps = self._first_steps + second
+            first = self._look(1, initialiser.predictor()) if trained else None
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
                 frozen = self._freezes_labels
@@ -185,13 +193,14 @@ class Training:
             method = make_method(initialiser.student, self.run)
             method.begin(initialiser)
             title = f"stage 2, {self.run.config.method}"
-            best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
+            best = self._fit(2, title, method, second, train.rate(2), labels)
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
             else "final weights (no validation set)"
         )
-        found = guard.warnings_of(first, self._look(method.predictor()), self.run.plan.class_names)
+        last = self._look(2, method.predictor())
+        found = guard.warnings_of(first, last, self.run.plan.class_names)
         result = TrainResult(self.run.root, steps, best, selection, self.seconds_per_step, tuple(found))
         if self.ranks.index == 0:
             save_weights(self.run.root, method.networks())
@@ -206,6 +215,7 @@ class Training:
                     "warnings": found,
                 },
             )
+            shutil.rmtree(self.run.root / LOOKS, ignore_errors=True)
         processes.wait_for_all(self.ranks)
         return result
 
@@ -255,7 +265,8 @@ class Training:
         initialiser = make_initialiser(starting_student(self.run), self.run)
         idle = processes.of_first(self.ranks, self._first_is_idle)
         if not idle:
-            self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
+            rate = self.run.config.train.rate(1)
+            self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, rate)
         return initialiser, not idle
 
     def _first_is_idle(self) -> bool:
@@ -342,14 +353,17 @@ class Training:
         )
 
     def _label(
-        self, cases: Sequence[Case], network: torch.nn.Module, folder: Path, title: str
+        self, cases: Sequence[Case], network: torch.nn.Module, folder: Path, title: str = ""
     ) -> dict[str, Path]:
-        """Write what a network predicts of cases, but for those whose file is there; return the files by case id."""
+        """Write what a network predicts of cases, but for those whose file is there; return the files by case id.
+
+        Progress is shown where there is a title.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         network.to(self.device).eval()
         paths = {case.id: folder / f"{case.id}.npy" for case in cases}
         todo = self._share(cases)
-        with StepProgress(self.console, title, len(todo)) as progress:
+        with StepProgress(self.console if title else None, title, len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
                 path = paths[case.id]
                 if path.exists():
@@ -365,20 +379,23 @@ class Training:
         with autocast(self.run.config.train.precision, self.device):
             return predict_grid(network, image, patch_size=self.run.plan.patch_size, device=self.device)
 
-    def _look(self, network: torch.nn.Module) -> guard.Look:
-        """Return what a network makes of a few of the scans. All ranks have the same answer, each computes it."""
+    def _look(self, stage: int, network: torch.nn.Module) -> guard.Look:
+        """Return what a stage's network makes of a few of the scans, which the ranks share among them.
+
+        The masks stay in the run folder until training is over, so that a resumed run does not predict them anew.
+        """
         was_training = network.training
-        network.to(self.device).eval()
-        labelled = [(case, np.asarray(self.cache.label(case)[...])) for case in guard.few(self.clean)]
-        found = guard.look(
-            lambda case: self._predict(network, case).argmax(0).astype(np.uint8),
-            labelled,
-            guard.few([*self.others, *self._partly_known])
-            if find_method(self.run.config.method).uses_unlabelled
-            else (),
-        )
+        clean, others = guard.few(self.clean), []
+        if find_method(self.run.config.method).uses_unlabelled:
+            others = list(guard.few([*self.others, *self._partly_known]))
+        cases = {
+            case.id: case for case in (*clean, *others)
+        }  # a case that is partly known may be one of both
+        files = self._label(list(cases.values()), network, self.run.root / LOOKS / str(stage))
         network.train(was_training)
-        return found
+        masks = {name: np.load(path, allow_pickle=False) for name, path in files.items()}
+        pairs = [(masks[case.id], np.asarray(self.cache.label(case)[...])) for case in clean]
+        return guard.look(pairs, [masks[case.id] for case in others])
 
     def validate(self, method: Method) -> float:
         """Return the mean Dice over validation cases and foreground classes, on the prepared grid."""

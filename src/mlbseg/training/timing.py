@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.runs import Run, augmentation_of, make_initialiser, make_method, make_student
 from mlbseg.training.optimising import make_optimiser
-from mlbseg.training.prepare import Planned, first_steps
+from mlbseg.training.prepare import Planned, first_steps, second_steps
 from mlbseg.types import Batch
 
 MEASURED = 2
@@ -79,7 +80,7 @@ def time_stages(planned: Planned, device: torch.device) -> tuple[StageTime, ...]
             initialiser = make_initialiser(student, run)
             return (
                 _timed(initialiser, "supervised", run, 1, first, device),
-                _timed(method, config.method, run, 2, plan.steps - first, device),
+                _timed(method, config.method, run, 2, second_steps(plan, config), device),
             )
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -153,3 +154,21 @@ def _noise(run: Run, stage: int, augment: Augmentation | None, seed: int) -> Bat
         if run.config.train.meta_cases:
             batch.meta_image, batch.meta_label = patches(plan.batch_size)
     return batch
+
+
+def time_lines(stages: Sequence[StageTime]) -> list[str]:
+    """Return how long training takes, a line for the whole and one for each stage."""
+    total = sum(stage.minutes for stage in stages)
+    return [
+        f"training takes about {_minutes(total)} on this machine as busy as it is now, measured on a few steps "
+        "(scans that are read and predicted are not counted):",
+        *(
+            f"  stage {stage.stage}, {stage.method}: {stage.steps} steps of {stage.seconds_per_step:.3g} s, "
+            f"{_minutes(stage.minutes)}"
+            for stage in stages
+        ),
+    ]
+
+
+def _minutes(value: float) -> str:
+    return f"{value:.1f} minutes" if value < 10 else f"{value:.0f} minutes"

@@ -64,6 +64,10 @@ class Judged:
     geometry: Geometry
 
 
+SURE = 0.95
+"""Probability from which an unknown voxel is surely a structure."""
+
+
 class Auditor:
     """The judges of a run, and what they go by.
 
@@ -164,6 +168,7 @@ class Auditor:
             volume,
             tuple(regions),
             count,
+            float(np.sum((evidence.probability[1:].max(0) >= SURE) & ~known)) * voxel,
         )
         sight = Sight(image[0], values[label], values[predicted], trust, suspected, frame.grid)
         proposal: Classes | None = None

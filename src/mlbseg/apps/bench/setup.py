@@ -87,7 +87,14 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
                 )
     share = [row.slug for row in request.rows if shares_stage1(row, request.settings)]
     rows = {**({} if existing is None else existing.rows), **added}
-    asked = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
+    asked = cells_of(
+        request.rows,
+        request.budgets,
+        request.seeds,
+        upper=request.upper,
+        share=share,
+        label_seeds=request.label_seeds,
+    )
     cells = in_order(asked, list(rows))
     for cell in cells:
         if cell.seed == request.seeds[0] and cell.row != STAGE1 and cell.budget is not None:
@@ -95,7 +102,8 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             row = rows[cell.row]
             config = with_row(request.settings, row)
             # Whether a label that may leave voxels open does is known once it has been read.
-            partly = any(case.known != ALL_KNOWN for case in dataset.cases)
+            partly = request.label_options.every is not None
+            partly |= any(case.known != ALL_KNOWN for case in dataset.cases)
             require_cases(request.data, config, fresh.split(cell, dataset), partly=partly)
     inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
@@ -119,6 +127,12 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
             require_planned(existing, min(request.budgets))
+            settings = load_config(folder / SETTINGS)
+            if settings.train.workers != request.settings.train.workers:  # which changes no result
+                settings.train.workers = request.settings.train.workers
+                write_atomic(
+                    folder / SETTINGS, yaml.safe_dump(settings.as_record(), sort_keys=False).encode()
+                )
             fresh = existing
         _inputs(folder).joined(inputs).write(folder / INPUTS)
         record = replace(
@@ -182,7 +196,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
 
 def _widest(cells: Sequence[Cell], wide: Split) -> int:
     """Return how many labels are given to the cell that is given most."""
-    return max(len(wide.clean) if cell.budget is None else cell.budget for cell in cells)
+    return max(len(wide.clean) if cell.budget is None or cell.label_seed else cell.budget for cell in cells)
 
 
 def _check(
@@ -198,7 +212,7 @@ def _check(
     Raises:
         FaultsError: for faults of the data.
     """
-    most = len(wide.clean) if request.upper else max(request.budgets)
+    most = len(wide.clean) if request.upper or any(request.label_seeds) else max(request.budgets)
     widest = make_split(
         dataset.cases,
         order=dataset.order,
@@ -210,7 +224,7 @@ def _check(
     # Test labels are looked at for faults, which had better be known before training than after it, and for no more.
     seen = [
         replace(case, label=by_id[case.id].label) if case.role is Role.TEST else case
-        for case in apply_split(dataset.cases, widest)
+        for case in apply_split(dataset.cases, widest, every=request.label_options.every)
     ]
     kept = replace(dataset, cases=tuple(seen))
     read = [case for case in seen if case.role is not Role.TEST]
@@ -265,7 +279,7 @@ def _decide(
         test=wide.test,
         seed=request.split_seed,
     )
-    cases = {case.id: case for case in apply_split(dataset.cases, narrow)}
+    cases = {case.id: case for case in apply_split(dataset.cases, narrow, every=request.label_options.every)}
     training = [cases[i] for i in (*narrow.clean, *narrow.noisy, *narrow.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, reading=request.reading, progress=lambda done, _: progress.update(done))

@@ -72,6 +72,8 @@ def masks_report(
     distance = evaluation.summary[None]["hd95_mm"].mean
     if distance is not None:
         facts.insert(1, ("95HD, mean", f"{distance:.1f} mm"))
+    if unknown := sum(evaluation.unknown.values()):
+        facts.append(("unknown voxels, not scored", f"{unknown:,}"))
     title = f"Masks {predictions.resolve().name} against {references.resolve().name}"
     write_page(out, render_page(title, sections, facts=facts))
     return out
