@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,15 +166,15 @@ def measure_review() -> None:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", choices=["page", "review"])
     parser.add_argument("scans", nargs="*", type=Path)
-    arguments = parser.parse_args()
-    for scans in arguments.scans:
+    asked = parser.parse_args(arguments)
+    for scans in asked.scans:
         measure_page(scans)
-    if arguments.what == "review":
+    if asked.what == "review":
         measure_review()
 
 

@@ -261,6 +261,14 @@ def test_bundle_masks(
     assert int(found[1]) > int(found[2]) > 0
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the path")
+def test_pages(load: Load, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("pages").main(["page", str(labelled)])
+    printed = capsys.readouterr().out
+    assert re.match(rf"{labelled.name}: 8 of 8 cases on a page of 2\.\d MB", printed)
+    assert "the browser says" not in printed
+
+
 def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     assert load("fuzz_readers").main(["nrrd", "--count", "3"]) == 0
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
