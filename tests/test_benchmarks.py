@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import math
@@ -19,6 +20,8 @@ import torch
 
 import mlbseg
 from blocks import TINY, save, write_blocks
+from mlbseg.apps.bench.setup import begin
+from mlbseg.data.readers import read_label
 from mlbseg.runs import Run
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -86,6 +89,32 @@ def test_paired(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     # Gains of 1.5, 2.5, 3.5 and 4.5 eighths of 0.25.
     assert re.search(r"^first - second: \+0\.0938 ± 0\.0202, 4 cases, 1 seed\(s\)$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_paper_ablation(
+    load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("paper_ablation")
+    small = [
+        "--labelled", "2", "--test", "2", "--seeds", "1", "--channels", "[2,2,4,4,4]", "--patch", "16", "--spacing",
+        "[0,0,0]", "--steps", "4", "--threads", "1", "--device", "cpu",
+    ]  # fmt: skip
+    out = tmp_path / "bench"
+    script.main([str(labelled), "--out", str(out), "--structure", "2", "--rows", script.ALL, *small])
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found[1:]] == [script.ALL]
+    assert 0 <= float(found[1][1]) <= 1
+    label, _ = read_label(next((tmp_path / "bench-data" / "labels").iterdir()))
+    assert sorted(set(label.flat)) == [0, 1]
+    # Every row is one that a bench takes.
+    asked = argparse.Namespace(
+        rows=None, channels="[2,2,4,4,4]", patch=16, spacing="[0,0,0]", steps=4, lr=0.02, clip=1.0, override=[],
+        labelled=2, seeds=1, label_sets=1, test=2, out=tmp_path / "all",
+    )  # fmt: skip
+    setup = begin(tmp_path / "all", script.request(asked, labelled), torch.device("cpu"), None)
+    assert len(setup.cells) == 1 + len(script.ROWS)
+    assert all(setup.needs_stage1(cell) for cell in setup.cells if cell.row not in ("stage-1", "supervised"))
 
 
 @pytest.mark.slow
@@ -343,3 +372,13 @@ def test_init_worth(load: Load, labelled: Path, tmp_path: Path, capsys: pytest.C
     assert [row[0].split(",")[0] for row in table] == ["1 labels", "2 labels", "2 labels", "2 labels"]
     assert all(0 <= value <= 1 for row in table for value in numbers(row[1:4]))
     assert all(positive(float(row[4])) or row[4] == "0" for row in table)
+
+
+def test_network_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    load("network_cost").main(
+        ["--networks", "unet", "resenc", "--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1"]
+    )
+    head, *table = rows(capsys.readouterr().out)
+    assert head[-1] == "to unet"
+    assert [row[0] for row in table] == ["unet", "resenc"]
+    assert all(positive(value) for row in table for value in numbers(row[2:]))
