@@ -19,7 +19,7 @@ from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered
 from mlbseg.data.structures import Structure, structures
 from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.types import Case, Role, Scan
+from mlbseg.types import Case, Geometry, Role, Scan
 
 MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
@@ -59,6 +59,7 @@ class CaseFacts:
         foreground: Intensities of each channel under the label; empty unless the case is clean.
         label_voxels: Voxels of each label value; empty unless the case is clean or noisy.
         structures: What the label shows; empty unless the case is one of the `MEASURED` clean ones.
+        tilt: See `tilt_of`.
     """
 
     id: str
@@ -73,6 +74,7 @@ class CaseFacts:
     foreground: tuple[Intensity | None, ...]
     label_voxels: dict[int, int]
     structures: tuple[Structure, ...] = ()
+    tilt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,14 @@ def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) ->
         foreground=shown.foreground,
         label_voxels=shown.voxels,
         structures=shown.structures,
+        tilt=tilt_of(image.geometry),
     )
+
+
+def tilt_of(geometry: Geometry) -> float:
+    """Return the largest angle between an axis of a scan and the patient's axis nearest to it, degrees."""
+    cosines = np.abs(np.reshape(geometry.direction, (geometry.ndim, geometry.ndim))).max(axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
 
 
 def _labelled_facts(case: Case, scan: Scan, *, measure: bool) -> LabelledFacts:

@@ -61,6 +61,7 @@ def prepare_run(
         device=device,
         cache=decided.cache,
         inputs=decided.inputs,
+        usual=decided.usual,
         started=decided.started,
     )
     return root

@@ -21,6 +21,7 @@ from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
+from mlbseg.data.unlike import FINGERPRINT, Usual
 from mlbseg.device import available_memory, environment, use_bf16
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
@@ -56,6 +57,7 @@ class Planned:
         skipped: Ids of the cases left out.
         patients: How patients are known; None if they are not.
         inputs: What the files of the cases held.
+        usual: What the training scans look like.
         cache: Folder for preprocessed scans; the user's cache folder when None.
         started: The network with the weights that the run starts from; None if they are drawn.
     """
@@ -66,6 +68,7 @@ class Planned:
     skipped: list[str]
     patients: Patients | None
     inputs: Inputs
+    usual: Usual
     cache: Path | None = None
     started: Started | None = None
 
@@ -163,7 +166,8 @@ def plan_run(
         notes = again.notes(split, plan)
         started = start_from(start, plan, config, data=data, notes=notes)
         show_start(started.record, console)
-    return Planned(config, split, plan, skipped, found.patients, inputs, cache, started)
+    usual = Usual.of(facts, plan.normalisation)
+    return Planned(config, split, plan, skipped, found.patients, inputs, usual, cache, started)
 
 
 def first_steps(plan: Plan, config: Config) -> int:
@@ -222,6 +226,7 @@ def write_run(
     device: torch.device,
     cache: str | Path | None,
     inputs: Inputs,
+    usual: Usual | None = None,
     patients: Patients | None = None,
     started: Started | None = None,
 ) -> None:
@@ -260,6 +265,8 @@ def write_run(
             },
         )
         inputs.write(folder / INPUTS)
+        if usual is not None:
+            usual.write(folder / FINGERPRINT)
         if started is not None:
             started.write(folder)
         config.write(folder / CONFIG)  # its presence makes the folder a run
