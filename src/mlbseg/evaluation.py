@@ -176,11 +176,11 @@ def evaluate(
     """Score every predicted mask that has a reference label, or one mask in memory.
 
     Args:
-        predictions: Folder of masks, one file per case; or one mask, (*S) label values.
+        predictions: Folder of masks, one file per case; or one mask: a file, or an array (*S) of label values.
         references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
             `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label file of each case, by the case's name. A
-            mask without a reference and a reference without a mask are listed, not scored. Of a mask in memory its
-            reference, (*S).
+            mask without a reference and a reference without a mask are listed, not scored. Of one mask its
+            reference: a file of any name, or an array (*S).
         spacing: mm between voxels of arrays, in their order: (z, y, x). Files state their own.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named ``label 1`` and so on.
@@ -248,16 +248,24 @@ def _evaluate_files(
     progress: Callable[[int, int], None] | None,
 ) -> Evaluation:
     """Score the masks of a folder."""
-    predicted, faults = mask_files(predictions, "predicted masks")
-    notes = passed_over(predictions)
-    if isinstance(references, dict):
-        known, where = references, "the references"
+    faults: list[Fault] = []
+    notes: tuple[Fault, ...] = ()
+    where = "the references" if isinstance(references, dict) else str(references)
+    if not isinstance(references, dict) and (pair := two_files(predictions, references)):
+        predicted, known = pair
+        folder: Path | None = references.parent
     else:
-        where = str(references)
-        known, doubles = mask_files(references, "reference labels")
-        faults += doubles
-        notes += passed_over(references)
-        unknown = declared_unknown(references, references.resolve().parent) if unknown is None else unknown
+        predicted, faults = mask_files(predictions, "predicted masks")
+        notes = passed_over(predictions)
+        folder = None if isinstance(references, dict) else references
+        if isinstance(references, dict):
+            known = references
+        else:
+            known, doubles = mask_files(references, "reference labels")
+            faults += doubles
+            notes += passed_over(references)
+    if folder is not None and unknown is None:
+        unknown = declared_unknown(folder, folder.resolve().parent)
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - known.keys() - ambiguous)
     paired = sorted(predicted.keys() & known.keys())
@@ -338,6 +346,24 @@ class _Scoring:
             unknown={case: count for case, count in self.left_out.items() if count},
             unknown_value=self.unknown,
         )
+
+
+def two_files(prediction: Path, reference: Path) -> tuple[dict[str, Path], dict[str, Path]] | None:
+    """Return two files as the mask and the reference of one case, which is called as the reference; None of folders.
+
+    Raises:
+        UserError: if only one is a file.
+    """
+    files = [is_file(path) for path in (prediction, reference)]
+    if not any(files):
+        return None
+    if not all(files):
+        kinds = ["a file" if file else "no file" for file in files]
+        raise UserError(
+            f"{prediction} is {kinds[0]} and {reference} is {kinds[1]}, expected two files or two folders"
+        )
+    name = stem(reference)
+    return {name: prediction}, {name: reference}
 
 
 def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
