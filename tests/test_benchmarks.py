@@ -7,16 +7,20 @@ import importlib
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import mlbseg
 from blocks import TINY, write_blocks
+from mlbseg.runs.weights import WEIGHTS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ELSEWHERE = {"aimed_kills", "reading_scans"}
@@ -253,3 +257,26 @@ def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
     assert found
     assert int(found[1]) + int(found[2]) == 3
+
+
+def test_several_runs(load: Load, hidden_run: Path, labelled: Path, tmp_path: Path, capsys: Any) -> None:
+    benchmark = load("several_runs")
+    other = Path(shutil.copytree(hidden_run, tmp_path / "other"))
+    weights = load_file(other / WEIGHTS)
+    save_file({name: tensor * 0.9 for name, tensor in weights.items()}, other / WEIGHTS)
+    benchmark.main([str(hidden_run), str(other), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    (_, *scores), maps = (rows(part) for part in printed.split("| map |", 1))
+    assert [row[0] for row in scores] == ["run 1", "run 2", "together"]
+    assert all(0 <= float(row[1]) <= 1 for row in scores)
+    found = {row[0]: row for row in maps}
+    assert list(found) == ["entropy, run 1", "entropy, run 2", "entropy, together", "disagreement, together"]
+    assert 0.5 < float(found["entropy, together"][1]) <= 1  # where it is unsure it is wrong more often
+
+
+def test_auroc_of_several_runs(load: Load) -> None:
+    benchmark = load("several_runs")
+    wrong = np.array([False, False, True, True])
+    assert benchmark.auroc(np.array([0.1, 0.2, 0.3, 0.4]), wrong) == 1
+    assert benchmark.auroc(np.array([0.1, 0.3, 0.3, 0.4]), wrong) == pytest.approx(3.5 / 4)
+    assert math.isnan(benchmark.auroc(np.zeros(4), np.zeros(4, bool)))

@@ -15,6 +15,7 @@ from mlbseg.cli.arguments import (
     Json,
     Network,
     Quiet,
+    Run,
     SharedThreads,
     case_ids,
     part_of,
@@ -29,12 +30,12 @@ MOST_WARNINGS = 5
 
 
 def predict(
-    paths: Annotated[
+    run: Run,
+    scans: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN [RUN ...] SCANS ...",
-            help="Run folders of `mlbseg train` (several are averaged); then folders of scans, scan files, DICOM "
-            "folders.",
+            help="Folders of scans, scan files, DICOM folders; before them further run folders, whose probabilities "
+            "are averaged with those of the first."
         ),
     ],
     out: Annotated[
@@ -101,7 +102,7 @@ def predict(
         probabilities=probabilities, uncertainty=uncertainty, overwrite=overwrite, skip_existing=skip_existing,
         part=part_of(part),
     )  # fmt: skip
-    runs, scans = runs_and_scans(paths)
+    runs, scans = runs_and_scans(run, scans)
     name = device_name(device, accelerator, devices)
     with case_progress(quiet or as_json, "predicting") as progress:
         result = predict_scans(runs, scans, out, options, name, devices, progress)
@@ -116,18 +117,20 @@ def predict(
     )  # fmt: skip
 
 
-def runs_and_scans(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the run folders at the beginning, and the scans after them. The first is meant to be a run in any case.
+def runs_and_scans(run: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return all run folders, and the scans after them.
+
+    Args:
+        run: The first run.
+        paths: Further ones, then the scans.
 
     Raises:
         UserError: if there are no scans, or a run folder is among them.
     """
     from mlbseg.runs import CONFIG
 
-    count = 1
-    while count < len(paths) and (paths[count] / CONFIG).is_file():
-        count += 1
-    runs, scans = list(paths[:count]), list(paths[count:])
+    count = next((i for i, path in enumerate(paths) if not (path / CONFIG).is_file()), len(paths))
+    runs, scans = [run, *paths[:count]], list(paths[count:])
     if not scans:
         raise UserError("no scans were given, expected RUN [RUN ...] SCANS: run folders, then scans")
     for path in scans:
