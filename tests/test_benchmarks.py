@@ -280,3 +280,11 @@ def test_auroc_of_several_runs(load: Load) -> None:
     assert benchmark.auroc(np.array([0.1, 0.2, 0.3, 0.4]), wrong) == 1
     assert benchmark.auroc(np.array([0.1, 0.3, 0.3, 0.4]), wrong) == pytest.approx(3.5 / 4)
     assert math.isnan(benchmark.auroc(np.zeros(4), np.zeros(4, bool)))
+
+
+def test_unlike_scans(load: Load, labelled: Path, tmp_path: Path, capsys: Any) -> None:
+    coarse = write_blocks(tmp_path / "coarse", count=4, spacing=(1, 1, 4))
+    load("unlike_scans").main([str(labelled), str(coarse), "--train", "3", "--draws", "1"])
+    found = rows(capsys.readouterr().out)[1:]
+    assert [row[0] for row in found] == [f"{labelled.name}, 3", "coarse, 3"]
+    assert [row[2] for row in found] == ["4 of 4 (100.0%)", "8 of 8 (100.0%)"]
