@@ -33,11 +33,12 @@ lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/mypy
 
 check: lint  ## lint, and the tests that train nothing and start no processes: minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m 'not slow'
 
-# One thread per worker: two workers with two threads each are slower on two cores than one.
+# One thread per worker: two workers with two threads each are slower on two cores than one. A file's tests go to one
+# worker, so that what they share is made once; the longest files come first (tests/conftest.py).
 test: lint  ## lint, then all tests, then the coverage that core, data and metrics must have
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	$(BIN)/coverage report
 	@echo 'core, data and metrics, of which 90 % must be covered, branches counted:'
 	$(BIN)/coverage report --fail-under=90 \

@@ -24,6 +24,7 @@ DIMENSIONS: tuple[Literal[2], Literal[3]] = (2, 3)
 CHANNELS = {
     "unet": (4, 8, 8),
     "unet++": (4, 4, 8, 8, 8),
+    "nested-unet": (4, 4, 8, 8, 8),
     "vnet": (4,),
     "vnet3": (4,),
     "dynunet": (4, 8, 8),

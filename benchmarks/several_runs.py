@@ -26,8 +26,7 @@ from scipy import ndimage, stats
 
 from mlbseg.apps.bench.statistics import difference
 from mlbseg.apps.report.scoring import labelled_cases
-from mlbseg.data.geometry import onto
-from mlbseg.data.readers import read_label
+from mlbseg.data.known import label_on
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
 from mlbseg.evaluation import leave_out
@@ -85,11 +84,8 @@ def measure(
 
     A map tells: AUROC of all voxels and of those that are near, and its sum per voxel of the mask.
     """
-    if case.label is None:
-        raise ValueError(f"{case.id} has no label")
     segmented = model.segment_case(case)
-    label, geometry = read_label(case.label)
-    label = onto(label, geometry, segmented.native, where=case.label.name, whose="its scan")
+    label = label_on(case, segmented.native)
     spacing = segmented.native.spacing[::-1]
     alone = [Segmented(one, (own,)) for one, own in zip(singles, segmented.maps, strict=True)]
     found = {}
@@ -97,7 +93,7 @@ def measure(
         [*(f"run {i}" for i in range(1, len(alone) + 1)), TOGETHER], [*alone, segmented], strict=True
     ):
         mask, truth = one.mask(), label.copy()
-        leave_out(mask, truth, case.unknown)
+        leave_out(mask, truth)
         scores = score_classes(mask, truth, spacing, model.label_values[1:]).values()
         distances = [s.hd95_mm for s in scores if s.hd95_mm is not None]
         wrong, near = mask != truth, around((mask > 0) | (truth > 0), spacing)

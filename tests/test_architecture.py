@@ -46,18 +46,21 @@ FLOORS = {
     "checking": 4,
     "windows": 4,
     "runs": 5,
+    "reference": 5,
     "training": 6,
     "inference": 6,
     "apps": 7,
     "apps/demo": 7,
     "apps/export": 7,
+    "apps/nnunet_plan": 7,
     "apps/report": 7,
     "apps/suggest": 7,
     "apps/audit": 8,
     "apps/bench": 8,
-    "__init__": 9,
-    "cli": 10,
-    "__main__": 11,
+    "apps/review": 9,
+    "__init__": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 CORE_MAY_USE = {"numpy", "torch"} | set(sys.stdlib_module_names)
 
@@ -147,15 +150,15 @@ def test_every_import_points_down() -> None:
             "from ..networks import NETWORKS",
             "methods imports networks, its neighbour on floor 2",
         ),
-        ("data/readers/nifti.py", "from ... import cli", "data (floor 3) imports cli (floor 10)"),
+        ("data/readers/nifti.py", "from ... import cli", "data (floor 3) imports cli (floor 11)"),
         ("methods/mlb.py", "from mlbseg.config import Config", "methods (floor 2) imports config (floor 4)"),
         (
             "types.py",
             "def f():\n    from .errors import Fault",
             "types imports errors, its neighbour on floor 0",
         ),
-        ("training/loop.py", "import mlbseg", "training (floor 6) imports __init__ (floor 9)"),
-        ("inference.py", "from mlbseg import __version__", "inference (floor 6) imports __init__ (floor 9)"),
+        ("training/loop.py", "import mlbseg", "training (floor 6) imports __init__ (floor 10)"),
+        ("inference.py", "from mlbseg import __version__", "inference (floor 6) imports __init__ (floor 10)"),
         ("core/losses.py", "import tensorboard", "core imports tensorboard"),
         ("core/losses.py", "from monai.losses import DiceLoss", "core imports monai"),
         ("utils.py", "", "unknown room 'utils'"),
@@ -168,7 +171,7 @@ def test_every_import_points_down() -> None:
         (
             "errors.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mlbseg.cli import main",
-            "errors.py:3: errors (floor 0) imports cli (floor 10)",
+            "errors.py:3: errors (floor 0) imports cli (floor 11)",
         ),
     ],
 )
@@ -204,7 +207,13 @@ def canonical(requirement: str) -> str:
 def declared_dependencies() -> set[str]:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["export"], *extras["nnunet"], *extras["pandas"]]
+    wanted = [
+        *project["dependencies"],
+        *extras["export"],
+        *extras["nnunet"],
+        *extras["pandas"],
+        *extras["jobs"],
+    ]
     return {canonical(requirement) for requirement in wanted}
 
 

@@ -15,22 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from submitit.core.utils import UncompletedJobError
 
 from blocks import TINY
 from conftest import Command
 from mlbseg.apps.bench import bench, workers
 from mlbseg.apps.bench.cell import BUSY, lock_of, outcome, run_cell
 from mlbseg.apps.bench.cells import Cell, Row, cells_of, in_order, parse_rows, slug
+from mlbseg.apps.bench.executors import CellJob, Submitted
 from mlbseg.apps.bench.record import Setup
 from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.setup import begin
 from mlbseg.cli.arguments import join_lists
+from mlbseg.config import load_config
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
+from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.errors import UserError
+from mlbseg.runs import Run
 from mlbseg.runs.lock import Busy, locked
 from mlbseg.training import begin_from_stage1, stages, train
 
@@ -232,8 +238,11 @@ def test_what_is_finished_is_not_run_again_and_what_is_added_is(
 ) -> None:
     out = copied(finished, tmp_path)
     before = contents(out)
-    run(phantoms, out)
+    run(
+        phantoms, out, overrides=[*TINY, "steps=4", "train.workers=0", "train.lr=0.05"]
+    )  # which changes no result
     assert contents(out) == before
+    assert load_config(out / "settings.yaml").train.workers == 0
     result = run(
         phantoms, out, methods=["mean-teacher"], seeds=[1], upper=False,
         variants=["mlb, own stage 1=mlb train.lr=0.01 mlb.jitter=0.1"],
@@ -483,6 +492,54 @@ def test_scores_that_were_cut_off_are_named_and_can_be_made_anew(
     assert figures(out) == figures(finished)
 
 
+@pytest.mark.slow
+def test_a_cell_as_a_job_is_the_cell_that_a_process_makes(
+    finished: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    run(phantoms, tmp_path, methods=["supervised"], seeds=[0], upper=False, executor="local", threads=1)
+    cell = Cell("supervised", 2, 0)
+    weights = [root / "runs" / cell.key / "model.safetensors" for root in (finished, tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert list((tmp_path / "logs" / workers.log_of(tmp_path, cell).stem).glob("*.out"))
+
+
+class Job:
+    """Stands for a job of submitit: how it ends is set."""
+
+    def __init__(self, ends: object = None) -> None:
+        self.ends = ends
+        self.cancelled = False
+
+    def done(self) -> bool:
+        return self.ends is not None
+
+    def result(self) -> object:
+        if isinstance(self.ends, Exception):
+            raise self.ends
+        return self.ends
+
+    def stderr(self) -> str:
+        return "what it printed"
+
+    def cancel(self, check: bool) -> None:
+        self.cancelled = True
+
+
+def test_a_job_is_seen_as_a_process(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert Submitted(Job(), log).poll() is None  # type: ignore[arg-type]
+    assert Submitted(Job(BUSY), log).poll() == BUSY  # type: ignore[arg-type]
+    assert not log.exists()
+    job = Job(UncompletedJobError("lost"))
+    submitted = Submitted(job, log)  # type: ignore[arg-type]
+    submitted.terminate()
+    assert job.cancelled
+    assert submitted.poll() == 1
+    assert log.read_text() == "lost\n\nwhat it printed"
+    queued = CellJob(tmp_path, Cell("supervised", 2, 0), workers.Place("cpu", 1))
+    assert queued.checkpoint().function is queued  # Slurm runs the same cell again
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
@@ -603,6 +660,9 @@ def test_other_data_and_another_meaning_of_a_row_are_contradictions_too(
         ({"variants": [f"{'v' * 201}=mlb"]}, "a label of 201 bytes, expected at most 200"),
         ({"variants": ["mean teacher=mlb"]}, "is a method's own name"),
         ({"variants": ["x=mlb weighting=loud"]}, "setting mlb.weighting: found 'loud'"),
+        ({"executor": "slrm"}, "--executor 'slrm': did you mean 'slurm'"),
+        ({"job_options": {"timeout_min": 5}}, "--job-option: only jobs of --executor local or slurm have options"),
+        ({"executor": "local", "job_options": {"timeout": 5}}, "--executor local: "),
         ({"devices": 2}, "--devices: found 2, but cpu is a single one (use --jobs 2)"),
     ],
 )  # fmt: skip
@@ -699,3 +759,29 @@ def test_progress_is_told_cell_by_cell(finished: Path, phantoms: Path, tmp_path:
     with (tmp_path / "log").open("w") as file:
         run(phantoms, out, console=Console(file=file, width=120))
     assert "mlb, 2 labels, seed 0: Dice 0." in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_process")
+def test_one_slice_in_so_many_is_kept_of_training_labels_alone(phantoms: Path, tmp_path: Path) -> None:
+    bench(
+        phantoms, tmp_path / "b", methods=["mean-teacher"], labelled=[2], test=2, one_slice_in=4, device="cpu",
+        overrides=[*TINY, "steps=4"], cache=tmp_path / "cache",
+    )  # fmt: skip
+    setup = Setup.read(tmp_path / "b")
+    assert len(setup.cells) == 3
+    for cell in setup.cells:
+        record = outcome(tmp_path / "b", cell)
+        assert record is not None
+        assert record["status"] in ("done", "trained")
+        training = stages.Training(Run.open(tmp_path / "b" / "runs" / cell.key), torch.device("cpu"), None)
+        for case in training.clean:
+            known = np.asarray(training.cache.label(case)[...]) != UNKNOWN
+            drawn = known.any(axis=(1, 2))
+            assert known.all() == (cell.budget is None)
+            assert cell.budget is None or 1 <= drawn.sum() <= 4
+    with pytest.raises(UserError, match="what is said of all labels: found none, expected every"):
+        bench(
+            phantoms, tmp_path / "b", methods=["mean-teacher"], labelled=[2], test=2, device="cpu",
+            overrides=[*TINY, "steps=4"], cache=tmp_path / "cache",
+        )  # fmt: skip

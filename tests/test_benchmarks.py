@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
 from safetensors.torch import load_file, save_file
 
 import mlbseg
-from blocks import TINY, write_blocks
+from blocks import TINY, save, write_blocks
+from mlbseg.runs import Run
 from mlbseg.runs.weights import WEIGHTS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -89,6 +91,7 @@ def test_paired(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"^first - second: \+0\.0938 ± 0\.0202, 4 cases, 1 seed\(s\)$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_plant_errors_and_audit_worth(
     load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +114,7 @@ def test_plant_errors_and_audit_worth(
         assert re.fullmatch(r"[0-2] of 2", row[4])
 
 
+@pytest.mark.slow
 def test_weight_directions(
     load: Load, labelled: Path, hidden_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +127,7 @@ def test_weight_directions(
     assert len({tuple(row[1:]) for row in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_weight_directions_says_which_labels_are_missing(
     load: Load, scans: Path, supervised_run: Path
 ) -> None:
@@ -132,6 +137,7 @@ def test_weight_directions_says_which_labels_are_missing(
         load("weight_directions").main([str(supervised_run), str(scans)])
 
 
+@pytest.mark.slow
 def test_pseudo_label_trust(load: Load, hidden_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("pseudo_label_trust").main([str(hidden_run), "2"])
     printed = capsys.readouterr().out
@@ -144,6 +150,7 @@ def test_pseudo_label_trust(load: Load, hidden_run: Path, capsys: pytest.Capture
     assert numbers(kept[:5]) == sorted(numbers(kept[:5]), reverse=True)
 
 
+@pytest.mark.slow
 def test_suggest_worth(
     load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +168,7 @@ def test_suggest_worth(
     assert all(-1 <= value <= 1 for value in numbers(row[1:]))
 
 
+@pytest.mark.slow
 def test_method_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["supervised", "mean-teacher", "mlb"]
     size = ["--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1", "--precision", "32"]
@@ -179,6 +187,7 @@ def meta_step(load: Load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark
 
 
+@pytest.mark.slow
 def test_meta_step(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = meta_step(load, monkeypatch)
     benchmark.main(["--setting", "small", "--repeats", "1", "--threads", "1", "--precision", "float32"])
@@ -192,6 +201,7 @@ def test_meta_step(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_meta_step_sweeps(
     load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +215,7 @@ def test_meta_step_sweeps(
     assert all(positive(float(row[3])) for row in found[1:])
 
 
+@pytest.mark.slow
 def test_memory(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = load("memory")
 
@@ -221,6 +232,7 @@ def test_memory(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert lines[-1].startswith("the plan: unet")
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process(load: Load, tmp_path: Path) -> None:
     figures = load("memory").in_fresh_process("make_scan", out=str(tmp_path / "scan.nii.gz"), size=[8, 8, 4])
     assert figures["peak"] > 2**20
@@ -288,3 +300,72 @@ def test_unlike_scans(load: Load, labelled: Path, tmp_path: Path, capsys: Any) -
     found = rows(capsys.readouterr().out)[1:]
     assert [row[0] for row in found] == [f"{labelled.name}, 3", "coarse, 3"]
     assert [row[2] for row in found] == ["4 of 4 (100.0%)", "8 of 8 (100.0%)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("comparison", "names"),
+    [
+        ("scribbles", ["scribbles"] * 4 + ["whole labels"]),
+        ("slices", ["2 sparse"] * 2 + ["1 whole"] * 2 + ["2 whole"] * 2),
+        (
+            "classes",
+            ["split classes"] * 2 + ["split classes as background"] + ["all classes in 1 of 2 scans"] * 2,
+        ),
+    ],
+)
+def test_partial_labels(
+    comparison: str,
+    names: list[str],
+    labelled: Path,
+    load: Load,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(labelled, data)
+    (data / "scribbles").mkdir()
+    for path in (data / "labels").iterdir():
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        label[:, :, ::2] = 4
+        save(data / "scribbles" / path.name, label)
+    options = [part for item in (*TINY, "steps=2") for part in ("-o", item)]
+    # A method that is there twice is trained once.
+    method = "mean-teacher" if comparison == "classes" else "supervised"
+    command = [
+        comparison, str(data), str(tmp_path / "out"), "--test", "2", "--labelled", "2", "--every", "4",
+        "--method", method, "--seeds", "0", *options,
+    ]  # fmt: skip
+    load("partial_labels").main(command)
+    table = rows(capsys.readouterr().out)
+    assert [row[0] for row in table[1:]] == names
+    assert all(0 <= value <= 1 for row in table[1:] for value in numbers(row[2:]))
+    load("partial_labels").main(command)
+    assert rows(capsys.readouterr().out) == table  # nothing is trained again
+
+
+@pytest.mark.slow
+def test_init_worth(load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("init_worth")
+    small = [part for setting in TINY if not setting.startswith("stage1") for part in ("-o", setting)]
+    network = [f"--source-override={setting}" for setting in TINY if not setting.startswith("stage1")]
+    module.main(
+        ["across", str(labelled), str(labelled), str(tmp_path / "a"), "--source-labelled", "2", "--source-test", "1",
+         "--labelled", "2", "--test", "2", "--steps", "3", "--seeds", "0", *network]
+    )  # fmt: skip
+    table = rows(capsys.readouterr().out)[1:]
+    assert len(table) == 3
+    assert all(0 <= value <= 1 for row in table for value in numbers(row[1:3]))
+    plans = [
+        Run.open(path).plan for path in (tmp_path / "a").iterdir() if " from " in path.name and path.is_dir()
+    ]
+    assert len(plans) == 2
+    assert {plan.network_channels for plan in plans} == {(4, 8, 8)}
+    module.main(
+        ["more", str(labelled), str(tmp_path / "b"), "--labelled", "1", "--further", "2", "--test", "2", "--steps", "6",
+         "--seeds", "0", "1", *small]
+    )  # fmt: skip
+    table = rows(capsys.readouterr().out)[1:]
+    assert [row[0].split(",")[0] for row in table] == ["1 labels", "2 labels", "2 labels", "2 labels"]
+    assert all(0 <= value <= 1 for row in table for value in numbers(row[1:4]))
+    assert all(positive(float(row[4])) or row[4] == "0" for row in table)

@@ -22,12 +22,24 @@ def test_a_written_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
 def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("method: supervised\ntrain: {lr: 0.3, clip: 3}\n")
-    assert load_config().train.lr == 0.05
+    assert load_config().train.rate(1) == 0.05
     assert load_config(preset="paper").train.clip == 0.2
     both = load_config(path, preset="paper", overrides=["train.lr=0.4"], seed=9, method=None)
     assert (both.train.clip, both.train.lr, both.seed, both.method) == (3, 0.4, 9, "supervised")
     assert both.train.schedule == "paper"  # of the preset, as nothing later names it
     assert load_config(path, method="mlb").method == "mlb"
+
+
+def test_a_rate_that_nothing_sets_is_the_optimisers(tmp_path: Path) -> None:
+    path = tmp_path / "pinned.yaml"
+    load_config(overrides=["train.lr_bootstrap=0.2"]).write(
+        path
+    )  # as a bench writes down what all rows share
+    sgd, adamw = load_config(path).train, load_config(path, overrides=["train.optimiser=adamw"]).train
+    assert (sgd.rate(1), sgd.rate(2)) == (0.05, 0.2)
+    assert (adamw.rate(1), adamw.rate(2)) == (0.001, 0.2)
+    assert adamw.decided()["lr"] == 0.001
+    assert "workers" not in adamw.decided()
 
 
 def test_loading_leaves_the_presets_alone() -> None:
@@ -67,7 +79,7 @@ def test_overrides(text: str, expected: tuple[str, object]) -> None:
         ("plan.patchsize=16", "did you mean 'plan.patch_size'"),
         ("patch_sise=16", "did you mean"),
         ("zzz=1", "none of the "),
-        ("train.zzz=1", "known: train.augmentation, train.checkpoint_every,"),
+        ("entropy.zzzzzzzzzzz=1", "known: entropy.entropy_weight, entropy.ramp"),
         ("=3", "unknown override key ''"),
         ("lr=[1", "not valid YAML"),
         ("lr=1,{b", "not valid YAML"),

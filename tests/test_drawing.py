@@ -69,7 +69,7 @@ class Faulty:
         return step
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_errors_that_users_can_mend_come_as_they_are(workers: int) -> None:
     loader = drawing.make_loader(
         Faulty(),  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def test_structures_that_nobody_finds_count_nothing() -> None:
 def test_a_look_leaves_out_what_is_not_known_and_labels_without_structures() -> None:
     label = scan()
     label[2:4] = UNKNOWN
-    found = look(lambda _: scan(), [("a", label), ("b", np.zeros_like(label))], ["c"])
+    found = look([(scan(), label), (scan(), np.zeros_like(label))], [scan()])
     assert found.fit == (1.0,)
     assert len(found.masks) == 1
 

@@ -22,6 +22,7 @@ from mlbseg.networks import NETWORKS, NORMS, _set_norm, make_network, required_m
 TINY = {
     "unet": (4, 6, 8),
     "unet++": (4, 4, 4, 4, 4),
+    "nested-unet": (4, 4, 4, 4, 4),
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),
@@ -36,6 +37,16 @@ ANISOTROPIC = [name for name, builder in NETWORKS.items() if builder.anisotropic
 runnable = [pytest.param(n, marks=needs_einops if n == "swin-unetr" else ()) for n in NETWORKS]
 every_network = pytest.mark.parametrize("name", runnable)
 every_ndim = pytest.mark.parametrize("ndim", [2, 3])
+in_2d_and_3d = pytest.mark.parametrize(
+    ("name", "ndim"),
+    [
+        pytest.param(
+            name, ndim, marks=[needs_einops, pytest.mark.slow] if (name, ndim) == ("swin-unetr", 3) else ()
+        )
+        for name in NETWORKS
+        for ndim in (2, 3)
+    ],
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -72,8 +83,7 @@ def test_the_table_and_this_suite_know_the_same_networks() -> None:
     assert set(TINY) == set(NETWORKS)
 
 
-@every_network
-@every_ndim
+@in_2d_and_3d
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 5)])
 def test_logits_have_the_size_of_the_image(name: str, ndim: int, channels: int, classes: int) -> None:
     image = scan(name, ndim, channels)
@@ -85,8 +95,7 @@ def test_logits_have_the_size_of_the_image(name: str, ndim: int, channels: int, 
         assert logits.std() > 0
 
 
-@every_network
-@every_ndim
+@in_2d_and_3d
 def test_gradient_reaches_every_parameter(name: str, ndim: int) -> None:
     network = build(name, ndim)
     with torch.no_grad():
@@ -120,8 +129,7 @@ def test_forward_mode_agrees_with_reverse_mode(name: str, norm: str) -> None:
     assert abs(forward - backward) < 1e-10 * scale
 
 
-@every_network
-@every_ndim
+@in_2d_and_3d
 def test_forward_mode_agrees_with_a_finite_difference(name: str, ndim: int) -> None:
     # Batch norm in evaluation mode is linear: over so few voxels the others bend too much to be differenced.
     network = build(name, ndim, norm="batch").double().eval()
@@ -348,7 +356,7 @@ def test_scale_and_shift_survive_a_change_of_the_norm(norm: str) -> None:
 def test_the_papers_network_can_be_built() -> None:
     with torch.device("meta"):
         network = make_network(
-            "unet++",
+            "nested-unet",
             ndim=2,
             in_channels=1,
             num_classes=2,
@@ -356,7 +364,15 @@ def test_the_papers_network_can_be_built() -> None:
             patch_size=(144, 144),
         )
     widths = {m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)}
-    assert widths == {2, 64, 128, 256, 512, 1024}
+    assert widths == {1, 64, 128, 256, 512, 1024}
+
+
+def test_two_classes_have_one_output_in_the_papers_network() -> None:
+    image = scan("nested-unet", 2)
+    logits = build("nested-unet", 2, num_classes=2)(image)
+    assert logits.shape == (len(image), 2, *image.shape[2:])
+    assert (logits[:, 0] == 0).all()
+    assert logits[:, 1].std() > 0
 
 
 REFUSED = [

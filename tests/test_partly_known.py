@@ -23,12 +23,13 @@ from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import check
 from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.known import mark_unknown
 from mlbseg.data.plan import make_plan
 from mlbseg.data.preprocess import UNKNOWN, prepare_label
 from mlbseg.data.structures import structures
 from mlbseg.errors import UserError
 from mlbseg.evaluation import evaluate
-from mlbseg.types import IGNORE, UNLABELLED, Geometry, Role
+from mlbseg.types import IGNORE, UNLABELLED, Geometry, Known, Role
 
 IGNORE_VALUE = 3
 OPEN = (slice(None), slice(0, 6))
@@ -73,7 +74,7 @@ def run(data: Path) -> Path:
 def test_the_value_is_no_class_anywhere(data: Path) -> None:
     dataset = find_cases(data)
     assert dataset.class_names == {0: "background", 1: "body", 2: "knob"}
-    assert {case.unknown for case in dataset.cases} == {IGNORE_VALUE}
+    assert {case.known.ignore for case in dataset.cases} == {IGNORE_VALUE}
     result = check(dataset)
     assert not result.faults
     assert result.summary["labels"].keys() == {"0", "1", "2"}
@@ -115,7 +116,7 @@ def test_a_description_in_the_decathlons_way_may_name_it_too(tmp_path: Path) -> 
     (root / "dataset.json").write_text(json.dumps(record))
     found = find_cases(root)
     assert found.class_names == {0: "background", 1: "body", 2: "knob"}
-    assert found.cases[0].unknown == IGNORE_VALUE
+    assert found.cases[0].known.ignore == IGNORE_VALUE
 
 
 def test_resampling_keeps_open_voxels_apart(data: Path) -> None:
@@ -123,10 +124,11 @@ def test_resampling_keeps_open_voxels_apart(data: Path) -> None:
     label = np.zeros((8, 8, 8), np.int32)
     label[:4], label[4:, 4:] = 1, IGNORE_VALUE
     lattice = Geometry.identity((8, 8, 8))
-    same = prepare_label(label, lattice, lattice, plan, IGNORE_VALUE)
+    marked = mark_unknown(label, Known(ignore=IGNORE_VALUE))
+    same = prepare_label(marked, lattice, lattice, plan)
     assert np.array_equal(same, np.where(label == IGNORE_VALUE, UNKNOWN, label))
     fine = Geometry.identity((16, 16, 16), (0.5, 0.5, 0.5))
-    assert set(np.unique(prepare_label(label, lattice, fine, plan, IGNORE_VALUE))) == {0, 1, UNKNOWN}
+    assert set(np.unique(prepare_label(marked, lattice, fine, plan))) == {0, 1, UNKNOWN}
     with pytest.raises(UserError, match=r"label values \[3\]"):
         prepare_label(label, lattice, lattice, plan)
 
@@ -190,6 +192,7 @@ def test_masks_and_scores_know_no_open_voxels(
         mask[OPEN] = 2
         save(path, mask)
     changed = command("evaluate", masks, data / "labelsTr", "--json", "--report", tmp_path / "page.html")
+    assert "unknown voxels, not scored" in (tmp_path / "page.html").read_text()
     assert changed.json["cases"] == done.json["cases"]
     assert "unknown voxels" in command("evaluate", masks, data / "labelsTr").out
 
@@ -212,6 +215,10 @@ def test_an_audit_judges_known_voxels_only(data: Path, run: Path, tmp_path: Path
     for way in WAYS:
         found = audit(run, out=tmp_path / way, way=way, propose=True, threshold=0.5)
         assert not found.faults
+        # Unknown voxels of the scan that hold the blocks' edge.
+        undrawn = [one.undrawn for one in found.cases]
+        assert all(0 <= volume <= OPEN_VOXELS for volume in undrawn)
+        assert max(undrawn) > 0
         for path in (tmp_path / way / "trust").iterdir():
             trust = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
             assert trust[OPEN].min() == 1
@@ -255,7 +262,7 @@ def test_nnunet_round_trip_keeps_open_voxels(data: Path, run: Path, tmp_path: Pa
     again = check(find_cases(root))
     assert not again.faults
     assert again.summary["labels"].keys() <= {"0", "1", "2"}
-    assert [case.unknown for case in find_cases(root).cases] == [3] * len(again.dataset.cases)
+    assert [case.known.ignore for case in find_cases(root).cases] == [3] * len(again.dataset.cases)
 
 
 @pytest.mark.slow

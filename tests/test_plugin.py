@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
 from blocks import TINY
-from conftest import REPOSITORY
+from conftest import HIDDEN, REPOSITORY
 
 pytestmark = pytest.mark.slow
 SETTINGS = [
@@ -27,6 +28,25 @@ SETTINGS = [
 ]
 
 
+# Python starts once for several commands, and the libraries are imported once.
+COMMANDS = """
+import contextlib, io, json, sys
+from mlbseg.cli import main
+
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["mlbseg", *arguments]
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    found.append((code, said.getvalue()[-500:]))
+print(json.dumps(found))
+"""
+
+
 class Installed:
     """mlbseg in processes that have the package, or have it not."""
 
@@ -34,18 +54,22 @@ class Installed:
         self.packages = packages
         self.cache = cache
 
-    def run(self, *arguments: object, plugin: bool = True, code: int = 0) -> str:
-        source = [str(REPOSITORY / "src"), *([str(self.packages)] if plugin else [])]
+    def run(self, *commands: Sequence[object], plugin: bool = True) -> list[tuple[int, str]]:
+        """Give commands one after the other to one process; return the code and the last line of each."""
+        source = [str(HIDDEN), str(REPOSITORY / "src"), *([str(self.packages)] if plugin else [])]
         environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join(source), "MLBSEG_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", "mlbseg", *map(str, arguments)],
-            capture_output=True, text=True, env=environment, timeout=600, check=False,
+            [sys.executable, "-c", COMMANDS, json.dumps([[str(word) for word in each] for each in commands])],
+            capture_output=True, text=True, env=environment, timeout=600, check=True,
         )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        return done.stdout if code == 0 else done.stderr
+        return [(int(code), said) for code, said in json.loads(done.stdout.splitlines()[-1])]
+
+    def succeed(self, *commands: Sequence[object]) -> None:
+        found = self.run(*commands)
+        assert [code for code, _ in found] == [0] * len(commands), found
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +89,42 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def run(installed: Installed, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "half"
     options = [part for item in (*SETTINGS, "half.strength=0.3") for part in ("-o", item)]
-    installed.run(
-        "train", scans, "--out", out, "--method", "half", "--test", "case_3", "--device", "cpu", *options
+    plain = [part for item in (*TINY, "steps=4") for part in ("-o", item)]
+    installed.succeed(
+        ["train", scans, "--out", out, "--method", "half", "--test", "case_3", "--device", "cpu", *options],
+        ["train", scans, "--out", out.with_name("plain"), "--method", "supervised", "--device", "cpu", "--no-report",
+         *plain],
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def used(installed: Installed, run: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What commands make of the run."""
+    out = tmp_path_factory.mktemp("used")
+    *done, (code, said) = installed.run(
+        ["report", run, "--overwrite", "--quiet"],
+        ["audit", run, "--out", out / "audit", "--quiet"],
+        ["export", run, out / "half", "--format", "onnx"],
+        ["predict", run, scans, "--out", out / "one", "--only", "test", "--device", "cpu"],
+        [
+            "predict",
+            run,
+            scans,
+            "--out",
+            out / "two",
+            "--only",
+            "test",
+            "--accelerator",
+            "cpu",
+            "--devices",
+            2,
+        ],
+        ["export", run, out / "bundle", "--format", "bundle"],
     )
+    assert [code for code, _ in done] == [0] * 5, done
+    assert code == 2
+    assert "'plain' comes from mlbseg-example 0.1.0" in said
     return out
 
 
@@ -87,72 +144,50 @@ def test_the_run_knows_its_package(run: Path) -> None:
     assert {(entry["package"], entry["version"]) for entry in plugins} == {("mlbseg-example", "0.1.0")}
 
 
-def test_its_terms_and_monitors_are_logged_and_reported(installed: Installed, run: Path) -> None:
+@pytest.mark.usefixtures("used")
+def test_its_terms_and_monitors_are_logged_and_reported(run: Path) -> None:
     with (run / "log.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["pale"]) >= 0
     assert float(last["paleness"]) >= 0
-    installed.run("report", run, "--overwrite", "--quiet")
     page = (run / "report.html").read_text()
     assert "pale" in page
     assert "paleness" in page
 
 
-def test_it_predicts_on_several_devices_as_on_one(
-    installed: Installed, run: Path, scans: Path, tmp_path: Path
-) -> None:
-    installed.run("predict", run, scans, "--out", tmp_path / "one", "--only", "test", "--device", "cpu")
-    installed.run(
-        "predict",
-        run,
-        scans,
-        "--out",
-        tmp_path / "two",
-        "--only",
-        "test",
-        "--accelerator",
-        "cpu",
-        "--devices",
-        2,
-    )
-    assert (tmp_path / "one/case_3.nii.gz").read_bytes() == (tmp_path / "two/case_3.nii.gz").read_bytes()
+def test_it_predicts_on_several_devices_as_on_one(used: Path) -> None:
+    assert (used / "one/case_3.nii.gz").read_bytes() == (used / "two/case_3.nii.gz").read_bytes()
 
 
-def test_it_is_audited_and_exported(installed: Installed, run: Path, tmp_path: Path) -> None:
-    installed.run("audit", run, "--out", tmp_path / "audit", "--quiet")
-    assert (tmp_path / "audit/cases.csv").is_file()
-    installed.run("export", run, tmp_path / "half", "--format", "onnx")
-    assert (tmp_path / "half/model.onnx").is_file()
-    said = installed.run("export", run, tmp_path / "bundle", "--format", "bundle", code=2)
-    assert "'plain' comes from mlbseg-example 0.1.0" in said
-    assert not (tmp_path / "bundle").exists()
+def test_it_is_audited_and_exported(used: Path) -> None:
+    assert (used / "audit/cases.csv").is_file()
+    assert (used / "half/model.onnx").is_file()
+    assert not (used / "bundle").exists()
 
 
 def test_it_is_a_row_of_a_bench(installed: Installed, scans: Path, tmp_path: Path) -> None:
     options = [part for item in SETTINGS for part in ("-o", item)]
-    installed.run(
-        "bench", scans, "--out", tmp_path / "bench", "--methods", "supervised,half", "--labelled", 2,
-        "--test", "case_3", "--variant", "pale=half half.strength=0.1", "--no-upper", "--jobs", 1,
-        "--device", "cpu", "--quiet", *options,
+    installed.succeed(
+        ["bench", scans, "--out", tmp_path / "bench", "--variant", "pale=half half.strength=0.1", "--labelled", 2,
+         "--test", "case_3", "--no-upper", "--jobs", 1, "--device", "cpu", "--quiet", *options],
     )  # fmt: skip
-    table = (tmp_path / "bench/table.md").read_text()
-    assert all(name in table for name in ("supervised", "half", "pale"))
+    with (tmp_path / "bench/cells.csv").open(newline="") as file:
+        assert [(row["row"], row["status"]) for row in csv.DictReader(file)] == [("pale", "done")]
 
 
-def test_without_the_package_the_run_says_what_is_missing(
-    installed: Installed, run: Path, tmp_path: Path
+def test_without_the_package_a_run_says_what_is_missing_if_it_uses_it(
+    installed: Installed, run: Path, scans: Path, tmp_path: Path
 ) -> None:
-    predict = ["predict", run, tmp_path, "--out", tmp_path / "masks"]
-    for command in (predict, ["report", run], ["train", "--resume", run]):
-        said = installed.run(*command, plugin=False, code=2)
-        assert "method 'half' of mlbseg-example 0.1.0, which is not installed here" in said
-
-
-def test_a_run_that_does_not_use_it_needs_it_not(installed: Installed, scans: Path, tmp_path: Path) -> None:
-    options = [part for item in (*TINY, "steps=4") for part in ("-o", item)]
-    out = tmp_path / "run"
-    installed.run(
-        "train", scans, "--out", out, "--method", "supervised", "--device", "cpu", "--no-report", *options
+    masks = tmp_path / "masks"
+    *missing, plain = installed.run(
+        ["predict", run, tmp_path, "--out", masks],
+        ["report", run],
+        ["train", "--resume", run],
+        ["predict", run.with_name("plain"), scans, "--out", masks, "--device", "cpu"],
+        plugin=False,
     )
-    installed.run("predict", out, scans, "--out", tmp_path / "masks", "--device", "cpu", plugin=False)
-    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 8
+    for code, said in missing:
+        assert code == 2
+        assert "method 'half' of mlbseg-example 0.1.0, which is not installed here" in said
+    assert plain[0] == 0, plain
+    assert len(list(masks.glob("*.nii.gz"))) == 8

@@ -252,7 +252,7 @@ def test_the_paper_preset_trains_in_2d_on_3d_scans(tmp_path: Path, command: Comm
     )
     assert (done.code, done.err) == (0, "")
     plan = Plan.read(tmp_path / "run" / "plan.json")
-    assert (plan.ndim, plan.scan_ndim, plan.network) == (2, 3, "unet++")
+    assert (plan.ndim, plan.scan_ndim, plan.network) == (2, 3, "nested-unet")
     assert plan.patch_size == (32, 32)  # larger than a slice
     assert plan.flip_axes == (0, 1)
     from mlbseg.runs import Run
@@ -302,7 +302,7 @@ def test_the_paper_preset_is_the_paper_on_3d_scans(tmp_path: Path) -> None:
     request = TrainRequest(root, tmp_path / "run", preset="paper")
     prepare_run(request, device=torch.device("cpu"), count=1, console=None)
     plan = Plan.read(tmp_path / "run" / "plan.json")
-    assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "unet++")
+    assert (plan.ndim, plan.patch_size, plan.network) == (2, (144, 144), "nested-unet")
     assert plan.network_channels == (64, 128, 256, 512, 1024)
     assert (plan.batch_size, plan.unlabelled_batch_size) == (2, 1)
 
@@ -413,11 +413,12 @@ def test_a_case_set_apart_for_the_weights_is_learnt_by_neither_stage(
     assert [apart for _, apart in drawn] == [False] * 3 + [True] * 3  # stage 1 knows nothing of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_run_folder_can_be_begun_again_wherever_its_making_was_killed(
     existing: bool, tmp_path: Path
 ) -> None:
-    data = write_blocks(tmp_path / "scans")
+    data = write_blocks(tmp_path / "scans", count=2, labelled=1, size=(8, 8, 8))
     for change in itertools.count(1):
         place = tmp_path / str(change)
         run = place / "run"

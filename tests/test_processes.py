@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from conftest import HIDDEN
 from mlbseg import processes
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.errors import OtherRank, UserError
@@ -70,3 +75,36 @@ def test_rank_0_tells_the_others_what_it_found_and_why_it_failed() -> None:
         other = OtherRank.__name__
         assert found["error"] == ("Refusal" if index == 0 else other, "not so", 7)
         assert found["same"] == ("UserError" if index == 0 else other)
+
+
+LEFT = """
+import os, sys
+from pathlib import Path
+import torch
+from mlbseg import processes
+from mlbseg.networks import make_network
+
+processes.started = lambda: True
+with processes.joined(torch.device("cpu")):
+    make_network("unet", ndim=2, in_channels=1, num_classes=2, channels=(4, 8))
+print(*sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are only listed on Linux")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """A thread that does would end with the process, which is aborted then, now and then."""
+    path = [part for part in os.environ["PYTHONPATH"].split(os.pathsep) if part != str(HIDDEN)]
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment = {
+        **os.environ,
+        **place,
+        "PYTHONPATH": os.pathsep.join(path),
+    }  # MONAI as it is with all it imports
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python" in done.stdout
+    assert "gloo" not in done.stdout

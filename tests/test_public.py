@@ -54,6 +54,7 @@ def test_every_command_is_a_function_of_its_name() -> None:
         mlbseg.segment  # noqa: B018 - the look is the test
 
 
+@pytest.mark.slow
 def test_no_module_hides_a_function_once_everything_is_imported() -> None:
     script = (
         "import pkgutil, importlib, sys, mlbseg\n"

@@ -90,8 +90,8 @@ def test_every_setting_is_there_with_its_default_and_its_meaning(site: Path) -> 
     for key in keys:
         assert rows[key][2], f"{key}: no values"
         assert rows[key][3], f"{key}: no meaning"
-    assert [rows[key][1] for key in ("train.lr", "mlb.views", "bcp.largest", "plan.steps")] == [
-        "0.05", "[zoom-out]", "true", "",
+    assert [rows[key][1] for key in ("train.clip", "mlb.views", "bcp.largest", "plan.steps")] == [
+        "1.0", "[zoom-out]", "true", "",
     ]  # fmt: skip
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from blocks import TINY, write_blocks
 from mlbseg.errors import UserError
 from mlbseg.methods import METHODS
 from mlbseg.runs import Run
 from mlbseg.training import timing
+from mlbseg.training.beginning import prepare_run
 from mlbseg.training.prepare import Planned, plan_run
 from mlbseg.training.request import TrainRequest
 
@@ -74,3 +77,13 @@ def test_a_step_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(timing, "_take_step", fail)
     with pytest.raises(UserError, match=r"not enough memory.*plan.patch_size"):
         timing.time_stages(decided, CPU)
+
+
+def test_a_long_training_begins_with_how_long_it_takes(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    console, data = Console(file=printed, width=200), write_blocks(tmp_path / "scans")
+    for steps, said in ((8, False), (500, True)):
+        request = TrainRequest(data, tmp_path / str(steps), "supervised", overrides=TINY, steps=steps)
+        prepare_run(request, device=CPU, count=1, console=console)
+        assert ("training takes about" in printed.getvalue()) == said
+    assert "stage 1, supervised: 500 steps of" in printed.getvalue()

@@ -8,7 +8,6 @@ browsers draw them without a script or a font from elsewhere.
 from __future__ import annotations
 
 import html
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +21,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 from typer.main import get_command
 
 from mlbseg.cli import app
-from mlbseg.config import config_model, section_name
-from mlbseg.methods import METHODS
+from mlbseg.reference import describe_settings
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -84,72 +82,27 @@ def _default(parameter: Parameter) -> str:
 
 def settings() -> Iterator[str]:
     """Yield the lines of the settings' reference: every key with default, values and meaning."""
-    schema = config_model().model_json_schema()
-    methods = {section_name(name): kind for name, kind in METHODS.items()}
-    sections = {key: field for key, field in schema["properties"].items() if "$ref" in field}
-    yield from _table(*_HEADINGS)
-    for key, field in schema["properties"].items():
-        if key not in sections:
-            yield _setting(key, field, field["description"])
-    for name, field in sections.items():
-        section = schema["$defs"][field["$ref"].rpartition("/")[2]]
-        yield f"\n## {name}\n"
-        text = inspect.getdoc(methods[name]) if name in methods else section["description"]
-        yield f"{(text or '').partition(_PARAGRAPH)[0]}\n"
-        if not section["properties"]:
+    for section in describe_settings():
+        if section.name:
+            yield f"\n## {section.name}\n"
+            yield f"{section.text}\n"
+        if not section.settings:
             yield "It has no settings of its own."
             continue
-        meanings = _documented(PLAN) if name == "plan" else {}
         yield from _table(*_HEADINGS)
-        for key, value in section["properties"].items():
-            yield _setting(f"{name}.{key}", value, value.get("description") or meanings[key])
-
-
-def _setting(key: str, field: dict[str, Any], meaning: str) -> str:
-    return _row(f"`{key}`", _code(field["default"]), " or ".join(_values(field)), meaning)
+        for each in section.settings:
+            default = f"`{each.default}`" if each.default else ""
+            yield _row(f"`{each.key}`", default, each.values, each.meaning)
 
 
 _HEADINGS = ("Setting", "Default", "Values", "Meaning")
-_PARAGRAPH = "\n\n"
 PLAN = "mlbseg.data.plan.Plan"
-
-
-def _values(schema: dict[str, Any]) -> Iterator[str]:
-    """Yield the kinds of value that a setting takes, in words."""
-    if "anyOf" in schema:
-        for part in schema["anyOf"]:
-            yield from _values(part)
-    elif "enum" in schema:
-        yield ", ".join(_code(value) for value in schema["enum"])
-    elif schema.get("type") == "array":
-        yield "list: " + " or ".join(_values(schema["items"]))
-    elif schema.get("type") == "object":
-        yield "key: number"
-    elif schema.get("type") != "null":
-        kind = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text"}
-        bounds = [f"{sign} {schema[key]:.10g}" for key, sign in _BOUNDS.items() if key in schema]
-        yield " ".join([kind[schema["type"]], " and ".join(bounds)]).strip()
-
-
-_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def _object(path: str) -> griffe.Object | griffe.Alias:
     package, _, rest = path.partition(".")
     loaded = griffe.load(package, search_paths=[SOURCE], resolve_aliases=False)
     return loaded[rest]
-
-
-def _documented(path: str) -> dict[str, str]:
-    """Return what a class's docstring says of each argument or attribute."""
-    docstring = _object(path).docstring
-    sections = docstring.parse("google") if docstring else []
-    return {
-        item.name: item.description
-        for section in sections
-        if section.kind in (griffe.DocstringSectionKind.parameters, griffe.DocstringSectionKind.attributes)
-        for item in section.value
-    }
 
 
 def plan_rules() -> Iterator[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlbseg.apps.bench import bench
     from mlbseg.apps.export import export
     from mlbseg.apps.report import report
+    from mlbseg.apps.review import review
     from mlbseg.apps.suggest import suggest
     from mlbseg.checking import check
     from mlbseg.evaluation import evaluate
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "audit", "bench", "check", "evaluate", "export", "load", "plan", "predict", "report", "suggest",
-    "train",
+    "__version__", "audit", "bench", "check", "evaluate", "export", "load", "plan", "predict", "report", "review",
+    "suggest", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "plan": "mlbseg.training",
     "predict": "mlbseg.inference",
     "report": "mlbseg.apps.report",
+    "review": "mlbseg.apps.review",
     "suggest": "mlbseg.apps.suggest",
     "train": "mlbseg.training",
 }

@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -19,13 +19,12 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
-    model_validator,
 )
 
 from mlbseg.data.augment import AUGMENTATIONS, Augment
 from mlbseg.errors import UserError, brief, nearest
 from mlbseg.methods import METHODS
-from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps
+from mlbseg.settings import FEW, SINGLE, Patches, Section, Steps, Weight
 
 MOST_SETTINGS = 10_000
 """Values in a file of settings, an alias (``*name``) counting as all that it stands for."""
@@ -85,15 +84,14 @@ class TrainSettings(Section):
     """How training goes."""
 
     optimiser: Literal["sgd", "adamw"] = Field("sgd", description="optimiser of both stages")
-    lr: float = Field(
-        0.05,
+    lr: float | None = Field(
+        None,
         gt=0,
         le=1e38,
-        description="learning rate of stage 1, and of supervised training; adamw takes 0.001 where no file or "
-        "option sets it (a variant of a bench has to set it)",
+        description="learning rate of stage 1, and of supervised training; empty: 0.05 with sgd, 0.001 with adamw",
     )
-    lr_bootstrap: float = Field(
-        0.05, gt=0, le=1e38, description="learning rate of stage 2; with adamw as for stage 1"
+    lr_bootstrap: float | None = Field(
+        None, gt=0, le=1e38, description="learning rate of stage 2; empty: 0.05 with sgd, 0.001 with adamw"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; the first beta of adamw")
     weight_decay: float = Field(5e-4, ge=0, le=1000, description="weight decay")
@@ -131,6 +129,11 @@ class TrainSettings(Section):
     )
     norm: Literal["instance", "group", "batch"] = Field("instance", description="normalisation layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, in the network's layers")
+    deep_supervision: bool = Field(
+        False,
+        description="losses of labelled pixels at coarser resolutions too (networks nnunet and resenc; not where "
+        "mlb.chunk takes a loss in parts)",
+    )
     checkpoint_every: Steps = Field(200, description="steps between checkpoints")
     validate_every: Steps = Field(200, description="steps between validations, if cases are set apart")
     meta_cases: int = Field(
@@ -146,14 +149,22 @@ class TrainSettings(Section):
         description="processes that draw batches ahead; empty: none on a CPU, up to 12 for a GPU",
     )
     foreground: float = Field(0.5, ge=0, le=1, description="share of clean patches centred on a structure")
+    crf: Weight = Field(
+        0.0,
+        description="factor of the gated-CRF loss in supervised training and in stage 1, for scribbles: neighbouring "
+        "pixels of like intensity are to be predicted alike",
+    )
 
-    @model_validator(mode="after")
-    def _usual_rates(self) -> Self:
-        if self.optimiser == "adamw":  # whose usual learning rate is far below that of SGD
-            for name in ("lr", "lr_bootstrap"):
-                if name not in self.model_fields_set:
-                    setattr(self, name, 0.001)
-        return self
+    def rate(self, stage: int) -> float:
+        """Return the learning rate of a stage, 1 or 2: the optimiser's usual one where none is set."""
+        usual = {"sgd": 0.05, "adamw": 0.001}[self.optimiser]
+        chosen = self.lr if stage == 1 else self.lr_bootstrap
+        return usual if chosen is None else chosen
+
+    def decided(self) -> dict[str, Any]:
+        """Return what the result of training depends on, by name."""
+        found = self.model_dump(mode="json", exclude={"workers"})
+        return {**found, "lr": self.rate(1), "lr_bootstrap": self.rate(2)}
 
 
 class Config(Section):
@@ -225,19 +236,21 @@ def config_model() -> type[Config]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The public code's settings, in 2D on 3D scans too; the network is the paper's UNet++. Two things are left to
-    # the plan: the length of training (120 epochs there) and the spacing (there each image is resized to 144x144).
+    # What the public code does, in 2D on 3D scans too. Two things are left to the plan: the length of training (120
+    # epochs there) and the spacing (there each image is resized to 144x144).
     "paper": {
-        "plan": {"ndim": 2, "patch_size": 144, "network": "unet++",
+        "plan": {"ndim": 2, "patch_size": 144, "network": "nested-unet",
                  "network_channels": [64, 128, 256, 512, 1024], "batch_size": 2, "unlabelled_batch_size": 1,
                  "flip_axes": [0, 1]},
-        "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch"},
-        "augment": {"rotate": 10.0, "scale": 0.0, "affine": 0.5, "elastic": 0.0, "intensity": 0.0, "gamma": 0.0,
-                    "invert": 0.0, "blur": 0.0, "low_resolution": 0.0, "noise": 0.0},
+        "train": {"lr": 0.005, "lr_bootstrap": 0.005, "clip": 0.2, "schedule": "paper", "norm": "batch", "loss": "ce",
+                  "foreground": 0.0},
+        "augment": {"rotate": 10.0, "scale": 0.0, "affine": 1.0, "mirror": [1], "elastic": 0.0, "intensity": 0.0,
+                    "gamma": 0.0, "invert": 0.0, "blur": 0.0, "low_resolution": 0.0, "noise": 0.0},
         "mlb": {"mode": "paper", "views": ["zoom-in", "zoom-out", "zoom-out", "flip"],
                 "sources": ["initial", "pseudo"], "weighting": "share", "decides": "everywhere", "mix": 0.0,
                 "jitter": 0.0, "pseudo_from": "student", "teacher_noise": 0.02, "pseudo_weight": 1.0,
-                "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0},
+                "pseudo_dice": False, "ple_weight": 1.0, "teacher_weight": 1.0, "padding": "background",
+                "ple_detached": True, "teacher_twice": True, "teacher_counts": "epoch"},
     },
 }  # fmt: skip
 

@@ -18,15 +18,17 @@ from rich.table import Table
 
 from mlbseg.data.geometry import Incomplete, onto
 from mlbseg.data.grey import find_greys, grey_fault
+from mlbseg.data.known import mark_unknown, placed, read_known
 from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.places import is_file, is_folder
 from mlbseg.data.readers import is_scan_file, read_label, stem
-from mlbseg.data.unread import passed_over
+from mlbseg.data.unread import label_ending, passed_over
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError, brief, one_case
 from mlbseg.files import require_free, write_table
 from mlbseg.metrics import SCORE_NAMES, Scores, Summary, score_classes, summarise
 from mlbseg.tables import data_frame
 from mlbseg.terminal import plain
+from mlbseg.types import ALL_KNOWN, NOT_KNOWN, Case, Known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +81,7 @@ class Evaluation:
         not_referenced: Predictions without a reference.
         notes: Files of both folders that were ignored.
         unknown: Number of unknown voxels by case, where there are any; they are not scored.
-        unknown_value: What stands for them in the references.
+        known: How the references were read.
     """
 
     classes: dict[int, str]
@@ -90,7 +92,7 @@ class Evaluation:
     not_referenced: tuple[str, ...] = ()
     notes: tuple[Fault, ...] = ()
     unknown: dict[str, int] = field(default_factory=dict)
-    unknown_value: int | None = None
+    known: Known = ALL_KNOWN
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -164,11 +166,13 @@ class Evaluation:
 
 def evaluate(
     predictions: str | Path | npt.NDArray[Any],
-    references: str | Path | Mapping[str, Path] | npt.NDArray[Any],
+    references: str | Path | Mapping[str, Path | Case] | npt.NDArray[Any],
     *,
     spacing: Sequence[float] | None = None,
     classes: Mapping[int, str] | None = None,
     unknown: int | None = None,
+    sparse: bool = False,
+    outside_unknown: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -178,7 +182,7 @@ def evaluate(
     Args:
         predictions: Folder of masks, one file per case; or one mask: a file, or an array (*S) of label values.
         references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
-            `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label file of each case, by the case's name. A
+            `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label files, or the cases with their labels, by name. A
             mask without a reference and a reference without a mask are listed, not scored. Of one mask its
             reference: a file of any name, or an array (*S).
         spacing: mm between voxels of arrays, in their order: (z, y, x). Files state their own.
@@ -186,6 +190,8 @@ def evaluate(
             references of the scored cases, named ``label 1`` and so on.
         unknown: The value of the references that stands for "not known here": such voxels count for nothing. When None,
             the value that a `dataset.json` in the folder of references, or beside it, calls ``ignore``.
+        sparse: Slices of a reference without a labelled voxel are not known: they count for nothing.
+        outside_unknown: What a cropped segmentation of 3D Slicer does not cover is not known.
         out: CSV file to write.
         overwrite: Replace an existing file.
         progress: Called after each case with the number done and the number in all.
@@ -203,12 +209,13 @@ def evaluate(
     if out is not None:
         require_free(Path(out), overwrite=overwrite, suffixes=(".csv",))
     if isinstance(predictions, np.ndarray) or isinstance(references, np.ndarray):
-        result = _evaluate_arrays(predictions, references, spacing, classes, unknown)
+        result = _evaluate_arrays(predictions, references, spacing, classes, Known(unknown, sparse))
     elif spacing is not None:
         raise UserError("spacing: only arrays need one, and files state their own (leave it out)")
     else:
         known = dict(references) if isinstance(references, Mapping) else Path(references)
-        result = _evaluate_files(Path(predictions), known, classes, unknown, progress)
+        how = Known(unknown, sparse, outside_unknown)
+        result = _evaluate_files(Path(predictions), known, classes, how, progress)
     if out is not None:
         result.write_csv(Path(out))
     return result
@@ -219,7 +226,7 @@ def _evaluate_arrays(
     reference: object,
     spacing: Sequence[float] | None,
     classes: Mapping[int, str] | None,
-    unknown: int | None,
+    known: Known,
 ) -> Evaluation:
     """Score one mask in memory."""
     if not isinstance(prediction, np.ndarray) or not isinstance(reference, np.ndarray):
@@ -235,47 +242,46 @@ def _evaluate_arrays(
         raise UserError(
             f"spacing: found {brief(spacing)}, expected {prediction.ndim} positive numbers, mm in the arrays' order"
         )
-    scoring = _Scoring(classes, unknown)
-    scoring.add("array", prediction.astype(np.int32), reference.astype(np.int32), tuple(map(float, spacing)))
+    scoring = _Scoring(classes, known)
+    marked = mark_unknown(reference.astype(np.int32), known)
+    scoring.add("array", prediction.astype(np.int32), marked, tuple(map(float, spacing)), known)
     return scoring.result("the reference")
 
 
 def _evaluate_files(
     predictions: Path,
-    references: dict[str, Path] | Path,
+    references: dict[str, Path | Case] | Path,
     classes: Mapping[int, str] | None,
-    unknown: int | None,
+    how: Known,
     progress: Callable[[int, int], None] | None,
 ) -> Evaluation:
     """Score the masks of a folder."""
-    faults: list[Fault] = []
-    notes: tuple[Fault, ...] = ()
-    where = "the references" if isinstance(references, dict) else str(references)
-    if not isinstance(references, dict) and (pair := two_files(predictions, references)):
-        predicted, known = pair
-        folder: Path | None = references.parent
+    labels: dict[str, tuple[Path, Known]]
+    if isinstance(references, dict):
+        where = "the references"
+        predicted, _, faults, notes = _found(predictions, None)
+        labels = {name: (found, how) for name, found in references.items() if isinstance(found, Path)}
+        for name, found in references.items():
+            if isinstance(found, Case) and found.label is not None:
+                labels[name] = found.label, found.known
     else:
-        predicted, faults = mask_files(predictions, "predicted masks")
-        notes = passed_over(predictions)
-        folder = None if isinstance(references, dict) else references
-        if isinstance(references, dict):
-            known = references
-        else:
-            known, doubles = mask_files(references, "reference labels")
-            faults += doubles
-            notes += passed_over(references)
-    if folder is not None and unknown is None:
-        unknown = declared_unknown(folder, folder.resolve().parent)
+        where = str(references)
+        predicted, files, faults, notes = _found(predictions, references)
+        folder = references.parent if is_file(references) else references
+        if how.ignore is None:
+            how = replace(how, ignore=declared_unknown(folder, folder.resolve().parent))
+        labels = {name: (path, how) for name, path in files.items()}
     ambiguous = {fault.case_id for fault in faults}
-    alone = sorted(predicted.keys() - known.keys() - ambiguous)
-    paired = sorted(predicted.keys() & known.keys())
-    scoring = _Scoring(classes, unknown)
+    alone = sorted(predicted.keys() - labels.keys() - ambiguous)
+    paired = sorted(predicted.keys() & labels.keys())
+    scoring = _Scoring(classes, how)
     for done, case in enumerate(paired, start=1):
         with one_case(case, faults, "evaluate", "pair of masks"):
-            prediction, reference, spacing = _read_pair(case, predicted[case], known[case])
+            path, own = labels[case]
+            prediction, reference, spacing = _read_pair(case, predicted[case], path, own)
             if classes is None:
-                _require_no_greys({predicted[case]: prediction, known[case]: reference}, case)
-            scoring.add(case, prediction, reference, spacing)
+                _require_no_greys({predicted[case]: prediction, path: reference}, case)
+            scoring.add(case, prediction, reference, spacing, own)
         if progress is not None:
             progress(done, len(paired))
     if not scoring.scored:
@@ -285,10 +291,28 @@ def _evaluate_files(
     return replace(
         result,
         faults=(*faults, *result.faults),
-        not_predicted=tuple(sorted(known.keys() - predicted.keys() - ambiguous)),
+        not_predicted=tuple(sorted(labels.keys() - predicted.keys() - ambiguous)),
         not_referenced=tuple(alone),
         notes=notes,
     )
+
+
+def _found(
+    predictions: Path, references: Path | None
+) -> tuple[dict[str, Path], dict[str, Path], list[Fault], tuple[Fault, ...]]:
+    """Return masks and references by case name, faults of their names, and notes on files that were ignored.
+
+    Raises:
+        UserError: if a folder is missing or holds no masks, or only one of both is a file.
+    """
+    if references is not None and (pair := two_files(predictions, references)):
+        return *pair, [], ()
+    predicted, faults = mask_files(predictions, "predicted masks")
+    notes = passed_over(predictions)
+    if references is None:
+        return predicted, {}, faults, notes
+    files, doubles = mask_files(references, "reference labels")
+    return predicted, files, [*faults, *doubles], (*notes, *passed_over(references))
 
 
 class _Scoring:
@@ -296,22 +320,35 @@ class _Scoring:
 
     Args:
         classes: Label value to name of the classes; when None, they are the values of the references.
-        unknown: The value of the references that stands for "not known here".
+        known: How references are read, where they are not those of cases.
     """
 
-    def __init__(self, classes: Mapping[int, str] | None, unknown: int | None) -> None:
+    def __init__(self, classes: Mapping[int, str] | None, known: Known) -> None:
         self.classes = classes
-        self.unknown = unknown
+        self.known = known
+        self.drawn: dict[str, tuple[int, ...]] = {}  # of cases in which not all classes were
         self.scored: dict[str, dict[int, Scores]] = {}
         self.stray: dict[str, set[int]] = {}
         self.left_out: dict[str, int] = {}
         self.in_references: set[int] = set()
 
-    def add(self, case: str, prediction: LabelMap, reference: LabelMap, spacing: tuple[float, ...]) -> None:
-        """Score a case: two (*S), which are changed, and their spacing in array order, mm."""
-        left_out = leave_out(prediction, reference, self.unknown)
+    def add(
+        self,
+        case: str,
+        prediction: LabelMap,
+        reference: LabelMap,
+        spacing: tuple[float, ...],
+        known: Known,
+    ) -> None:
+        """Score a case: two (*S), which are changed, their spacing in array order, mm, and what is known.
+
+        Of a case in which some classes were not drawn, those are not scored.
+        """
+        left_out = leave_out(prediction, reference)
         values = _values(reference)
-        stray = _values(prediction) - ({self.unknown} if self.unknown is not None else set())
+        stray = _values(prediction) - {known.ignore}
+        if known.classes is not None:
+            self.drawn[case] = known.classes
         # A class that both masks lack needs no look; it is filled in when all cases' classes are known.
         chosen = values | stray if self.classes is None else set(self.classes)
         self.scored[case] = score_classes(prediction, reference, spacing, sorted(chosen))
@@ -334,7 +371,10 @@ class _Scoring:
                 f"{where}: every label is empty, expected values above 0 (name the classes to score)"
             )
         stray = {case: values - names.keys() - self.in_references for case, values in self.stray.items()}
-        table = {case: {c: by_class.get(c, ABSENT) for c in names} for case, by_class in self.scored.items()}
+        table = {
+            case: {c: by_class.get(c, ABSENT) for c in names if c in self.drawn.get(case, names)}
+            for case, by_class in self.scored.items()
+        }
         return Evaluation(
             classes=names,
             rows=tuple(
@@ -344,7 +384,7 @@ class _Scoring:
             faults=tuple(_stray_fault(case, values, names) for case, values in stray.items() if values),
             not_predicted=(),
             unknown={case: count for case, count in self.left_out.items() if count},
-            unknown_value=self.unknown,
+            known=self.known,
         )
 
 
@@ -400,14 +440,16 @@ def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:
 def _named(files: Iterable[Path]) -> list[tuple[Path, str]]:
     """Return each mask file with its case's name."""
     names = {path: path.parent.name if path.name == "mri_norm2.h5" else stem(path) for path in files}
-    labelled = {
-        name.removesuffix("_segmentation") for name in names.values() if name.endswith("_segmentation")
-    }
-    # PROMISE12 keeps the image CaseNN.mhd beside its label: the image is no mask.
-    return [(p, n.removesuffix("_segmentation")) for p, n in names.items() if n not in labelled]
+    every = set(names.values())
+    cases = {name: name.removesuffix(label_ending(name, every)) for name in every}
+    # Where the image CaseNN.mhd lies beside its label CaseNN_segmentation.mhd, it is no mask.
+    images = {case for name, case in cases.items() if case != name}
+    return [(path, cases[name]) for path, name in names.items() if name not in images]
 
 
-def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
+def _read_pair(
+    case: str, prediction: Path, reference: Path, known: Known
+) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
     """Return both label maps (*S) and the reference's spacing in array order, mm.
 
     Raises:
@@ -415,12 +457,18 @@ def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[LabelMap, 
     """
     try:
         predicted, geometry = read_label(prediction)
-        expected, reference_geometry = read_label(reference)
+        expected, reference_geometry = read_known(reference, known)
     except ReadError as error:
         raise ReadError(replace(error.fault, case_id=case)) from None
     if isinstance(reference_geometry, Incomplete):
-        expected = onto(
-            expected, reference_geometry, geometry, where=reference.name, whose="the mask", case_id=case
+        expected = placed(
+            expected,
+            reference_geometry,
+            geometry,
+            known,
+            where=reference.name,
+            whose="the mask",
+            case_id=case,
         )
         reference_geometry = geometry
     predicted = onto(
@@ -448,11 +496,9 @@ def _require_no_greys(labels: Mapping[Path, LabelMap], case: str) -> None:
             )
 
 
-def leave_out(prediction: LabelMap, reference: LabelMap, unknown: int | None) -> int:
-    """Make both (*S) background, in place, where the reference leaves the class open; return the number of voxels."""
-    if unknown is None:
-        return 0
-    open_ = reference == unknown
+def leave_out(prediction: LabelMap, reference: LabelMap) -> int:
+    """Make both (*S) background, in place, where the reference is `NOT_KNOWN`; return the number of voxels."""
+    open_ = reference == NOT_KNOWN
     prediction[open_] = reference[open_] = 0
     return int(open_.sum())
 

@@ -69,6 +69,11 @@ def joined(device: torch.device, minutes: float = TIMEOUT) -> Iterator[Ranks]:
     if not started():
         yield ALONE
         return
+    # While there is a group, some modules take it as the default of their functions when they are imported, such as
+    # torch.distributed.nn. That keeps the group's threads beyond its end, and the process may then abort when it ends.
+    # MONAI, which every rank needs, imports such modules, so it is imported first.
+    import monai.networks.nets  # noqa: F401
+
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -19,6 +19,13 @@ IGNORE = -1
 UNLABELLED = -2
 """The initial label of a pixel that has none: what it is, pseudo labels may say."""
 
+EITHER = -3
+"""The first label of a pixel that is background or one of several classes: ``EITHER - j`` names the j-th such set (see
+`mlbseg.core.losses.resolved`). What does not know of sets takes such a pixel as not labelled."""
+
+NOT_KNOWN = -(2**31)
+"""In a label as it has been read (`read_known`): a voxel whose class the label does not tell."""
+
 Losses: TypeAlias = "dict[str, torch.Tensor]"
 """Named scalar loss terms of one optimiser step; what is minimised is their sum."""
 
@@ -81,6 +88,29 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Which voxels of a label tell their class. By default all do.
+
+    Attributes:
+        ignore: The value in the file that stands for "not known here" (nnU-Net's *ignore*, "not drawn" of scribbles).
+        sparse: Slices without a drawn voxel are not known: the label was drawn on some slices of the scan.
+        cropped: What a cropped segmentation of 3D Slicer does not cover is not known; else it is background.
+        classes: The label values that were drawn in this case, without 0; None: all. Background then means background
+            or one of the other classes.
+        every: For experiments: of a whole label only one slice in so many counts as drawn, the others as not looked at.
+    """
+
+    ignore: int | None = None
+    sparse: bool = False
+    cropped: bool = False
+    classes: tuple[int, ...] | None = None
+    every: int | None = None
+
+
+ALL_KNOWN = Known()
+
+
+@dataclass(frozen=True)
 class Case:
     """One subject's scan as it lies on disk.
 
@@ -90,8 +120,8 @@ class Case:
         label: The label file; None where there is none. May equal the image file (HDF5 holds both).
         role: What the label is to training.
         patient: Cases of one patient are never split between training and validation; defaults to `id`.
-        unknown: The value in the label file that stands for "not known here" (nnU-Net's *ignore*); None where no
-            value does. Such voxels are of no class: nothing is learnt from them, and nothing is scored there.
+        known: Which voxels of the label tell their class. The others count for nothing in a supervised loss and in a
+            score; to a semi-supervised method they are unlabelled.
         may_be_empty: A label without any structure is meant: there is nothing to find in the scan.
     """
 
@@ -100,7 +130,7 @@ class Case:
     label: Path | None = None
     role: Role = Role.UNLABELLED
     patient: str = ""
-    unknown: int | None = None
+    known: Known = ALL_KNOWN
     may_be_empty: bool = False
 
     def __post_init__(self) -> None:
@@ -118,8 +148,10 @@ class Batch:
 
     Attributes:
         clean_image: (B, C, *S) float, patches of clean cases.
-        clean_label: (B, *S) int64 class indices.
-        image: (U, C, *S) float, patches of unlabelled and noisy cases; None for methods that use none.
+        clean_label: (B, *S) int64 class indices; `IGNORE` where a voxel is not known, ``EITHER - j`` where it is
+            background or a class of set j.
+        image: (U, C, *S) float, patches of unlabelled and noisy cases, and of clean cases whose label is not known
+            everywhere; None for methods that use none.
         initial_label: (U, *S) int64, the frozen stage-1 prediction (or the noisy label); None before stage 2.
         pseudo_label: (U, *S) int64, of the last prediction of the whole scans; None where a method makes its own.
         meta_image: (B, C, *S) float, patches of clean cases that nothing is trained on: what the weights are to
@@ -128,7 +160,8 @@ class Batch:
         case_ids: The cases drawn: clean first, then unlabelled, then those set apart.
         seed: Seeds every random draw that the method itself makes in this step (views, noise, dropout).
         inside: (U, *S) bool, True where `image` shows its scan, False where a patch that reaches beyond it repeats the
-            scan's edge: nothing is to be learnt there. None: everywhere True.
+            scan's edge, and where the label of a clean case is known: an unlabelled loss learns nothing there. So the
+            voxels of a clean scan that nobody labelled are unlabelled data, for every method. None: everywhere True.
         weak: (U, C, *S) float, `image` with the scans' own grey values: what a network sees that predicts pseudo
             labels. None: the same as `image`.
     """

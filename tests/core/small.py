@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from mlbseg.networks import make_network, required_multiple
 
 WIDTHS = {
+    "nnunet": (4, 5),
+    "resenc": (4, 5),
     "unet": (4, 6, 8),
     "unet++": (4, 4, 8, 8, 8),
+    "nested-unet": (4, 4, 8, 8, 8),
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),

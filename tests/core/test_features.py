@@ -23,8 +23,14 @@ dimensions = pytest.mark.parametrize("ndim", [2, 3])
 shapes = pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
 
 
-@every_network
-@dimensions
+@pytest.mark.parametrize(
+    ("name", "ndim"),
+    [
+        pytest.param(name, ndim, marks=pytest.mark.slow if (name, ndim) == ("swin-unetr", 3) else ())
+        for name in NETWORKS
+        for ndim in (2, 3)
+    ],
+)
 @torch.no_grad()
 def test_the_deepest_features_of_the_networks_change_what_follows(name: str, ndim: int) -> None:
     torch.manual_seed(0)

@@ -14,13 +14,16 @@ from mlbseg.core.losses import (
     IGNORE,
     cross_entropy_map,
     entropy_map,
+    gated_crf,
     pairwise_consistency,
     prediction_distance,
     probability_distance,
     residual_map,
+    resolved,
     soft_dice_loss,
     supervised_loss,
 )
+from mlbseg.types import EITHER, UNLABELLED
 
 SHAPES = [(5, 4), (3, 4, 2)]
 both_shapes = pytest.mark.parametrize("shape", SHAPES)
@@ -239,3 +242,74 @@ def test_without_any_weight_the_cost_is_zero_and_finite(shape: tuple[int, ...]) 
     cost.backward()
     assert cost.item() == 0
     assert (logits.grad == 0).all()
+
+
+SETS = torch.tensor([[True, False, True, False], [True, True, False, True]])
+
+
+def slow_loss(logits: Tensor, label: Tensor, sets: Tensor) -> tuple[float, float]:
+    """Return cross-entropy and soft Dice loss, voxel by voxel, of labels that may name a set of classes."""
+    probability = torch.softmax(logits, 1).movedim(1, -1).reshape(-1, logits.shape[1]).tolist()
+    costs, overlap, total = [], [0.0] * logits.shape[1], [0.0] * logits.shape[1]
+    for p, value in zip(probability, label.flatten().tolist(), strict=True):
+        if value in (IGNORE, UNLABELLED):
+            continue
+        hidden = sets[EITHER - value].nonzero().flatten().tolist() if value <= EITHER else []
+        costs.append(-math.log(sum(p[k] for k in hidden) if hidden else p[value]))
+        for k in range(1, len(p)):
+            if k in hidden:
+                continue  # nobody knows whether it is there
+            overlap[k] += p[k] * (value == k)
+            total[k] += p[k] + (value == k)
+    dice = [(2 * o + 1e-5) / (t + 1e-5) for o, t in zip(overlap, total, strict=True)]
+    return sum(costs) / max(1, len(costs)), 1 - sum(dice[1:]) / len(dice[1:])
+
+
+@both_shapes
+@pytest.mark.parametrize("lowest", [IGNORE, UNLABELLED, EITHER - 1])
+def test_partly_known_labels_cost_what_a_slow_loop_says(shape: tuple[int, ...], lowest: int) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(2, 4, *shape, dtype=torch.float64)).requires_grad_()
+    label = torch.randint(lowest, 4, (2, *shape))
+    entropy, dice = slow_loss(logits.detach(), label, SETS)
+    taken = resolved(logits, label, SETS)
+    found = supervised_loss(*taken)
+    assert float(found.detach()) == pytest.approx(entropy + dice, rel=1e-12)
+    assert float(soft_dice_loss(*taken).detach()) == pytest.approx(dice, rel=1e-12)
+    found.backward()
+    assert torch.isfinite(logits.grad).all()  # type: ignore[union-attr]
+    unknown = (label == IGNORE) | (label == UNLABELLED)
+    assert (logits.grad.movedim(1, -1)[unknown] == 0).all()  # type: ignore[union-attr]
+
+
+@both_shapes
+def test_the_gradient_of_a_set_of_classes_is_that_of_differences(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(1, 4, *shape, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(EITHER - 1, 4, (1, *shape))
+    assert torch.autograd.gradcheck(lambda z: supervised_loss(*resolved(z, label, SETS)), (logits,))
+
+
+def test_without_sets_nothing_is_changed() -> None:
+    logits, label = random_pair((5, 4))
+    assert resolved(logits, label, None) == (logits, label)
+
+
+@both_shapes
+def test_the_crf_is_the_sum_over_pairs(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    logits, image = (torch.randn(2, count, *shape, dtype=torch.float64) for count in (3, 2))
+    p = torch.softmax(logits, 1)
+    energy, pairs = 0.0, 0
+    places = [tuple(place) for place in torch.cartesian_prod(*map(torch.arange, shape)).tolist()]
+    for b in range(2):
+        for one, other in combinations(places, 2):
+            step = [abs(x - y) for x, y in zip(one, other, strict=True)]
+            if not any(set(step) <= {0, distance} for distance in (1, 2)):
+                continue
+            i, j = (b, slice(None), *one), (b, slice(None), *other)
+            alike = math.exp(-float((image[i] - image[j]).square().sum()) / (2 * 0.5**2))
+            energy += alike * (1 - float((p[i] * p[j]).sum()))
+            pairs += 1
+    found = gated_crf(logits, image, contrast=0.5, distances=(1, 2))
+    assert float(found) == pytest.approx(energy / pairs, rel=1e-12)

@@ -13,6 +13,7 @@ from mlbseg.core.scope import parameters_in_scope, redraw
 DECODERS = {
     "unet": ("model.1.submodule.2", "model.2.1.conv.unit0.conv."),
     "unet++": ("upcat_3_1.", "final_conv_0_4."),
+    "nested-unet": ("nodes.3_1.", "head."),
     "vnet": ("up_tr256.", "out_tr.conv2."),
     "vnet3": ("up_tr256.", "out_tr.conv2."),
     "dynunet": ("skip_layers.next_layer.upsample.", "output_block.conv.conv."),

@@ -26,9 +26,13 @@ def shared(model: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "ndim"), [("unet", 2), ("unet++", 2), ("vnet", 3), ("dynunet", 3), ("swin-unetr", 2)]
-)
-@pytest.mark.parametrize("norm", ["instance", "group", "batch"])
+    ("name", "ndim", "norm"),
+    [
+        *(("unet", 2, norm) for norm in ("instance", "group", "batch")),
+        ("unet++", 2, "batch"), ("vnet", 3, "instance"), ("dynunet", 3, "group"), ("nnunet", 3, "instance"),
+        ("resenc", 3, "batch"), ("swin-unetr", 2, "instance"),
+    ],
+)  # fmt: skip
 def test_one_pass_gives_what_two_give(name: str, ndim: int, norm: str) -> None:
     torch.manual_seed(0)
     model = real_net(name, ndim, 3, norm=norm, dropout=0.3).train()

@@ -19,7 +19,7 @@ from mlbseg.data.cache import Cache
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import write_image, write_label
 from mlbseg.errors import ReadError
-from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Geometry, Role
+from mlbseg.types import ALL_KNOWN, EITHER, IGNORE, UNLABELLED, Batch, Case, Geometry, Known, Role
 
 PLAN = Plan(
     ndim=3,
@@ -455,3 +455,74 @@ def test_cases_set_apart_are_a_part_of_their_own(world: World) -> None:
         assert batch.meta_label is not None
         assert batch.meta_label.shape == batch.clean_label.shape
         assert other.meta_image is None
+
+
+def partly_known(root: Path, name: str, known: Known = ALL_KNOWN) -> Case:
+    """Write a case of which every 4th slice is drawn, the rest 0."""
+    label = pattern(SHAPE, 1) + 1
+    label[label == 3] = 0
+    label[np.arange(SHAPE[0]) % 4 != 1] = 0
+    return replace(make_case(root, name, Role.CLEAN, label=label), known=known)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_a_clean_label_leaves_open_is_drawn_as_unlabelled(
+    world: World, tmp_path: Path, frozen: bool
+) -> None:
+    """The two streams complement each other: each voxel of the scan is of one of them, and of one alone."""
+    case = partly_known(tmp_path, "sparse", Known(sparse=True))
+    path = tmp_path / "initial.npy"
+    np.save(path, np.full(SHAPE, 2, np.uint8))
+    dataset = world.dataset(
+        clean=[case], others=[case], initial_labels={case.id: path} if frozen else {}, patch_size=SHAPE,
+        unlabelled_batch_size=1, batch_size=1, foreground=0.0,
+    )  # fmt: skip
+    batch = dataset[0]
+    assert batch.image is not None
+    assert batch.inside is not None
+    assert batch.initial_label is not None
+    assert torch.equal(batch.image, batch.clean_image)
+    known = batch.clean_label != IGNORE
+    drawn = torch.arange(SHAPE[0]) % 4 == 1
+    assert torch.equal(known[0], drawn.view(-1, 1, 1).expand(SHAPE))
+    assert torch.equal(batch.inside, ~known)
+    assert set(batch.initial_label[known].tolist()) == {IGNORE}
+    assert set(batch.initial_label[~known].tolist()) == {2 if frozen else UNLABELLED}
+    assert world.cache.is_partly_known(case)
+    assert not world.cache.is_partly_known(world.clean[0])
+
+
+@pytest.mark.parametrize("foreground", [0.0, 1.0])
+def test_patches_of_a_partly_known_label_show_known_voxels(
+    world: World, tmp_path: Path, foreground: float
+) -> None:
+    case = partly_known(tmp_path, "sparse", Known(sparse=True))
+    dataset = world.dataset(clean=[case], others=(), patch_size=(6, 6), foreground=foreground)
+    for step in range(20):  # in 2D, 3 of 4 slices have none
+        assert (dataset[step].clean_label >= 0).all()
+
+
+def test_background_of_a_case_without_all_classes_names_what_may_hide_there(
+    world: World, tmp_path: Path
+) -> None:
+    label = pattern(SHAPE, 0)
+    label[label == 2] = 0
+    one = replace(make_case(tmp_path, "one", Role.CLEAN, label=label), known=Known(classes=(1,)))
+    none = replace(
+        make_case(tmp_path, "none", Role.CLEAN, label=np.zeros(SHAPE, int)), known=Known(classes=())
+    )
+    dataset = world.dataset(
+        clean=[one, none, world.clean[0]], others=[one], batch_size=3, unlabelled_batch_size=1,
+        patch_size=SHAPE, initial_labels={},
+    )  # fmt: skip
+    assert dataset.sets is not None
+    assert dataset.sets.tolist() == [[True, True, True], [True, False, True]]
+    batch = dataset[0]
+    found = {
+        name: set(label.unique().tolist())
+        for name, label in zip(batch.case_ids[:3], batch.clean_label, strict=True)
+    }
+    assert found == {"one": {1, EITHER - 1}, "none": {EITHER}, "clean0": {0, 1, 2}}
+    assert batch.inside is not None
+    assert np.array_equal(batch.inside[0].numpy(), label != 1)
+    assert world.dataset().sets is None

@@ -19,6 +19,7 @@ import pytest
 
 from mlbseg.data import cache as cache_module
 from mlbseg.data import entries as entries_module
+from mlbseg.data import known as known_module
 from mlbseg.data import reading as reading_module
 from mlbseg.data.cache import FORMAT, Cache
 from mlbseg.data.cache_root import default_cache_root
@@ -126,7 +127,7 @@ def test_a_second_run_reads_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise AssertionError("read again")
 
     monkeypatch.setattr(cache_module, "read_scan", refuse)
-    monkeypatch.setattr(cache_module, "read_label", refuse)
+    monkeypatch.setattr(known_module, "read_label", refuse)
     again = Cache(tmp_path / "cache", PLAN)
     assert np.array_equal(again.image(case).array[:], first.image(case).array[:])
     assert again.image(case).frame == first.image(case).frame
@@ -450,14 +451,14 @@ def test_a_label_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(tmp_path)
-    original = cache_module.read_label
+    original = known_module.read_label
 
     def read_and_change(path: Path) -> Any:
         label = original(path)
         flipped(path)
         return label
 
-    monkeypatch.setattr(cache_module, "read_label", read_and_change)
+    monkeypatch.setattr(known_module, "read_label", read_and_change)
     with pytest.raises(UserError, match=r"a_label\.nii\.gz: has changed since it was first read"):
         Cache(tmp_path / "cache", PLAN).label(case)
     assert [name.split("-")[0] for name in entries(tmp_path / "cache")] == ["image"]

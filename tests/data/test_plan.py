@@ -268,7 +268,7 @@ def test_masks_keep_one_component_of_what_every_clean_label_shows_in_one_piece()
     assert plan.largest_component == (1, 2)
     assert "every clean label: 1, 2." in plan.reasons["largest_component"]
     first, *others = whole.cases
-    halves = replace(first, structures=(first.structures[0], replace(first.structures[1], components=2)))
+    halves = replace(first, structures=(first.structures[0], replace(first.structures[1], largest=0.94)))
     assert plan_for(Fingerprint((halves, *others))).largest_component == (1,)
     assert plan_for(Fingerprint(whole.cases[:2])).largest_component == ()  # two labels are too few to say so
     assert plan_for(whole, overrides={"largest_component": []}).largest_component == ()

@@ -17,6 +17,7 @@ from data.broken import BROKEN, cut, healthy, left_atrium, mask, nifti, noise, p
 from mlbseg.data import facts as facts_module
 from mlbseg.data import fingerprint as fingerprint_module
 from mlbseg.data import hashes, remembered
+from mlbseg.data import known as known_module
 from mlbseg.data import reading as reading_module
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import CheckResult, check
@@ -26,6 +27,7 @@ from mlbseg.data.hashes import content_hash
 from mlbseg.data.reading import Reading
 from mlbseg.data.remembered import Remembered, reader_version
 from mlbseg.errors import UserError
+from mlbseg.types import Known
 
 KINDS = {
     "nifti": healthy, "nrrd": lambda root: healthy(root, ".nrrd"), "metaimage": lambda root: healthy(root, ".mha"),
@@ -41,7 +43,7 @@ class Counted:
         self.read: list[str] = []
         for module, name in (
             (facts_module, "read_scan"), (facts_module, "read_label"),
-            (fingerprint_module, "read_scan"), (fingerprint_module, "read_label"),
+            (fingerprint_module, "read_scan"), (known_module, "read_label"),
         ):  # fmt: skip
             monkeypatch.setattr(module, name, self._counting(getattr(module, name)))
 
@@ -114,7 +116,7 @@ def test_measures_are_remembered_too(tmp_path: Path, here: Reading, counted: Cou
     assert fingerprint(cases, reading=here) == plain
     assert counted.taken() == []
     # What is asked counts: of a case that is not clean, no structure is measured.
-    hidden = [replace(case, unknown=1) for case in cases]
+    hidden = [replace(case, known=Known(ignore=1)) for case in cases]
     assert fingerprint(hidden, reading=here) == fingerprint(hidden)
 
 

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - as its documentation does
 
+from blocks import blocks, save
 from conftest import Command
-from mlbseg.data.cases import Dataset, find_cases, find_scans
+from mlbseg.data.cases import Dataset, LabelOptions, find_cases, find_scans
 from mlbseg.data.check import check
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.formats.slicer import Segment, label_map, segments
 from mlbseg.data.geometry import onto
+from mlbseg.data.known import label_on
 from mlbseg.data.readers import read_label, read_scan, write_label
 from mlbseg.errors import ReadError
+from mlbseg.types import NOT_KNOWN, Geometry
 
 PATH = Path("case.seg.nrrd")
 
@@ -147,6 +151,27 @@ def test_a_segmentation_is_read_by_every_command(layers: bool, tmp_path: Path, c
 def facts_of(dataset: Dataset) -> dict[int, int]:
     """Return the voxels of each value that the plan is made from."""
     return fingerprint(dataset.cases).cases[0].label_voxels
+
+
+def test_what_a_part_does_not_cover_is_unknown_if_it_is_said(tmp_path: Path) -> None:
+    image, label = blocks(0)
+    save(tmp_path / "images" / "a.nii.gz", image)
+    box = tuple(slice(1, n - 1) for n in label.shape)
+    drawn = sitk.GetImageFromArray(label[box])
+    drawn.SetOrigin((1.0, 1.0, 1.0))
+    for key, value in keys(("body", 1, 0), ("knob", 2, 0)).items():
+        drawn.SetMetaData(key, value)
+    (tmp_path / "labels").mkdir()
+    sitk.WriteImage(drawn, str(tmp_path / "labels" / "a.seg.nrrd"))
+    outside = label.size - label[box].size
+    for options, value in ((LabelOptions(), 0), (LabelOptions(cropped=True), NOT_KNOWN)):
+        found = find_cases(tmp_path, options)
+        read = label_on(found.cases[0], Geometry.identity(label.shape[::-1]))
+        assert np.array_equal(read[box], label[box])
+        assert (read == value).sum() == outside + (label[box] == value).sum()
+        (entry,) = check(found).summary["per_case"]
+        assert entry["unknown"] == (outside if value else 0)
+        assert sum(entry["labels"].values()) == label.size - entry["unknown"]
 
 
 def test_a_part_that_does_not_lie_in_the_image_is_a_fault(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mlbseg.config import load_config
 from mlbseg.errors import UserError
 from mlbseg.methods import METHODS, Method, find_method
 from mlbseg.networks import make_network
-from mlbseg.types import IGNORE, Batch
+from mlbseg.types import EITHER, IGNORE, UNLABELLED, Batch
 
 # What a method's defaults ask of a network that `conv_net` has not: confident predictions.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -157,6 +157,50 @@ def test_what_lies_beyond_the_scans_is_not_learnt(name: str, settings: dict[str,
     grads = [output.grad for output in outputs if output.grad is not None]
     assert any((grad[..., ~beyond] != 0).any() for grad in grads)
     assert all((grad[..., beyond] == 0).all() for grad in grads)
+
+
+@methods
+@dimensions
+def test_unknown_voxels_of_a_clean_scan_reach_the_student_by_the_unlabelled_loss(
+    name: str, settings: dict[str, Any], ndim: int
+) -> None:
+    """A clean scan that is known in places is drawn as an unlabelled one too (`StepDataset`)."""
+    batch = make_batch(SHAPES[ndim], 3, seed=10)
+    assert batch.image is not None
+    known = torch.zeros(SHAPES[ndim], dtype=torch.bool)
+    known[..., :2] = True
+    batch.clean_label[:, ~known] = IGNORE
+    batch.image = torch.cat([batch.clean_image, batch.image[:1]])
+    batch.initial_label = torch.full((3, *SHAPES[ndim]), UNLABELLED)
+    batch.initial_label[:2, known] = IGNORE
+    batch.inside = batch.initial_label != IGNORE
+    other = batch.image.clone()
+    other[:2, :, ~known] = other[:2, :, ~known].flip(-1) * 1.3
+    method = make_method(name, settings, conv_net(ndim, 3))
+    before, after = first_gradient(method, batch), first_gradient(method, replace(batch, image=other))
+    assert all(torch.isfinite(grad).all() for grad in before.values())
+    moved = max(float((before[n] - after[n]).abs().max()) for n in before)
+    assert (moved > 0) == METHODS[name].uses_unlabelled
+
+
+@methods
+@dimensions
+def test_background_that_may_hide_a_class_counts_as_either(
+    name: str, settings: dict[str, Any], ndim: int
+) -> None:
+    batch = make_batch(SHAPES[ndim], 3)
+    gradients = []
+    for value in (0, EITHER, IGNORE):
+        method = make_method(name, settings, conv_net(ndim, 3))
+        method.sets = torch.tensor([[True, False, True]])
+        label = torch.where(batch.clean_label == 0, value, batch.clean_label)
+        for losses in method.losses(replace(batch, clean_label=label), 3):
+            torch.stack(list(losses.values())).sum().backward()
+        gradients.append({n: p.grad for n, p in method.student.named_parameters() if p.grad is not None})
+    background, either, ignored = gradients
+    assert all(torch.isfinite(grad).all() for grad in either.values())
+    for other in (background, ignored):
+        assert any(not torch.allclose(either[n], other[n]) for n in either)
 
 
 @methods

@@ -16,7 +16,7 @@ from ranks import together
 
 pytestmark = pytest.mark.slow
 
-STEPS = 20
+STEPS = 6
 CLEAN, OTHERS = 2, 4  # images of a batch
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {}),

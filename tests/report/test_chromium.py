@@ -194,7 +194,7 @@ def test_any_case_is_opened_by_name_and_place(show: Open) -> None:
     assert page.get_by_label("Case").input_value() == "1"
     page.get_by_role("button", name="there").click()
     page.wait_for_selector('.viewer[data-ready="a"]')
-    page.wait_for_function("document.activeElement.tagName === 'CANVAS'")
+    page.wait_for_function("() => document.activeElement.tagName === 'CANVAS'")
     assert page.locator(".place").inner_text().startswith("L 7.0, P 3.0, S 6.0 mm")
 
 

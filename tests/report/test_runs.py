@@ -14,8 +14,9 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation does
 from blocks import TINY, write_blocks
 from conftest import Command
 from mlbseg.apps import report as package
-from mlbseg.apps.report import masks_report, report
+from mlbseg.apps.report import Report, masks_report, report
 from mlbseg.apps.report.packing import Subject, pack
+from mlbseg.cli.report import how_good
 from mlbseg.data.splits import Split
 from mlbseg.errors import UserError
 from mlbseg.types import Geometry
@@ -272,10 +273,11 @@ def test_training_leaves_a_report(
     arguments = ("train", scans, "--method", "supervised", "--test", 1, *short)
     done = command(*arguments, "--out", tmp_path / "a", "--json")
     assert (done.code, done.json["report"]) == (0, str(tmp_path / "a" / "report.html"))
+    assert [row["name"] for row in done.json["scores"]] == ["label 1", "label 2", "all classes"]
     assert (tmp_path / "a" / "report.html").is_file()
     assert json.loads((tmp_path / "a" / "result.json").read_text())["peak_memory_bytes"] > 1 << 20
     without = command("train", "--resume", tmp_path / "a", "--no-report", "--json")
-    assert without.json["report"] is None
+    assert (without.json["report"], without.json["scores"]) == (None, None)
 
     def fail(*_: object, **__: object) -> None:
         raise ValueError("a fault of ours")
@@ -286,6 +288,37 @@ def test_training_leaves_a_report(
     assert failed.code == 0
     assert "note: no report was written: ValueError: a fault of ours" in failed.out
     assert "next: mlbseg predict" in failed.out
+
+
+@pytest.mark.parametrize(
+    ("group", "scored", "beyond", "said"),
+    [
+        ("test", 3, 0, "scores: of the test cases"),
+        (
+            "validation",
+            8,
+            4,
+            "first 8 of 12 validation cases (mlbseg report 'a run' --cases 12 --overwrite scores all)",
+        ),
+        (
+            "clean",
+            2,
+            0,
+            "scores: of labels that training has seen; to know how good it is on other scans, set some",
+        ),
+        (
+            None,
+            0,
+            0,
+            "no case could be scored; to know how good it is on other scans, set some apart with --test N",
+        ),
+    ],
+)
+def test_the_end_of_training_says_what_was_scored(
+    group: str | None, scored: int, beyond: int, said: str
+) -> None:
+    page = Report(Path("a.html"), scored, group, None, (), None, beyond)
+    assert said in how_good(page, Path("a run"))
 
 
 def test_masks_are_shown(scans: Path, tmp_path: Path, command: Command) -> None:

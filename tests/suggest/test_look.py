@@ -20,8 +20,11 @@ from mlbseg.types import Case
 
 CPU = torch.device("cpu")
 CHANNELS = {
+    "nnunet": (4, 4, 4, 4),
+    "resenc": (4, 4, 4, 4),
     "unet": (4, 8, 8),
     "unet++": (4, 4, 4, 4, 4),
+    "nested-unet": (4, 4, 4, 4, 4),
     "vnet": (3,),
     "vnet3": (3,),
     "dynunet": (4, 5, 6),
@@ -138,8 +141,19 @@ def test_hooks_are_gone_after_a_look(tmp_path: Path) -> None:
     assert not any(module._forward_hooks for module in looker.network.modules())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("ndim", "scan_ndim"), [(3, 3), (2, 3), (2, 2)], ids=["3D", "slices", "2D"])
+KINDS = {"3D": (3, 3), "slices": (2, 3), "2D": (2, 2)}
+"""Of scans: dimensions of the network, and of the scan."""
+# Every network, and every kind of scan.
+PAIRS = [
+    *((name, "2D") for name in NETWORKS),
+    ("unet", "3D"),
+    ("unet", "slices"),
+    ("swin-unetr", "slices"),
+    ("vnet", "3D"),
+]
+
+
+@pytest.mark.parametrize(("name", "ndim", "scan_ndim"), [(name, *KINDS[kind]) for name, kind in PAIRS])
 def test_every_network_describes_scans(name: str, ndim: int, scan_ndim: int, tmp_path: Path) -> None:
     if name == "swin-unetr":
         pytest.importorskip("einops")

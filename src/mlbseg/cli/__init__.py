@@ -16,12 +16,14 @@ from mlbseg.cli.arguments import join_lists
 from mlbseg.cli.audit import audit
 from mlbseg.cli.bench import LISTS, bench
 from mlbseg.cli.check import check
+from mlbseg.cli.config import config
 from mlbseg.cli.demo import demo
 from mlbseg.cli.evaluate import evaluate
 from mlbseg.cli.export import export
 from mlbseg.cli.plan import plan
 from mlbseg.cli.predict import predict
 from mlbseg.cli.report import report
+from mlbseg.cli.review import review
 from mlbseg.cli.suggest import suggest
 from mlbseg.cli.train import train
 from mlbseg.errors import printable
@@ -34,7 +36,7 @@ app = typer.Typer(
     "Train a model on scans of which a few are labelled (train), segment new scans (predict) and score the masks "
     "(evaluate). Start with: mlbseg check SCANS",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -82,7 +84,21 @@ def _options(
 
 COMMANDS = {
     command.__name__: command
-    for command in (check, plan, train, predict, evaluate, report, audit, suggest, bench, export, demo)
+    for command in (
+        check,
+        plan,
+        train,
+        predict,
+        evaluate,
+        report,
+        audit,
+        suggest,
+        review,
+        bench,
+        export,
+        config,
+        demo,
+    )
 }
 """By name, in the order of `mlbseg --help`: the order in which they are used."""
 

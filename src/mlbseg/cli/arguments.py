@@ -51,6 +51,24 @@ AllowEmpty = Annotated[
         "--allow-empty", help="Accept labels without any structure: these scans have nothing to find."
     ),
 ]
+Ignore = Annotated[
+    int | None,
+    typer.Option(help="Label value of voxels whose class is not known, such as 4 or 255 in scribbles."),
+]
+Sparse = Annotated[
+    bool,
+    typer.Option(
+        "--sparse",
+        help="Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.",
+    ),
+]
+OutsideUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--outside-unknown",
+        help="What a cropped segmentation of 3D Slicer does not cover is unknown, not background.",
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty cases.")]
 
 Preset = Annotated[
@@ -162,6 +180,21 @@ def numbers(option: str, texts: Sequence[str] | None) -> list[int]:
     except ValueError:
         found = ",".join(texts or ())
         raise UserError(f"{option} {brief(found)}: expected whole numbers, such as {option} 0,1,2") from None
+
+
+def key_values(option: str, texts: Sequence[str] | None) -> dict[str, int | str]:
+    """Return what ``key=value`` texts say; digits are a number.
+
+    Raises:
+        UserError: if one has no key.
+    """
+    found: dict[str, int | str] = {}
+    for text in texts or ():
+        key, separator, value = text.partition("=")
+        if not (separator and key.isidentifier()):
+            raise UserError(f"{option} {brief(text)}: expected key=value, such as {option} timeout_min=600")
+        found[key] = int(value) if _is_count(value) else value
+    return found
 
 
 def count_or_ids(text: str | None) -> int | list[str] | None:

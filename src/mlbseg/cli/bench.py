@@ -14,14 +14,18 @@ from mlbseg.cli.arguments import (
     Cache,
     ConfigFile,
     Device,
+    Ignore,
     Json,
     Labels,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
     Processes,
     Quiet,
+    Sparse,
     count_or_ids,
+    key_values,
     label_values,
     names,
     numbers,
@@ -67,6 +71,16 @@ def bench(
     labels: Labels = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
+    one_slice_in: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep one slice in N of each training label, as if the others had not been drawn (not for --upper).",
+            min=2,
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     override: Override = None,
@@ -81,6 +95,19 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Total CPU threads, shared by all --jobs.", min=1)
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where cells are computed: here, in processes of this command; local or slurm, in jobs of submitit."
+        ),
+    ] = "here",
+    job_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A parameter of submitit's jobs as key=value, such as timeout_min=600 or slurm_partition=gpu; "
+            "repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -89,16 +116,20 @@ def bench(
     The same command continues a bench that was stopped. With more methods, budgets or seeds it runs the new cells only.
     """
     from mlbseg.apps.bench import BenchRequest, run_bench
+    from mlbseg.data.cases import LabelOptions
 
     request = BenchRequest(
         data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
         seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
-        upper=upper, labels=label_values(labels), patient=patient, allow_empty=allow_empty, preset=preset,
+        upper=upper, labels=label_values(labels), patient=patient,
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
+        preset=preset,
         config=config, overrides=tuple(override or ()), cache=cache, processes=processes,
         command=shlex.join(["mlbseg", *sys.argv[1:]]),
     )  # fmt: skip
     result = run_bench(
         out, request, jobs=jobs, device=device, devices=devices, threads=threads, retry=retry,
+        executor=executor, job_options=key_values("--job-option", job_option),
         console=progress_console(quiet or as_json),
     )  # fmt: skip
     finish(

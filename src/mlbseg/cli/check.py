@@ -10,11 +10,14 @@ from mlbseg.cli.arguments import (
     AllowEmpty,
     Cache,
     Data,
+    Ignore,
     Json,
     Labels,
+    OutsideUnknown,
     Patient,
     Processes,
     Quiet,
+    Sparse,
     label_values,
 )
 from mlbseg.cli.ending import finish
@@ -27,6 +30,9 @@ def check(
     labels: Labels = None,
     patient: Patient = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     cache: Cache = None,
     processes: Processes = None,
     as_json: Json = False,
@@ -38,7 +44,8 @@ def check(
 
     with StepProgress(progress_console(quiet or as_json), "reading", 0) as progress:
         result = run_check(
-            data, labels=label_values(labels), patient=patient, allow_empty=allow_empty, cache=cache,
+            data, labels=label_values(labels), patient=patient, allow_empty=allow_empty, ignore=ignore, sparse=sparse,
+            outside_unknown=outside_unknown, cache=cache,
             processes=processes, progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     finish(
@@ -56,7 +63,8 @@ def _table(summary: dict[str, Any], title: str) -> Table:
         "patients": (summary["patients"] or {}).get("words"),
         "channels": ", ".join(map(str, summary["channels"])),
         "label values": ", ".join(f"{value} in {n} scans" for value, n in summary["labels"].items()),
-        "not known": f"some voxels in {summary['unknown']} labels" if summary["unknown"] else "",
+        "unknown": _unknown(summary),
+        "not all classes": f"{summary['partly_labelled']} labels" if summary["partly_labelled"] else "",
         "class names": ", ".join(f"{value}: {name}" for value, name in summary["class_names"].items()),
         "size (x, y, z)": _ranges(summary.get("size", {})),
         "spacing in mm": _ranges(summary.get("spacing", {})),
@@ -65,6 +73,20 @@ def _table(summary: dict[str, Any], title: str) -> Table:
         if value:
             table.add_row(name, plain(value))
     return table
+
+
+def _unknown(summary: dict[str, Any]) -> str:
+    """Say how many labels leave voxels open, and how many known voxels they have of each value."""
+    if not summary["unknown"]:
+        return ""
+    known: dict[str, int] = {}
+    for entry in summary["per_case"]:
+        if entry["unknown"]:
+            for value, count in entry["labels"].items():
+                known[value] = known.get(value, 0) + count
+    listed = ", ".join(f"{value}: {known[value]}" for value in sorted(known, key=int))
+    share = f"{1 - summary['known_share']:.3g} of the voxels of {summary['unknown']} labels"
+    return f"{share} (known voxels by label value: {listed})"
 
 
 def _counts(numbers: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlbseg.cli.arguments import Json, Quiet
+from mlbseg.cli.arguments import Json, OutsideUnknown, Quiet, Sparse
 from mlbseg.cli.ending import finish
 from mlbseg.cli.printing import names_note, progress_console
 from mlbseg.errors import UserError
@@ -26,6 +26,8 @@ def evaluate(
             "nnU-Net's dataset.json)."
         ),
     ] = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     page: Annotated[
         Path | None, typer.Option("--report", help="HTML file to write, with scores and slices.")
     ] = None,
@@ -52,8 +54,8 @@ def evaluate(
         raise UserError("--scans: only a report shows scans (add --report FILE.html, or leave --scans out)")
     with StepProgress(progress_console(quiet or as_json), "scoring", 0) as progress:
         result = run_evaluate(
-            predictions, references, unknown=ignore, out=out, overwrite=overwrite,
-            progress=lambda done, total: progress.update(done, total=total),
+            predictions, references, unknown=ignore, sparse=sparse, outside_unknown=outside_unknown, out=out,
+            overwrite=overwrite,             progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
     lines = [
         *names_note(result.not_referenced, "without a reference label, not scored"),

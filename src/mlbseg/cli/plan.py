@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,16 +15,19 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Data,
     Device,
+    Ignore,
     Init,
     Json,
     Labels,
     Minutes,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
     Processes,
     Quiet,
     SkipBad,
+    Sparse,
     StepCount,
     count_or_ids,
     label_values,
@@ -34,8 +37,8 @@ from mlbseg.cli.printing import names_note, progress_console
 from mlbseg.errors import printable
 
 if TYPE_CHECKING:
+    from mlbseg.apps.nnunet_plan import NnunetPlan
     from mlbseg.data.plan import Plan
-    from mlbseg.training.timing import StageTime
 
 
 def plan(
@@ -60,52 +63,51 @@ def plan(
     steps: StepCount = None,
     minutes: Minutes = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
     device: Device = "auto",
+    nnunet: Annotated[
+        bool,
+        typer.Option("--nnunet", help="Also print what nnU-Net's planner decides for the labelled scans."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print the plan that train would follow, with its reasons, and how long training takes. No run is written."""
+    from mlbseg.apps.nnunet_plan import nnunet_plan, require_nnunet
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.beginning import decide_run
-    from mlbseg.training.timing import time_stages
+    from mlbseg.training.timing import time_lines, time_stages
 
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         labels=label_values(labels), patient=patient, seed=seed, preset=preset, config=config,
-        overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad, cache=cache, init=init,
+        overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad, cache=cache, init=init,
         steps=steps, minutes=minutes,
     )  # fmt: skip
     target = pick_device(device)
+    if nnunet:
+        require_nnunet()
     found = decide_run(
         request, device=target, console=progress_console(quiet or as_json), processes=processes
     )
     stages = time_stages(found, target)
-    finish(
-        {**found.as_dict(), "stages": [stage.as_dict() for stage in stages]}, as_json=as_json,
-        tables=[_table(found.plan, str(data))], lines=[*_times(stages), *names_note(found.skipped, "left out")],
-    )  # fmt: skip
-
-
-def _times(stages: Sequence[StageTime]) -> list[str]:
-    """Return how long training takes, a line for the whole and one for each stage."""
-    total = sum(stage.minutes for stage in stages)
-    return [
-        f"training takes about {_minutes(total)} on this machine as busy as it is now, measured on a few steps "
-        "(scans that are read and predicted are not counted):",
-        *(
-            f"  stage {stage.stage}, {stage.method}: {stage.steps} steps of {stage.seconds_per_step:.3g} s, "
-            f"{_minutes(stage.minutes)}"
-            for stage in stages
-        ),
-    ]
-
-
-def _minutes(value: float) -> str:
-    return f"{value:.1f} minutes" if value < 10 else f"{value:.0f} minutes"
+    theirs = nnunet_plan(found.facts, found.plan) if nnunet else None
+    record = {**found.as_dict(), "stages": [stage.as_dict() for stage in stages]}
+    tables = [_table(found.plan, str(data))]
+    if theirs is not None:
+        record["nnunet"] = theirs.as_dict()
+        tables.append(_their_table(theirs))
+    lines = [*time_lines(stages), *names_note(found.skipped, "left out")]
+    finish(record, as_json=as_json, tables=tables, lines=lines)
 
 
 def _table(decided: Plan, title: str) -> Table:
@@ -113,6 +115,15 @@ def _table(decided: Plan, title: str) -> Table:
     for name, reason in decided.reasons.items():
         value = escape(printable(_shown(getattr(decided, name))))
         table.add_row(name, value, escape(printable(reason)))
+    return table
+
+
+def _their_table(plan: NnunetPlan) -> Table:
+    """Return nnU-Net's configurations, a column each."""
+    title = f"nnU-Net {plan.version} for the {plan.cases} labelled scans, on a GPU of 8 GB"
+    table = Table("decision", *(each.name for each in plan.configurations), title=title, title_justify="left")
+    for name in (each.name for each in fields(plan.configurations[0]) if each.name != "name"):
+        table.add_row(name, *(escape(printable(_shown(getattr(each, name)))) for each in plan.configurations))
     return table
 
 

@@ -57,7 +57,7 @@ def predict(
         typer.Option(
             "--largest/--no-largest",
             help="Keep the largest component of every class, or all components (default: the plan's, which is the "
-            "largest of those classes that are in one piece in every clean label).",
+            "largest of those classes that are as good as in one piece in every clean label).",
             show_default=False,
         ),
     ] = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from mlbseg.cli.arguments import Device, Json, Quiet, Run, Threads, set_threads
 from mlbseg.cli.ending import finish
 from mlbseg.cli.printing import case_progress
 from mlbseg.errors import printable
+
+if TYPE_CHECKING:
+    from mlbseg.apps.report import Report
 
 AFTER_TRAINING = 8
 """Cases on the page at the end of training: so few that it takes little time compared with training."""
@@ -51,11 +55,11 @@ def report(
     )  # fmt: skip
 
 
-def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Path | None, str]:
+def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Report | None, str]:
     """Write the page at the end of training.
 
     Returns:
-        The page, or None and why there is none. Whatever goes wrong here, the training is done.
+        What was written, or None and why nothing was. Whatever goes wrong here, the training is done.
     """
     from mlbseg.apps.report import report as write_report
 
@@ -68,4 +72,16 @@ def report_of_training(run: Path, device: str, *, quiet: bool) -> tuple[Path | N
         return None, "no report was written: interrupted"
     except Exception as error:  # an internal error too: it is said, and `mlbseg report` shows where it is
         return None, printable(f"no report was written: {type(error).__name__}: {error}")
-    return result.path, ""
+    return result, ""
+
+
+def how_good(result: Report, run: Path) -> str:
+    """Return in a sentence which cases the scores after training are of, or how to get some of other cases."""
+    if result.group == "test" or result.group == "validation":
+        if not result.beyond:
+            return f"scores: of the {result.group} cases"
+        every = result.scored + result.beyond
+        again = f"mlbseg report {shlex.quote(str(run))} --cases {every} --overwrite"
+        return f"scores: of the first {result.scored} of {every} {result.group} cases ({again} scores all)"
+    known = "no case could be scored" if not result.scored else "scores: of labels that training has seen"
+    return f"{known}; to know how good it is on other scans, set some apart with --test N"

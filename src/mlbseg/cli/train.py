@@ -15,10 +15,12 @@ from mlbseg.cli.arguments import (
     ConfigFile,
     Device,
     Devices,
+    Ignore,
     Init,
     Json,
     Labels,
     Minutes,
+    OutsideUnknown,
     Override,
     Patient,
     Preset,
@@ -26,6 +28,7 @@ from mlbseg.cli.arguments import (
     Quiet,
     SharedThreads,
     SkipBad,
+    Sparse,
     StepCount,
     Timeout,
     count_or_ids,
@@ -34,7 +37,7 @@ from mlbseg.cli.arguments import (
 )
 from mlbseg.cli.ending import finish
 from mlbseg.cli.printing import progress_console
-from mlbseg.cli.report import report_of_training
+from mlbseg.cli.report import how_good, report_of_training
 from mlbseg.launch import speaks
 
 
@@ -73,6 +76,9 @@ def train(
     override: Override = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to continue.")] = None,
     allow_empty: AllowEmpty = False,
+    ignore: Ignore = None,
+    sparse: Sparse = False,
+    outside_unknown: OutsideUnknown = False,
     skip_bad: SkipBad = False,
     cache: Cache = None,
     processes: Processes = None,
@@ -88,6 +94,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model from scans of which some are labelled."""
+    from mlbseg.data.cases import LabelOptions
     from mlbseg.device import device_name
     from mlbseg.training import TrainRequest, train_run
 
@@ -95,25 +102,29 @@ def train(
     request = TrainRequest(
         data=data, out=out, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
         validation=count_or_ids(validation) or 0, labels=label_values(labels), patient=patient, seed=seed,
-        preset=preset, config=config, overrides=tuple(override or ()), allow_empty=allow_empty, skip_bad=skip_bad,
+        preset=preset, config=config, overrides=tuple(override or ()),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad,
         cache=cache, init=init, steps=steps, minutes=minutes,
     )  # fmt: skip
     result = train_run(
         request, resume=resume, device=device_name(device, accelerator, devices), devices=devices, timeout=timeout,
         processes=processes, console=progress_console(quiet or as_json),
     )  # fmt: skip
-    page, why = None, ""
+    shown, why = None, ""
     if with_report and speaks():
-        page, why = report_of_training(result.run, device_name(device, accelerator), quiet=quiet or as_json)
+        shown, why = report_of_training(result.run, device_name(device, accelerator), quiet=quiet or as_json)
     score = "" if result.validation_dice is None else f" (validation Dice {result.validation_dice:.3f})"
     lines = [f"trained {result.steps} steps; kept {result.selection}{score}"]
     lines += [f"warning: {warning}" for warning in result.warnings]
-    if page is not None:
-        lines.append(f"report: {page}")
+    if shown is not None:
+        lines += [how_good(shown, result.run), f"report: {shown.path}"]
     elif why:
         lines.append(f"note: {why}")
     lines.append(f"next: mlbseg predict {shlex.quote(str(result.run))} NEW_SCANS --out MASKS")
     record = {"run": str(result.run), "steps": result.steps, "validation_dice": result.validation_dice,
-              "selection": result.selection, "report": None if page is None else str(page),
+              "selection": result.selection, "report": None if shown is None else str(shown.path),
+              "scores": None if shown is None else shown.as_dict()["scores"],
               "warnings": list(result.warnings), "note": why}  # fmt: skip
-    finish(record, as_json=as_json, lines=lines)
+    scores = None if shown is None else shown.evaluation
+    finish(record, as_json=as_json, tables=[] if scores is None else [scores.table()], lines=lines)

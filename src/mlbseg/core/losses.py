@@ -6,15 +6,17 @@ rank has the loss of the whole batch, with the gradient of its own part, and the
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.types import EITHER, UNLABELLED
 from mlbseg.types import IGNORE as IGNORE  # for users of the losses
-from mlbseg.types import UNLABELLED
 
 
 def cross_entropy_map(logits: Tensor, label: Tensor) -> Tensor:
@@ -63,6 +65,39 @@ def mean_cross_entropy(logits: Tensor, label: Tensor, *, ranks: Ranks = ALONE) -
     cost = cross_entropy_map(logits, label).sum()
     total, count = ranks.sum_each(cost, (label != IGNORE).sum())
     return total / count.clamp(min=1)
+
+
+def resolved(logits: Tensor, label: Tensor, sets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return logits and labels that any loss takes, of pixels of which some are background or one of several classes.
+
+    Where a case has not all classes labelled, its background is the background or one of the others. There the
+    probability of the background becomes the sum over all classes that may hide in it, and theirs becomes 0: the
+    marginal loss, for every loss of probabilities alike. In soft Dice such a pixel counts as background for the classes
+    that were labelled, and for those that may hide there not at all.
+
+    Source: Fang & Yan, PIPO-FAN (IEEE TMI 2020), section III-D; Shi et al., Marginal loss and exclusion loss (Medical
+    Image Analysis 2021), eq. 1 to 4.
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) class indices; ``EITHER - j`` means background or a class of set j; other negative ones are as
+            they are.
+        sets: (J, K) bool, the classes of each set; True for the background too. None: there are none.
+
+    Returns:
+        (B, K, *S) logits and (B, *S) labels without such values.
+    """
+    if sets is None or not len(sets):
+        return logits, label
+    either = label <= EITHER
+    of_pixel = sets.to(logits.device)[(EITHER - label).clamp(0, len(sets) - 1)]  # (B, *S, K)
+    within = (of_pixel & either.unsqueeze(-1)).movedim(-1, 1)
+    lowest = torch.finfo(logits.dtype).min / 8
+    joined = logits.masked_fill(~within, lowest).logsumexp(1, keepdim=True)
+    first = torch.zeros_like(within)
+    first[:, 0] = either
+    merged = torch.where(first, joined, logits.masked_fill(within & ~first, lowest))
+    return merged, torch.where(either, 0, label)
 
 
 def residual_map(logits: Tensor, label: Tensor) -> Tensor:
@@ -167,6 +202,56 @@ def pairwise_consistency(aligned: Tensor, seen: Tensor, *, ranks: Ranks = ALONE)
     pairs = (count * (count - 1) / 2).sum() * aligned.shape[2]
     spread, pairs = ranks.sum_each((count * spread).sum(), pairs)
     return spread / pairs.clamp(min=1)
+
+
+def gated_crf(
+    logits: Tensor,
+    image: Tensor,
+    *,
+    contrast: float = 0.3,
+    distances: Sequence[int] = (1, 2, 4),
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Return how often neighbours of like intensity are predicted apart: a scalar from 0 to 1.
+
+    Every pixel is compared with its 8 (in 3D 26) neighbours at each distance. A pair counts
+    k (1 - sum_c p_c q_c) with k = exp(-|I - J|² / (2 contrast²)), the mean over all pairs. It spreads what scribbles
+    say up to the next edge of the image, and shortens the outlines of structures.
+
+    Source: Obukhov et al., Gated CRF loss (NeurIPS workshop 2019, arXiv 1906.04651), eq. 4 with the Potts model and a
+    kernel of intensity alone; the neighbours are those of dilated convolutions, which costs less than a full window.
+
+    Args:
+        logits: (B, K, *S).
+        image: (B, C, *S), normalised intensities.
+        contrast: Difference of intensity that is an edge, in standard deviations of the scan.
+        distances: Of the neighbours, pixels.
+        ranks: Those that share the batch.
+    """
+    probability = torch.softmax(logits, dim=1)
+    ndim = image.ndim - 2
+    # Of two opposite neighbours one is enough.
+    ways = [way for way in itertools.product((-1, 0, 1), repeat=ndim) if way > (0,) * ndim]
+    energy, pairs = logits.sum() * 0, logits.new_zeros(())
+    for way in ways:
+        for distance in distances:
+            one, other = _shifted([step * distance for step in way])
+            if not image[one].numel():
+                continue  # the patch is too small
+            alike = torch.exp((image[one] - image[other]).square().sum(1) / (-2 * contrast**2))
+            apart = 1 - (probability[one] * probability[other]).sum(1)
+            energy = energy + (alike * apart).sum()
+            pairs = pairs + alike.numel()
+    energy, pairs = ranks.sum_each(energy, pairs)
+    return energy / pairs.clamp(min=1)
+
+
+def _shifted(steps: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where pixels are, and where those that lie so many steps on, along the axes after (B, C)."""
+    every = (slice(None), slice(None))
+    one = tuple(slice(max(0, -step), -step if step > 0 else None) for step in steps)
+    other = tuple(slice(max(0, step), step if step < 0 else None) for step in steps)
+    return every + one, every + other
 
 
 def prediction_distance(logits: Tensor, other: Tensor, valid: Tensor, *, ranks: Ranks = ALONE) -> Tensor:

@@ -7,7 +7,7 @@ comes first. All views of all images are sampled in one batched call on the imag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,20 +43,20 @@ class Views:
             (V * B, C, *S), view-major: entry v * B + b is view v of image b. Pixels from outside the image
             repeat its border.
         """
-        rest = _sample(image, self.matrix[1:], "bilinear")
+        rest = sample(image, self.matrix[1:], "bilinear")
         return torch.cat([image, rest.flatten(0, 1)])
 
     def expand_label(self, label: Tensor) -> Tensor:
         """Return the labels seen by the views: (B, *S) → (V * B, *S); `IGNORE` outside the image."""
-        moved = _sample(label.unsqueeze(1).float(), self.matrix[1:], "nearest").squeeze(2)
+        moved = sample(label.unsqueeze(1).float(), self.matrix[1:], "nearest").squeeze(2)
         moved = moved.round().to(label.dtype)
-        inside = _inside(self.matrix, label.shape[1:])[1:]
+        inside = within(self.matrix, label.shape[1:])[1:]
         moved = torch.where(inside.squeeze(2) > 0, moved, torch.full_like(moved, IGNORE))
         return torch.cat([label, moved.flatten(0, 1)])
 
     def valid(self, shape: Sequence[int]) -> Tensor:
         """Return (V * B, 1, *shape): 1 where a view's pixel lies inside the image, else 0."""
-        return _inside(self.matrix, shape).flatten(0, 1)
+        return within(self.matrix, shape).flatten(0, 1)
 
     def align(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Map predictions of the views back to the identity frame; gradients flow through.
@@ -70,9 +70,9 @@ class Views:
         """
         V, B = self.matrix.shape[:2]
         first, rest = prediction[:B], prediction[B:].unflatten(0, (V - 1, B))
-        back = _invert(self.matrix)
-        moved = _sample(rest, back[1:], "bilinear")
-        return torch.cat([first.unsqueeze(0), moved]), _inside(back, prediction.shape[2:])
+        back = inverted(self.matrix)
+        moved = sample(rest, back[1:], "bilinear")
+        return torch.cat([first.unsqueeze(0), moved]), within(back, prediction.shape[2:])
 
     def pseudo_label(self, prediction: Tensor) -> Tensor:
         """Return the label that the views' mean prediction gives: the pseudo label of PLE.
@@ -86,6 +86,10 @@ class Views:
         aligned, seen = self.align(prediction)
         # The sum has the same argmax as the mean over the views that saw the pixel.
         return (aligned * seen).sum(0).argmax(1)
+
+    def pseudo_labels(self, prediction: Tensor) -> Tensor:
+        """Return `pseudo_label` as each view sees it: (V * B, *S)."""
+        return self.expand_label(self.pseudo_label(prediction))
 
 
 def draw_views(
@@ -114,17 +118,43 @@ def draw_views(
     Raises:
         ValueError: for an unknown kind.
     """
+
+    def scale(kind: str, generator: torch.Generator) -> float:
+        share = zoom[0] + (zoom[1] - zoom[0]) * float(torch.rand((), generator=generator))
+        return 1 - 2 * share if kind == "zoom-in" else 1 + 2 * share
+
+    # Not waiting: else it would wait for all that a GPU has to do.
+    return Views(draw_maps(seeds, ndim, kinds, scale, flip_axes).to(device, non_blocking=True))
+
+
+def draw_maps(
+    seeds: Sequence[int],
+    ndim: int,
+    kinds: Sequence[str],
+    scale: Callable[[str, torch.Generator], float],
+    flip_axes: Sequence[int] | None = None,
+) -> Tensor:
+    """Draw the maps (1 + len(kinds), B, n, n + 1) of views, on the CPU; see `draw_views` for the other arguments.
+
+    Args:
+        seeds: One for each image.
+        ndim: 2 or 3.
+        kinds: See `draw_views`.
+        scale: What a zoom multiplies a view's coordinates by; called for every view, flips too.
+        flip_axes: See `draw_views`.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
     axes = list(range(ndim)) if flip_axes is None else list(flip_axes)
     matrix = torch.zeros(1 + len(kinds), len(seeds), ndim, ndim + 1)
     matrix[..., range(ndim), range(ndim)] = 1
     for b, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
         for v, kind in enumerate(kinds, start=1):
-            share = zoom[0] + (zoom[1] - zoom[0]) * float(torch.rand((), generator=generator))
-            if kind == "zoom-in":
-                matrix[v, b] *= 1 - 2 * share
-            elif kind == "zoom-out":
-                matrix[v, b] *= 1 + 2 * share
+            drawn = scale(kind, generator)
+            if kind in ("zoom-in", "zoom-out"):
+                matrix[v, b] *= drawn
             elif kind == "flip":
                 subset = int(torch.randint(1, 2 ** max(len(axes), 1), (), generator=generator))
                 for bit, axis in enumerate(axes):
@@ -133,10 +163,10 @@ def draw_views(
                         matrix[v, b, ndim - 1 - axis] *= -1
             else:
                 raise ValueError(f"unknown view {kind!r}: use zoom-in, zoom-out or flip")
-    return Views(matrix.to(device, non_blocking=True))  # else it would wait for all that a GPU has to do
+    return matrix
 
 
-def _sample(image: Tensor, matrix: Tensor, mode: str) -> Tensor:
+def sample(image: Tensor, matrix: Tensor, mode: str) -> Tensor:
     """Sample images through maps: (B, C, *S) or (V, B, C, *S), (V, B, n, n + 1) → (V, B, C, *S)."""
     V, B = matrix.shape[:2]
     if image.ndim == matrix.shape[2] + 2:
@@ -144,21 +174,21 @@ def _sample(image: Tensor, matrix: Tensor, mode: str) -> Tensor:
     shape = image.shape[2:]
     if V == 0:
         return image.new_empty(0, *image.shape[1:])
-    grid = _grid(matrix.to(image.dtype), shape)
+    grid = places(matrix.to(image.dtype), shape)
     moved = F.grid_sample(image.flatten(0, 1), grid, mode=mode, padding_mode="border", align_corners=False)
     return moved.unflatten(0, (V, B))
 
 
-def _inside(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+def within(matrix: Tensor, shape: Sequence[int]) -> Tensor:
     """Return (V, B, 1, *shape): 1 where the map's source lies inside [-1, 1] on every axis."""
     V, B = matrix.shape[:2]
-    grid = _grid(matrix, shape)
+    grid = places(matrix, shape)
     # A hair of tolerance: the identity's outermost centres must not fall outside by rounding.
     inside = (grid.abs() <= 1 + 1e-5).all(-1)
     return inside.unflatten(0, (V, B)).unsqueeze(2).to(matrix.dtype)
 
 
-def _grid(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+def places(matrix: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the places that maps (V, B, n, n + 1) sample, (V * B, *S, n); `shape` ends with S."""
     spatial = shape[len(shape) - matrix.shape[2] :]
     # affine_grid multiplies matrices: under autocast it would place pixels with bfloat16's three digits.
@@ -167,7 +197,7 @@ def _grid(matrix: Tensor, shape: Sequence[int]) -> Tensor:
         return F.affine_grid(flat, [len(flat), 1, *spatial], align_corners=False)
 
 
-def _invert(matrix: Tensor) -> Tensor:
+def inverted(matrix: Tensor) -> Tensor:
     """Return the inverse affine maps, (..., n, n + 1)."""
     linear, shift = matrix[..., :-1], matrix[..., -1:]
     with torch.autocast(matrix.device.type, enabled=False):

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from mlbseg.errors import UserError
 from mlbseg.registry import Registry
-from mlbseg.settings import Below1, Section, Share
+from mlbseg.settings import FEW, SINGLE, Below1, Section, Share
 
 KNOTS = 16
 """Voxels between the points that an elastic deformation moves."""
@@ -102,6 +103,10 @@ class Augment(Augmentation):
             description="largest relative change of size: 0.4 makes a structure up to 1.4 times smaller or larger",
         )
         affine: Share = Field(0.8, description="probability of rotation and scaling")
+        mirror: Annotated[list[Annotated[int, Field(ge=0, le=2)]] | None, FEW, SINGLE] = Field(
+            None,
+            description="axes of a patch along which it is flipped half the time; empty: plan.flip_axes",
+        )
         elastic: Share = Field(0.0, description="probability of an elastic deformation")
         intensity: Share = Field(
             0.3, description="probability of a change of brightness and, independently, of contrast"
@@ -121,6 +126,12 @@ class Augment(Augmentation):
 
         self._greys = Compose(self._grey_steps())
         any_way_up = ndim == len(set(self.flip_axes)) == 2
+        if self.settings.mirror is not None:
+            self.flip_axes = tuple(dict.fromkeys(self.settings.mirror))
+        if bad := [axis for axis in self.flip_axes if axis >= ndim]:
+            raise UserError(
+                f"augment.mirror: found axis {bad[0]}, expected axes of a {ndim}D patch, 0 to {ndim - 1}"
+            )
         self._turn = self.settings.rotate if self.settings.rotate is not None else 180 if any_way_up else 30
 
     def _places(self, shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor | None:

@@ -5,7 +5,9 @@ Ranks that train together draw a step's batch in slices: theirs joined are what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from torch.utils.data import Dataset
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.augment import Augmentation
 from mlbseg.data.cache import Cache
+from mlbseg.data.known import hidden
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.errors import Fault, ReadError
-from mlbseg.types import IGNORE, UNLABELLED, Batch, Case, Role
+from mlbseg.types import EITHER, IGNORE, UNLABELLED, Batch, Case, Role
 
 _CLEAN, _UNLABELLED, _BATCH, _META = range(4)  # streams of random numbers
 
@@ -31,10 +34,11 @@ class StepDataset(Dataset[Batch]):
     Args:
         cache: Preprocessed scans and labels.
         clean: Cases with a careful label.
-        others: Unlabelled and noisy cases; may be empty.
+        others: Unlabelled and noisy cases, and clean ones whose label is not known everywhere; may be empty. Where the
+            label of a clean one is known, it is `IGNORE`, and not `inside`.
         meta: Cases with a careful label that are in no other part of the batch; may be empty.
-        initial_labels: A `.npy` file of class indices on the prepared grid for unlabelled cases of `others`; one that
-            has none is `UNLABELLED`. A noisy case brings its own label. None: batches carry no initial labels.
+        initial_labels: A `.npy` file of class indices on the prepared grid for unlabelled and clean cases of `others`;
+            one that has none is `UNLABELLED`. A noisy case brings its own label. None: batches carry no initial labels.
         pseudo_labels: Such a file for every case of `others`; may be replaced between steps. None: batches carry none.
         patch_size: Array order; its length is the network's dimension. A 2D patch of a 3D scan is one slice.
         batch_size: Clean patches per step, of all ranks together.
@@ -42,7 +46,8 @@ class StepDataset(Dataset[Batch]):
         steps: Length.
         seed: Of the run.
         stage: Stages of one run draw different numbers.
-        foreground: Share of the clean patches that are centred on a labelled voxel.
+        foreground: Share of the clean patches that are centred on a voxel of a structure. The other patches of a label
+            that is not known everywhere are centred on a known voxel of the background.
         augment: Applied to every patch.
         ranks: Those that share the batch.
 
@@ -87,9 +92,36 @@ class StepDataset(Dataset[Batch]):
         self.foreground = foreground
         self.augment = augment
         self.ranks = ranks
+        self._sets = sorted({found for case in (*clean, *meta) if (found := self._hidden(case))})
 
     def __len__(self) -> int:
         return self.steps
+
+    @cached_property
+    def epoch(self) -> int:
+        """Steps in which as many patches are drawn as there are slices (2D patches of 3D scans) or scans.
+
+        Those of `others` count or, where there are none, the clean ones.
+        """
+        cases, drawn = (
+            (self.others, self.unlabelled_batch_size) if self.others else (self.clean, self.batch_size)
+        )
+        ndim = len(self.patch_size)
+        shapes = [self.cache.image(case).array.shape[1:] for case in cases]
+        return max(1, sum(math.prod(shape[: len(shape) - ndim]) for shape in shapes) // max(drawn, 1))
+
+    @property
+    def sets(self) -> torch.Tensor | None:
+        """Which classes each set is of that labels ``EITHER - j`` mean, (J, K) bool, the background too; or None."""
+        if not self._sets:
+            return None
+        table = torch.zeros(len(self._sets), self.cache.plan.num_classes, dtype=torch.bool)
+        for row, classes in zip(table, self._sets, strict=True):
+            row[[0, *classes]] = True
+        return table
+
+    def _hidden(self, case: Case) -> tuple[int, ...]:
+        return hidden(case.known, self.cache.plan.label_values)
 
     def __getitem__(self, step: int) -> Batch:
         """Draw this rank's slice of the batch of a step; see `Batch` for the shapes."""
@@ -153,7 +185,7 @@ class StepDataset(Dataset[Batch]):
             for a, (n, p) in enumerate(zip(shape, size, strict=True))
         ]
         image = _cut(scan, start, size, leading=1)
-        labels = [self._label(case, start, size)]
+        labels = [(self._open_label if stream == _UNLABELLED else self._label)(case, start, size)]
         if stream == _UNLABELLED and self.pseudo_labels is not None:
             labels.append(_cut(_stored(self.pseudo_labels[case.id], shape), start, size, leading=0))
         image = image.reshape(image.shape[0], *self.patch_size).astype(np.float32)
@@ -163,21 +195,41 @@ class StepDataset(Dataset[Batch]):
         return self.augment.greyed(weak, seed), weak, moved, case.id
 
     def _label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
-        if case.role is Role.UNLABELLED:
-            path = None if self.initial_labels is None else self.initial_labels.get(case.id)
-            shape = self.cache.image(case).array.shape[1:]
-            if path is None:
-                return _cut(np.broadcast_to(np.int64(UNLABELLED), shape), start, size, leading=0)
-            return _cut(_stored(path, shape), start, size, leading=0)
+        """Cut a patch of a label, as the case has it."""
         label = _cut(self.cache.label(case), start, size, leading=0).astype(np.int64)
-        # What a careful label leaves open is not learnt; in a noisy case it is as any voxel without a label.
-        label[label == UNKNOWN] = UNLABELLED if case.role is Role.NOISY else IGNORE
+        if classes := self._hidden(case):
+            label[label == 0] = EITHER - self._sets.index(classes) if classes in self._sets else UNKNOWN
+        label[label == UNKNOWN] = IGNORE
+        return label
+
+    def _open_label(self, case: Case, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Cut a patch of what an unlabelled loss begins with: `IGNORE` where it has nothing to learn."""
+        if case.role is Role.NOISY:
+            label = _cut(self.cache.label(case), start, size, leading=0).astype(np.int64)
+            open_ = label == UNKNOWN
+            if self._hidden(case):
+                open_ |= label == 0
+            label[open_] = UNLABELLED
+            return label
+        path = None if self.initial_labels is None else self.initial_labels.get(case.id)
+        shape = self.cache.image(case).array.shape[1:]
+        source = np.broadcast_to(np.int64(UNLABELLED), shape) if path is None else _stored(path, shape)
+        label = _cut(source, start, size, leading=0).astype(np.int64)
+        if case.role is Role.CLEAN:
+            own = self._label(case, start, size)
+            label[own >= 0] = IGNORE
         return label
 
     def _foreground_voxel(self, case: Case, rng: np.random.Generator) -> npt.NDArray[np.int64] | None:
-        if rng.random() >= self.foreground:
-            return None
         voxels = self.cache.foreground(case)
+        partly = len(voxels) > 0 and bool((voxels[:, -1] == 0).any())
+        on_structure = rng.random() < self.foreground
+        if partly and not on_structure:
+            voxels = voxels[voxels[:, -1] == 0]
+        elif on_structure:
+            voxels = voxels[voxels[:, -1] > 0]
+        else:
+            return None
         if not len(voxels):
             return None
         chosen = rng.choice(np.unique(voxels[:, -1]))  # every class alike, however small

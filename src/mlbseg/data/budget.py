@@ -377,8 +377,8 @@ def decide_batch_size(
 
 
 def decide_unlabelled_batch_size(facts: Fingerprint, batch: int) -> Reasoned[int]:
-    """As many as clean ones, if there are any to draw from."""
-    if not facts.count(Role.UNLABELLED, Role.NOISY):
+    """As many as clean ones, if there are any cases, or parts of labelled ones, to draw from."""
+    if not facts.count(Role.UNLABELLED, Role.NOISY) and not facts.partly_known:
         return 0, "There is no unlabelled or noisy case."
     return batch, "As many as clean ones."
 

@@ -6,12 +6,13 @@ entries: using an image never opens a label. One that is lost or damaged, while 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,19 @@ import numpy.typing as npt
 
 from mlbseg.data.entries import Content, Damaged, Opened, build, open_entry
 from mlbseg.data.facts import ImageFacts, recalled
-from mlbseg.data.geometry import RESAMPLE, onto
 from mlbseg.data.inputs import Inputs
+from mlbseg.data.known import label_on, leaves_classes
 from mlbseg.data.lattice import at_spacing, reorient
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import Frame, prepare_label, prepare_scan
-from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
+from mlbseg.data.preprocess import UNKNOWN, Frame, prepare_label, prepare_scan
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_scan
 from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered, combined_hash
 from mlbseg.errors import ReadError, UserError, printable
 from mlbseg.temporaries import sweep
 from mlbseg.types import Case, Geometry, Role
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever preparation or storage changes, so that older entries are not found."""
 
 FOREGROUND_VOXELS = 2_000
@@ -178,7 +179,7 @@ class Cache:
         return CachedArray(self._label_entry(case), "array")
 
     def foreground(self, case: Case) -> npt.NDArray[np.int32]:
-        """Return where the foreground of a clean or noisy case is.
+        """Return where the foreground of a clean or noisy case is; of a partly known label, its background too.
 
         Returns:
             (n, dimensions + 1): a voxel's position on the grid in array order, then its class index; up to
@@ -193,18 +194,24 @@ class Cache:
             )
         return self._foregrounds[case]
 
+    def is_partly_known(self, case: Case) -> bool:
+        """Return whether the prepared label of a clean or noisy case leaves voxels open, or classes."""
+        leaves = leaves_classes(case.known.classes, self.plan.label_values)
+        return leaves or bool(self._label_entry(case).opened.attributes["unknown"])
+
     def _label_entry(self, case: Case) -> _Entry:
         if not _is_labelled(case):
             raise ValueError(f"{case.id}: the label of a case in role {case.role} is not to be read")
         if case not in self._labels:
             key = self._label_key(case)
-            prepare = partial(self._prepare_label, case, seed=int(key[:16], 16))
+            prepare = partial(self._prepare_label, case)
             self._labels[case] = _Entry(self.root / f"label-{key}", case, prepare)
         return self._labels[case]
 
     def _label_key(self, case: Case) -> str:
         contents = self._image_key(case), self.inputs.label(case)
-        return combined_hash(*contents, self.plan.label_values, case.unknown)
+        # What a case's classes are changes what its label means, and not what is stored.
+        return combined_hash(*contents, self.plan.label_values, asdict(replace(case.known, classes=None)))
 
     def _image_key(self, case: Case) -> str:
         settings = {name: getattr(self.plan, name) for name in _IMAGE_FIELDS}
@@ -216,21 +223,18 @@ class Cache:
         chunks = (len(prepared), *_chunks(prepared.shape[1:], self.plan.ndim))
         return Content({"array": (prepared, chunks)}, asdict(frame))
 
-    def _prepare_label(self, case: Case, seed: int) -> Content:
-        assert case.label is not None  # noqa: S101 - `_label_entry` has seen to it
+    def _prepare_label(self, case: Case) -> Content:
         frame = self.image(case).frame
         with _naming(case), _unchanged(partial(self.inputs.label, case)):
-            label, geometry = read_label(case.label)
-            label = onto(
-                label, geometry, frame.native, where=str(case.label), whose="its image", remedy=RESAMPLE
-            )
-            prepared = prepare_label(label, frame.native, frame.grid, self.plan, case.unknown)
-        positions = _foreground(prepared, self.plan.num_classes, seed)
+            label = label_on(case, frame.native)
+            prepared = prepare_label(label, frame.native, frame.grid, self.plan)
+        positions = _foreground(prepared, self.plan.num_classes)
         return Content(
             {
                 "array": (prepared, _chunks(prepared.shape, self.plan.ndim)),
                 "foreground": (positions, (max(1, len(positions)), positions.shape[1])),
-            }
+            },
+            {"unknown": int(np.count_nonzero(prepared == UNKNOWN))},
         )
 
 
@@ -309,10 +313,15 @@ def _chunks(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
     )
 
 
-def _foreground(label: npt.NDArray[np.uint8], num_classes: int, seed: int) -> npt.NDArray[np.int32]:
-    random = np.random.default_rng(seed)
+def _foreground(label: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int32]:
+    # The same of labels that say the same, whatever stands for "not known" in their files.
+    random = np.random.default_rng(
+        int.from_bytes(hashlib.blake2b(label.tobytes(), digest_size=8).digest(), "big")
+    )
     rows = [np.empty((0, label.ndim + 1), np.int32)]
-    for index in range(1, num_classes):
+    # Of a label that is known in places, patches must be told where it is background too.
+    first = 0 if (label == UNKNOWN).any() else 1
+    for index in range(first, num_classes):
         voxels = np.flatnonzero(label == index)
         if len(voxels) > FOREGROUND_VOXELS:
             voxels = np.sort(random.choice(voxels, FOREGROUND_VOXELS, replace=False))

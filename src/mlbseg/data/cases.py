@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mlbseg.data import layouts
-from mlbseg.data.datalist import read_datalist
+from mlbseg.data.datalist import CLASSES, folder_has_classes, read_classes, read_datalist
 from mlbseg.data.formats.dicom import is_dicom
 from mlbseg.data.layouts import Found
 from mlbseg.data.patients import Patients, find_patients
 from mlbseg.data.places import entries, is_file, is_folder, unusable
 from mlbseg.data.readers import SUFFIXES, is_scan_file, segment_names, stem
 from mlbseg.errors import Fault, FaultsError, UserError
-from mlbseg.types import Case, Role
+from mlbseg.types import Case, Known, Role
 
 _LAYOUTS = """recognised are:
   images/NAME.nii.gz + labels/NAME.nii.gz        no label means unlabelled; also labels_noisy/, images_test/
   imagesTr/ + labelsTr/ (+ imagesTs/)            Medical Segmentation Decathlon, nnU-Net v2 (NAME_0000.nii.gz)
   NAME.mhd + NAME_segmentation.mhd               PROMISE12
+  NAME.nii.gz + NAME_seg.nii.gz                  or _label, _labels, _mask, _gt: side by side
   NAME/mri_norm2.h5                              Left Atrium HDF5
+  sub-*/[ses-*/]anat/ + derivatives/             BIDS: labels end in _dseg or _mask
   images/NAME/*.dcm + labels/NAME.nii.gz         one DICOM series per case, in NAME or a folder below it
   images/NAME.dcm + labels/NAME.png              2D DICOM images; a file of many frames has labels/NAME.nii.gz
-  cases.csv or cases.json                        a datalist with id, image, label, role, patient, empty"""
+  cases.csv or cases.json                        a datalist: id, image, label, role, ... (see docs/labels.md)
+  classes.csv beside any of these                which classes were drawn in a case, if not all: id, classes"""
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What the user says of all labels of a data set; a list may say other things of single cases.
+
+    Attributes:
+        ignore: The value that stands for "not known here", where neither the data nor a list names one.
+        sparse: Slices without a drawn voxel are not known.
+        cropped: What a cropped segmentation of 3D Slicer does not cover is not known.
+        allow_empty: Labels without any structure are meant: there is nothing to find in these scans.
+        every: For experiments: of each clean training label only one slice in so many is kept (`apply_split`).
+    """
+
+    ignore: int | None = None
+    sparse: bool = False
+    cropped: bool = False
+    allow_empty: bool = False
+    every: Annotated[int, Field(ge=2)] | None = None
+
+    def given(self) -> list[str]:
+        """Return the names of what is said."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+
+AS_DRAWN = LabelOptions()
+"""Every voxel of a label is what it says, and one without a structure is a fault."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +101,14 @@ class Dataset:
     patients: Patients | None = None
 
 
-def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
+def find_cases(root: Path, options: LabelOptions = AS_DRAWN) -> Dataset:
     """Find the cases in a folder of any known layout, or in a CSV or JSON datalist.
 
     `test.list` gives cases the role test; `train.list` the order in which labels are kept.
 
     Args:
         root: Where to look.
-        allow_empty: Labels without any structure are meant, in all cases: there is nothing to find in these scans.
+        options: What is said of all labels.
 
     Raises:
         UserError: If nothing is at `root`, or nothing recognised. Faults of single cases are in the result.
@@ -102,14 +135,14 @@ def find_cases(root: Path, *, allow_empty: bool = False) -> Dataset:
     order = layouts.read_list(folder / "train.list") if folder == root else ()
     tests = layouts.read_list(folder / "test.list") if folder == root else ()
     cases = [case.with_role(Role.TEST) if case.id in tests else case for case in found.cases]
-    cases = [
-        replace(case, unknown=found.unknown, may_be_empty=case.may_be_empty or allow_empty) for case in cases
-    ]
     faults = [*found.faults, *found.label_faults]
     names = found.class_names
     if not names:
         names, differing = _segment_names(cases)
         faults += differing
+    labelled, wrong = _labelled_classes(folder, found, names)
+    faults += wrong
+    cases = [_with_options(case, options, found.unknown, labelled.get(case.id)) for case in cases]
     faults += [*_unknown(cases, order, "train.list"), *_unknown(cases, tests, "test.list")]
     cases.sort(key=lambda case: case.id)
     return Dataset(
@@ -140,6 +173,46 @@ def _segment_names(cases: Sequence[Case]) -> tuple[dict[int, str], list[Fault]]:
                 faults.append(Fault(case.id, found, expected, remedy, case.id, "labels"))
             first.setdefault(value, case.id)
     return {0: "background", **names} if names else {}, faults
+
+
+def _with_options(
+    case: Case, options: LabelOptions, declared: int | None, classes: tuple[int, ...] | None
+) -> Case:
+    """Return a case with what its list, the data's description and the user say of its label, in this order."""
+    own = case.known
+    ignore = next((v for v in (own.ignore, declared, options.ignore) if v is not None), None)
+    known = Known(ignore, own.sparse or options.sparse, own.cropped or options.cropped, classes)
+    return replace(case, known=known, may_be_empty=case.may_be_empty or options.allow_empty)
+
+
+def _labelled_classes(
+    folder: Path, found: Found, names: Mapping[int, str]
+) -> tuple[dict[str, tuple[int, ...]], list[Fault]]:
+    """Return the label values that were drawn in each case of which that is said, and what is wrong with it."""
+    values = {name: value for value, name in names.items()}
+    said = found.classes
+    faults: list[Fault] = []
+    if folder_has_classes(folder) and found.layout != "datalist":
+        said, faults = read_classes(folder)
+    known = {case.id for case in found.cases}
+    result: dict[str, tuple[int, ...]] = {}
+    for case, words in said.items():
+        chosen = [int(word) if word.isdecimal() and len(word) < 11 else values.get(word) for word in words]
+        wrong = [
+            word
+            for word, value in zip(words, chosen, strict=True)
+            if value is None or (names and value not in names)
+        ]
+        if case not in known:
+            faults.append(
+                Fault(CLASSES, f"names {case!r}", "the id of a case", "correct the file", case, "list")
+            )
+        elif wrong:
+            expected = "values or names of classes" + (f": {', '.join(names.values())}" if names else "")
+            faults.append(Fault(case, f"classes {wrong[0]!r}", expected, "correct them", case, "classes"))
+        else:
+            result[case] = tuple(sorted({value for value in chosen if value}))
+    return result, faults
 
 
 def with_patients(dataset: Dataset, pattern: str | None = None, known: Patients | None = None) -> Dataset:

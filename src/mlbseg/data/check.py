@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from mlbseg.data.cases import Dataset
 from mlbseg.data.facts import ImageFacts, LabelFacts, image_facts, label_facts, recalled
 from mlbseg.data.geometry import RESAMPLE, geometry_difference, shown
 from mlbseg.data.grey import grey_fault
+from mlbseg.data.known import count_unknown, looks_sparse
 from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced
 from mlbseg.data.reading import HERE, KILLED, Reading
 from mlbseg.data.remembered import Remembered
@@ -116,7 +118,8 @@ def check(
     faults += _odd_ones_out(seen)
     if require_roles:
         faults += no_clean_case(dataset.cases)
-        if not any(case.role in (Role.UNLABELLED, Role.NOISY) for case in dataset.cases):
+        open_ = any(one.unknown or one.case.known.classes is not None for one in seen)
+        if not open_ and not any(case.role in (Role.UNLABELLED, Role.NOISY) for case in dataset.cases):
             found, remedy = "no unlabelled case", "add scans without labels to learn from them too"
             warnings.append(Fault(str(dataset.root), found, remedy=remedy, kind="roles"))
     return CheckResult(dataset, tuple(faults), tuple(warnings), _summary(dataset, seen))
@@ -167,7 +170,7 @@ def no_clean_case(cases: Sequence[Case]) -> list[Fault]:
     return [Fault("data set", found, "at least one scan with a label", remedy, kind="roles")]
 
 
-_WARNINGS = ("constant-channel", "empty-label", "note")
+_WARNINGS = ("constant-channel", "empty-label", "note", "sparse", "scribbles")
 
 
 _Read = tuple[ImageFacts | Fault, LabelFacts | Fault | None]
@@ -238,12 +241,11 @@ def _check_label(one: _Seen, label: LabelFacts | Fault | None, stated: Collectio
     if label.greys and not set(label.values) <= {0, *stated}:
         yield grey_fault(name, label.greys)
     else:  # greys are no values that other labels could be compared with
-        one.labels = dict(label.values)
-        one.unknown = one.labels.pop(one.case.unknown, 0) if one.case.unknown is not None else 0
+        _count(one, label)
         if not one.labels:
             yield Fault(
                 name,
-                f"every voxel is {one.case.unknown}, which stands for not known",
+                f"every voxel is {one.case.known.ignore}, which stands for not known",
                 "some known voxels",
                 "draw them, or remove the file: then the case counts as unlabelled",
                 kind="all-unknown",
@@ -251,6 +253,7 @@ def _check_label(one: _Seen, label: LabelFacts | Fault | None, stated: Collectio
     if one.image and (difference := geometry_difference(label.geometry, one.image.geometry)):
         found, expected = difference
         yield Fault(name, found, f"{expected} as its image", RESAMPLE, kind="geometry")
+    yield from _ask(one, label, name)
     # Of a label that leaves voxels open, the structure may lie there.
     if set(one.labels) == {0} and not one.unknown and not one.case.may_be_empty:
         # A slice or a test scan may well lack the structure; a whole scan labelled with care should not.
@@ -263,6 +266,52 @@ def _check_label(one: _Seen, label: LabelFacts | Fault | None, stated: Collectio
         )
         yield Fault(
             name, "only background", "a structure", remedy, kind="empty-label" if may_be else "background"
+        )
+
+
+def _count(one: _Seen, label: LabelFacts) -> None:
+    """Count the known voxels of each value, and those that do not tell their class."""
+    known = one.case.known
+    one.labels = dict(label.values)
+    one.unknown = count_unknown(one.labels, label.slices, known)
+    if known.ignore is not None:
+        one.labels.pop(known.ignore, None)
+    if (known.sparse or known.every is not None) and one.unknown and 0 in one.labels:
+        one.labels[0] -= min(one.labels[0], one.unknown)
+    if label.covers_part and one.image is not None:
+        outside = math.prod(one.image.geometry.size) - math.prod(label.geometry.size)
+        if known.cropped:
+            one.unknown += outside
+        else:
+            one.labels[0] = one.labels.get(0, 0) + outside
+
+
+def _ask(one: _Seen, label: LabelFacts, name: str) -> Iterable[Fault]:
+    """Ask, in a note, about labels that look as if they were drawn in places; nothing is decided by itself."""
+    known, slices = one.case.known, label.slices
+    open_ = known.ignore is not None and known.ignore in label.values
+    if looks_sparse(slices) and not known.sparse and not open_ and slices is not None:
+        yield Fault(
+            name,
+            f"{slices.drawn} of {slices.total} slices drawn",
+            "",
+            "if the others were not looked at, say --sparse (or the column sparse of a list): they are unknown then; "
+            "now they are background",
+            kind="sparse",
+        )
+    total = sum(label.values.values())
+    most = max(label.values, key=label.values.__getitem__)
+    if most and most != known.ignore and 2 * label.values[most] > total and len(label.values) > 2:
+        share = f"{label.values[most] / total:.3g} of the voxels have the label value {most}"
+        remedy = f"if it stands for not drawn, say --ignore {most}; now it is a class"
+        yield Fault(name, share, "", remedy, kind="scribbles")
+    if known.classes is not None and (others := set(one.labels) - {0, *known.classes}):
+        yield Fault(
+            name,
+            f"label values {_set(others)}",
+            f"{_set({0, *known.classes})} as its classes say",
+            "correct the label, or add them to its classes",
+            kind="classes",
         )
 
 
@@ -370,6 +419,8 @@ def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
         },
         "patients": None if dataset.patients is None else dataset.patients.summary(),
         "unknown": sum(one.unknown > 0 for one in seen),
+        "known_share": _known_share(seen),
+        "partly_labelled": sum(one.case.known.classes is not None for one in seen),
         "class_names": {str(value): name for value, name in dataset.class_names.items()},
         "per_case": [_entry(one) for one in seen],
     }
@@ -386,6 +437,13 @@ def _summary(dataset: Dataset, seen: Sequence[_Seen]) -> dict[str, Any]:
     return summary
 
 
+def _known_share(seen: Sequence[_Seen]) -> float | None:
+    """Return the share of known voxels in the labels that leave some open; None without such labels."""
+    partly = [one for one in seen if one.unknown]
+    known = sum(sum(one.labels.values()) for one in partly)
+    return known / (known + sum(one.unknown for one in partly)) if partly else None
+
+
 def _entry(one: _Seen) -> dict[str, Any]:
     return {
         "id": one.case.id,
@@ -395,4 +453,5 @@ def _entry(one: _Seen) -> dict[str, Any]:
         "spacing": list(one.image.geometry.spacing) if one.image else None,
         "labels": {str(value): count for value, count in one.labels.items()},
         "unknown": one.unknown,
+        "classes": None if one.case.known.classes is None else list(one.case.known.classes),
     }

@@ -14,14 +14,19 @@ from mlbseg.data.places import unusable
 from mlbseg.data.readers import plain, stem
 from mlbseg.data.records import parse_json, read_text
 from mlbseg.errors import Fault, UserError, brief, nearest
-from mlbseg.types import Case, Role
+from mlbseg.types import Case, Known, Role
 
-_COLUMNS = ("id", "image", "label", "role", "patient", "empty")
+CLASSES = "classes.csv"
+"""Beside the folders of a data set: which classes were drawn in which case, if not all."""
+_COLUMNS = ("id", "image", "label", "role", "patient", "empty", "ignore", "sparse", "outside", "classes")
+_OF_LABELS = ("label", "role", "empty", "ignore", "sparse", "outside", "classes")
 _ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
-"""In the column `empty`: whether a label without any structure is meant."""
+"""In the columns `empty` (a label without any structure is meant), `sparse` and `outside` (see `Known`)."""
+_OUTSIDE = {"unknown": True, "background": False}
 _IMAGE = re.compile(r"image(_\d{1,4})?", re.ASCII)
 _EXPECTED = (
-    "columns id, image (or image_0, image_1, ...), label, role, patient, empty, of which image is needed"
+    "columns id, image (or image_0, image_1, ...), label, role, patient, empty, ignore, sparse, outside, classes, of "
+    "which image is needed"
 )
 
 
@@ -64,9 +69,34 @@ def read_datalist(path: Path, *, labels: bool = True) -> Found:
             )
     for where, row in rows:
         if not labels:
-            row = {key: value for key, value in row.items() if key not in ("label", "role", "empty")}
+            row = {key: value for key, value in row.items() if key not in _OF_LABELS}
         _add(found, path.parent, f"{path.name}, {where}", row)
     return found
+
+
+def folder_has_classes(folder: Path) -> bool:
+    """Say whether there is something by the name of `CLASSES` in a folder."""
+    return (folder / CLASSES).is_symlink() or (folder / CLASSES).exists()
+
+
+def read_classes(folder: Path) -> tuple[dict[str, tuple[str, ...]], list[Fault]]:
+    """Read `CLASSES`: the classes of each case as they are written, and the fault of a file that cannot be used."""
+    path = folder / CLASSES
+    try:
+        if odd := unusable(path):
+            raise ValueError(odd)
+        rows = [row for _, row in _csv_rows(read_text(path))]
+        if missing := [row for row in rows if "id" not in row]:
+            raise ValueError(f"a line without an id: {brief(missing[0])}")
+    except (OSError, ValueError, csv.Error) as error:
+        fault = Fault(CLASSES, f"cannot be used ({error})", "columns id, classes", "mend or remove it")
+        return {}, [fault]
+    return {plain(row["id"]): _words(row["classes"]) for row in rows if "classes" in row}, []
+
+
+def _words(cell: str) -> tuple[str, ...]:
+    """Return the classes of a cell, which are parted by blanks, ``+``, ``;``, ``|`` or commas."""
+    return tuple(word for word in re.split(r"[\s,;|+]+", cell) if word)
 
 
 def _csv_rows(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -143,17 +173,31 @@ def _add(found: Found, folder: Path, where: str, row: dict[str, Any]) -> None:
         fault = Fault(
             where, f"role {role} without a label", "a label", "add it, or say unlabelled", name, "role"
         )
-    empty = str(row.get("empty") or "no").lower()
-    if empty not in _ANSWERS:
-        fault = Fault(where, f"empty = {empty!r}", "yes or no", "", name, "empty")
+    says = {key: str(row.get(key) or "no").lower() for key in ("empty", "sparse", "outside")}
+    if wrong := [
+        key for key in says if says[key] not in (*_ANSWERS, *(_OUTSIDE if key == "outside" else ()))
+    ]:
+        expected = "unknown or background" if wrong[0] == "outside" else "yes or no"
+        fault = Fault(where, f"{wrong[0]} = {brief(says[wrong[0]])}", expected, "", name, wrong[0])
+    ignore = str(row["ignore"]) if row.get("ignore") not in (None, "") else ""
+    if not re.fullmatch(r"(-?\d{1,9})?", ignore, re.ASCII):
+        fault = Fault(where, f"ignore = {brief(ignore)}", "a whole number", "", name, "ignore")
     if fault:
         found.faults.append(fault)
         return
     if row.get("patient"):
         found.patients[name] = str(row["patient"])
+    if classes := row.get("classes"):
+        words = classes if isinstance(classes, list) else [classes]
+        found.classes[name] = tuple(part for word in words for part in _words(str(word)))
     label_path = paths.pop() if label else None
     patient = str(row.get("patient") or "")
-    found.add(Case(name, tuple(paths), label_path, Role(role), patient, may_be_empty=_ANSWERS[empty]))
+    known = Known(
+        int(ignore) if ignore else None, _ANSWERS[says["sparse"]], {**_ANSWERS, **_OUTSIDE}[says["outside"]]
+    )
+    found.add(
+        Case(name, tuple(paths), label_path, Role(role), patient, known, may_be_empty=_ANSWERS[says["empty"]])
+    )
 
 
 def _local(folder: Path, value: str) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mlbseg.data.grey import Greys, find_greys, value_counts
 from mlbseg.data.hashes import content_hash
+from mlbseg.data.known import Slices, is_part, slices_of
 from mlbseg.data.lattice import array_shape, content_box, crop, reorient
 from mlbseg.data.readers import read_label, read_scan, suffix
 from mlbseg.data.remembered import Remembered, combined_hash
@@ -102,11 +103,15 @@ class LabelFacts:
         geometry: Where it lies.
         values: How many voxels hold each value.
         greys: Values that lie at the edges of others only.
+        slices: On how many slices something is drawn; None of a picture, and of an empty label.
+        covers_part: Whether it covers a part of its image alone.
     """
 
     geometry: Geometry
     values: dict[int, int]
     greys: Greys | None
+    slices: Slices | None = None
+    covers_part: bool = False
 
 
 def image_facts(
@@ -214,7 +219,13 @@ def describe_image(scan: Scan) -> ImageFacts:
 def describe_label(array: npt.NDArray[np.int32], geometry: Geometry) -> LabelFacts:
     """Return what is kept of a label (*S)."""
     values, counts = value_counts(array)
-    return LabelFacts(geometry, dict(zip(values.tolist(), counts.tolist(), strict=True)), find_greys(array))
+    return LabelFacts(
+        geometry,
+        dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        find_greys(array),
+        slices_of(array),
+        is_part(geometry),
+    )
 
 
 def _measure(scan: Scan) -> Measures:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from mlbseg.data.facts import ImageFacts, Intensity, facts_of, image_facts, recalled
-from mlbseg.data.geometry import RESAMPLE, onto
+from mlbseg.data.known import label_on, leaves_classes
 from mlbseg.data.lattice import array_shape, reorient
-from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_label, read_scan
+from mlbseg.data.readers import LABEL_BYTES, SCAN_BYTES, announced, read_scan
 from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered
 from mlbseg.data.structures import Structure, structures
 from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.types import Case, Geometry, Role, Scan
+from mlbseg.types import NOT_KNOWN, Case, Geometry, Role, Scan
 
 MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
 POSED = 2.0
 """Standard deviations over cases by which structures lie to one side where scans share a pose."""
+ONE_PIECE = 0.95
+"""Share of a structure's voxels in its largest component from which it counts as one piece: a hand has slipped."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,15 @@ class LabelledFacts:
     Attributes:
         voxels: Voxels of each label value, on the image's lattice.
         foreground: Intensities of each channel under the label; empty unless the case is clean.
-        structures: What the label shows; empty unless it was asked for.
+        structures: What the label shows; empty unless it was asked for, and of a label whose structures cannot be
+            seen as wholes: one that was drawn on some slices, or in less than half of the scan.
+        unknown: Voxels that do not tell their class.
     """
 
     voxels: dict[int, int]
     foreground: tuple[Intensity | None, ...]
     structures: tuple[Structure, ...]
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class CaseFacts:
         foreground: Intensities of each channel under the label; empty unless the case is clean.
         label_voxels: Voxels of each label value; empty unless the case is clean or noisy.
         structures: What the label shows; empty unless the case is one of the `MEASURED` clean ones.
+        unknown: Voxels whose class the label does not tell.
+        classes: The label values that were drawn; None: all.
         tilt: See `tilt_of`.
     """
 
@@ -74,6 +81,8 @@ class CaseFacts:
     foreground: tuple[Intensity | None, ...]
     label_voxels: dict[int, int]
     structures: tuple[Structure, ...] = ()
+    unknown: int = 0
+    classes: tuple[int, ...] | None = None
     tilt: float = 0.0
 
 
@@ -122,6 +131,15 @@ class Fingerprint:
         """Return the number of cases in any of `roles`."""
         return sum(case.role in roles for case in self.cases)
 
+    @property
+    def partly_known(self) -> int:
+        """The number of clean cases whose label leaves voxels or classes open."""
+        values = set(self.label_values()) - {0}
+        return sum(
+            case.role is Role.CLEAN and (case.unknown > 0 or leaves_classes(case.classes, values))
+            for case in self.cases
+        )
+
     def extent(self) -> npt.NDArray[np.float64] | None:
         """Return mm along each axis (array order) that hold the largest component of any structure.
 
@@ -137,11 +155,11 @@ class Fingerprint:
         return float(min(means, default=0.0))
 
     def in_one_piece(self) -> tuple[int, ...]:
-        """Return the values of which every measured clean label that has them shows one component, in 3 or more."""
+        """Return the values whose largest component holds `ONE_PIECE` or more in every clean label, of 3 or more."""
         return tuple(
             value
             for value, found in sorted(self._by_value().items())
-            if len(found) >= 3 and all(structure.components == 1 for structure in found)
+            if len(found) >= 3 and all(structure.largest >= ONE_PIECE for structure in found)
         )
 
     def posed_axes(self) -> tuple[int, ...]:
@@ -241,7 +259,7 @@ def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) ->
         measure = case.id in measured and case.role is Role.CLEAN
         shown = facts_of(
             LabelledFacts, [*case.images, case.label], lambda: _labelled_facts(case, scan(), measure=measure),
-            remembered, str(case.role), case.unknown, measure,
+            remembered, str(case.role), asdict(case.known), measure,
         )  # fmt: skip
     turned = reorient(image.geometry, "LPS")
     return CaseFacts(
@@ -257,6 +275,8 @@ def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) ->
         foreground=shown.foreground,
         label_voxels=shown.voxels,
         structures=shown.structures,
+        unknown=shown.unknown,
+        classes=case.known.classes,
         tilt=tilt_of(image.geometry),
     )
 
@@ -268,17 +288,15 @@ def tilt_of(geometry: Geometry) -> float:
 
 
 def _labelled_facts(case: Case, scan: Scan, *, measure: bool) -> LabelledFacts:
-    assert case.label is not None  # noqa: S101 - the caller has seen to it
-    label, geometry = read_label(case.label)
-    label = onto(
-        label, geometry, scan.geometry,
-        where=str(case.label), whose="its image", remedy=RESAMPLE, case_id=case.id,
-    )  # fmt: skip
+    label = label_on(case, scan.geometry)
     values, counts = np.unique(label, return_counts=True)
-    voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != case.unknown}
+    voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != NOT_KNOWN}
+    unknown = label.size - sum(voxels.values())
     if case.role is not Role.CLEAN:
-        return LabelledFacts(voxels, (), ())
-    # What the label leaves open is no structure; compared with None, no voxel is left open.
-    drawn = np.where(label == case.unknown, 0, label)
+        return LabelledFacts(voxels, (), (), unknown)
+    drawn = np.where(label == NOT_KNOWN, 0, label)  # what the label leaves open is no structure
     foreground = tuple(Intensity.of(channel[drawn > 0]) for channel in scan.array)
-    return LabelledFacts(voxels, foreground, structures(drawn, scan.geometry) if measure else ())
+    whole = not case.known.sparse and case.known.every is None and 2 * unknown <= label.size
+    return LabelledFacts(
+        voxels, foreground, structures(drawn, scan.geometry) if measure and whole else (), unknown
+    )

@@ -38,7 +38,7 @@ class Unscaled(Incomplete):
 
 
 class Part(Incomplete):
-    """The geometry of a label that may cover a part of its image alone, such as 3D Slicer's; the rest is background."""
+    """The geometry of a label that may cover a part of its image alone (3D Slicer's); `onto` fills the rest."""
 
 
 def orthogonalised(
@@ -118,6 +118,7 @@ def onto(
     whose: str,
     remedy: str = "",
     case_id: str | None = None,
+    outside: int = 0,
 ) -> npt.NDArray[Number]:
     """Bring an array onto the lattice of the image that it belongs to, without interpolation.
 
@@ -132,6 +133,7 @@ def onto(
         whose: What it is to fit, for the fault, such as ``its image``.
         remedy: What the user can do if it does not.
         case_id: Of the fault.
+        outside: The value where a label that covers a part of its image (`Part`) does not cover it.
 
     Returns:
         ([C,] *S) on `expected`.
@@ -141,7 +143,9 @@ def onto(
     """
     start = _start(found, expected) if isinstance(found, Part) else None
     if start is not None:
-        whole = np.zeros((*array.shape[: array.ndim - found.ndim], *reversed(expected.size)), array.dtype)
+        whole = np.full(
+            (*array.shape[: array.ndim - found.ndim], *reversed(expected.size)), outside, array.dtype
+        )
         box = [slice(a, a + n) for a, n in zip(reversed(start), reversed(found.size), strict=True)]
         index: tuple[Any, ...] = (..., *box)
         whole[index] = array

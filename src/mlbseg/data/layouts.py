@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mlbseg.data.bids import find_bids
 from mlbseg.data.dicom_folders import is_dicom_name, loose_scans, named_scans, pass_over, series_in
 from mlbseg.data.formats import hdf5
 from mlbseg.data.formats.dicom import slice_files
@@ -20,7 +21,7 @@ from mlbseg.data.formats.slicer import ENDING
 from mlbseg.data.places import SYSTEM_FOLDERS, entries, is_file, is_folder, is_special, unusable
 from mlbseg.data.readers import SUFFIXES, is_hdf5, plain, stem, suffix
 from mlbseg.data.records import parse_json, read_text, validate
-from mlbseg.data.unread import SEGMENTATION, judged, note, unread
+from mlbseg.data.unread import LABEL_ENDINGS, SEGMENTATION, judged, label_ending, note, unread
 from mlbseg.errors import Fault, FaultsError, UserError, brief
 from mlbseg.types import Case, Role
 
@@ -58,6 +59,9 @@ class Found:
     label_notes: list[Fault] = field(default_factory=list)  # of no concern to prediction
     unread: list[Path] = field(default_factory=list)  # files beside the scans that are none
     patients: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # that were drawn, by case, as they were written
     _by_id: dict[str, Case] = field(default_factory=dict)
 
     def judge_unread(self) -> None:
@@ -106,7 +110,7 @@ def recognise(root: Path) -> Found | None:
         return _paired(root, "imagesTr", "labelsTr")
     if "images" in names:
         return _paired(root, "images", "labels")
-    return _promise12(root) or _left_atrium(root)
+    return _beside(root) or _left_atrium(root) or _bids(root)
 
 
 def bare(root: Path, channels: int | None = None) -> Found:
@@ -205,15 +209,49 @@ def _other_folders(root: Path, known: set[str]) -> list[Fault]:
     ]
 
 
-def _promise12(root: Path) -> Found | None:
-    """`CaseNN.mhd` beside `CaseNN_segmentation.mhd`."""
-    found = Found("PROMISE12")
+def _beside(root: Path) -> Found | None:
+    """`NAME.nii.gz` beside `NAME_seg.nii.gz`, or with another of `LABEL_ENDINGS`, the same for all."""
+    found = Found("")
     scans = [p for p in _scans(root, found) if suffix(p)]
-    labels = {stem(p).removesuffix(SEGMENTATION): p for p in scans if stem(p).endswith(SEGMENTATION)}
-    if not labels:
+    names = {stem(p) for p in scans}
+    found_endings = {label_ending(name, names) for name in names}
+    used = [ending for ending in LABEL_ENDINGS if ending in found_endings]
+    if not used:
         return None
+    ending = used[0]
+    found.layout = "PROMISE12" if ending == SEGMENTATION else f"NAME + NAME{ending}"
+    labels = {stem(p).removesuffix(ending): p for p in scans if stem(p).endswith(ending)}
+    for other in used[1:]:
+        for path in [p for p in scans if stem(p).endswith(other)]:
+            name, remedy = stem(path).removesuffix(other), "keep one kind, or write a list of cases"
+            found.label_faults.append(
+                Fault(
+                    path.name,
+                    f"a label of a second kind, beside {ending}",
+                    "one kind",
+                    remedy,
+                    name,
+                    "duplicate",
+                )
+            )
+            scans.remove(path)
     _collect(found, [p for p in scans if p not in labels.values()], labels, False, lambda _: Role.CLEAN)
     found.judge_unread()
+    return found
+
+
+def _bids(root: Path) -> Found | None:
+    """`sub-*/[ses-*/]anat/`, labels under `derivatives/`."""
+    bids = find_bids(root)
+    if bids is None:
+        return None
+    found = Found("BIDS", class_names=bids.class_names, faults=bids.faults)
+    found.label_faults, found.warnings = bids.label_faults, bids.notes
+    if len(bids.channels) > 1:
+        what = f"{', '.join(bids.channels)} are the channels of each case"
+        found.warnings.append(Fault("anat/", what, remedy="a list of cases says otherwise", kind="channels"))
+    for case in bids.cases:
+        found.add(case)
     return found
 
 

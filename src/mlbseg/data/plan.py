@@ -12,7 +12,7 @@
 | patch_size | The median prepared scan; for a 2D network on a CPU 1.5 times the largest structure, at least 96 pixels a side, if that is less than 40 % of a slice or image. In multiples of what the network needs, its longest side (one longer than the largest structure and its surroundings first) shortened until a step fits the cap on voxels (CPU 64×64×48 or 224×256, GPU 128³ or 512×512) and half the memory. |
 | batch_size, unlabelled_batch_size | As many patches, an even number, as a step may hold voxels (CPU 64×64×48 or 4×224×256, GPU 128³ or 12×512×512) and memory allows; at least 2, at most 4 in 3D, in 2D 20 on a CPU and 32 on a GPU; 1 if 2 of the smallest sensible patch would not fit. No unlabelled ones without unlabelled or noisy cases. |
 | steps | 2,000 on a CPU, 20,000 on a GPU, times the fourth root of (training cases / 50), kept within 0.75 to 1.5. |
-| largest_component | The values of which each clean label (3 or more) shows one connected component, besides specks below 1 % of it: masks keep the largest alone. |
+| largest_component | The values of which the largest connected component holds 95 % or more in each clean label (3 or more): masks keep it alone. |
 | flip_axes | None for 3D scans: a flip exchanges left and right organs. For 2D images, whose files know no left or right, all but those along which a structure of the clean labels (3 or more) lies off the middle, or behind another structure, by more than 2 standard deviations. |
 """  # noqa: E501 - a table has long rows
 

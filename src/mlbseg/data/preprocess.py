@@ -24,7 +24,7 @@ from mlbseg.data.lattice import (
     worth_cropping,
 )
 from mlbseg.errors import UserError
-from mlbseg.types import Geometry, Scan
+from mlbseg.types import NOT_KNOWN, Geometry, Scan
 
 if TYPE_CHECKING:  # an exported bundle has this file, and not all that makes plans
     from mlbseg.data.plan import Plan
@@ -102,18 +102,17 @@ def prepare_label(
     native: Geometry,
     frame_grid: Geometry,
     plan: Plan,
-    unknown: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Bring a label onto a prepared scan's grid.
 
-    Classes are interpolated one by one and the likeliest is taken: no value arises between two others.
+    Classes are interpolated one by one and the likeliest is taken: no value arises between two others. On a coarser
+    grid a voxel into which any known voxel falls is known, lest thin scribbles and single slices be lost.
 
     Args:
-        label: (*S) values as in the file.
+        label: (*S) values as in the file, `NOT_KNOWN` where a voxel does not tell its class.
         native: The label's lattice.
         frame_grid: The grid of the scan that it belongs to.
         plan: Says which value is which class.
-        unknown: The value of voxels whose class is not known; None if there is none.
 
     Returns:
         (*S') class indices, and `UNKNOWN` where the class is not known.
@@ -123,7 +122,8 @@ def prepare_label(
     """
     if label.shape != array_shape(native):
         raise UserError(f"the label has {label.shape} voxels, expected {array_shape(native)}")
-    unexpected = sorted(set(np.unique(label).tolist()) - {*plan.label_values, unknown})
+    found = set(np.unique(label).tolist())
+    unexpected = sorted(found - {*plan.label_values, NOT_KNOWN})
     if unexpected:
         raise UserError(
             f"label values {unexpected[:10]}, expected only {list(plan.label_values)} "
@@ -131,17 +131,53 @@ def prepare_label(
         )
     values = list(plan.label_values)
     stored = list(range(plan.num_classes))
-    if unknown is not None:
+    partly = NOT_KNOWN in found
+    if partly:
         if UNKNOWN in stored:
             raise UserError(f"{len(values)} classes, expected at most {UNKNOWN} beside a value for not known")
-        values.append(unknown)
+        values.append(NOT_KNOWN)
         stored.append(UNKNOWN)
-    return likeliest(
+    prepared = likeliest(
         [(lambda index, part: (label[part] == values[index]).astype(np.float32), native)],
         stored,
         frame_grid,
         np.uint8,
     )
+    if partly and any(step > 1.01 * min(native.spacing) for step in frame_grid.spacing):
+        _keep_known(prepared, label, values[:-1], native, frame_grid)
+    return prepared
+
+
+def _keep_known(
+    prepared: npt.NDArray[np.uint8],
+    label: npt.NDArray[np.integer[Any]],
+    values: Sequence[int],
+    native: Geometry,
+    grid: Geometry,
+) -> None:
+    """Give voxels of a grid that are `UNKNOWN`, in place, the class that most known voxels in them have."""
+    flat = prepared.reshape(-1)
+    open_ = flat == UNKNOWN
+    most = np.zeros(flat.shape, np.int64)
+    for index, value in enumerate(values):
+        voxels = np.argwhere(label == value)
+        places = _places_on(voxels[:, ::-1], native, grid)[:, ::-1]
+        within = np.all((places >= 0) & (places < prepared.shape), axis=1)
+        votes = np.bincount(
+            np.ravel_multi_index(tuple(places[within].T), prepared.shape), minlength=flat.size
+        )
+        flat[open_ & (votes > most)] = index
+        np.maximum(most, votes, out=most)
+
+
+def _places_on(indices: npt.NDArray[np.int64], source: Geometry, target: Geometry) -> npt.NDArray[np.int64]:
+    """Return in which voxels of a lattice the voxels of another lie: (n, axes) indices in (x, y[, z]) order."""
+    n = source.ndim
+    to_mm = np.reshape(source.direction, (n, n)) * np.asarray(source.spacing)
+    from_mm = np.linalg.inv(np.reshape(target.direction, (n, n)) * np.asarray(target.spacing))
+    mm = indices @ to_mm.T + source.origin
+    # The edge between two voxels belongs to the upper one, on either side of a rounding error.
+    return np.floor((mm - target.origin) @ from_mm.T + 0.5 + 1e-6).astype(np.int64)
 
 
 def restore_label(

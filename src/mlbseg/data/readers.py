@@ -30,7 +30,7 @@ from mlbseg.data.geometry import onto, written
 from mlbseg.data.places import is_file
 from mlbseg.errors import ReadError, UserError, out_of_memory
 from mlbseg.temporaries import temporary_file
-from mlbseg.types import Geometry, Scan
+from mlbseg.types import NOT_KNOWN, Geometry, Scan
 
 SUFFIXES: dict[str, str] = {
     ".nii.gz": "NIfTI",
@@ -291,7 +291,7 @@ def _as_label(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
             found = f"label value {array[other].flat[0]:.7g} at voxel {place}"
             fail(path, found, "whole numbers", "resample labels with nearest neighbour", "label")
         array = nearest
-    if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):
+    if array.size and (array.max() > np.iinfo(np.int32).max or array.min() <= NOT_KNOWN):
         outermost = max(array.max(), array.min(), key=lambda value: abs(int(value)))
         expected = "values below 2147483648"
         fail(path, f"label value {outermost}", expected, "number the classes 0, 1, 2", "label")

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mlbseg.data.fingerprint import Fingerprint
+from mlbseg.data.fingerprint import ONE_PIECE, Fingerprint
 from mlbseg.data.geometry import shown
 from mlbseg.data.lattice import AXIS_PAIRS, CROP_GAIN
 from mlbseg.errors import UserError
@@ -193,9 +193,11 @@ def decide_largest_component(facts: Fingerprint, values: tuple[int, ...]) -> Rea
     if not single:
         return (
             (),
-            "No structure is in one piece in every clean label, of 3 or more: masks keep all components.",
+            f"No structure has {ONE_PIECE:.0%} of its voxels in one piece in each of 3 clean labels or more: masks "
+            "keep all.",
         )
+    names = ", ".join(map(str, single))
     return single, (
-        f"In one piece in every clean label: {', '.join(map(str, single))}. Masks keep their largest component; "
+        f"One piece holds {ONE_PIECE:.0%} or more in every clean label: {names}. Masks keep their largest component; "
         "set [] to keep all."
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlbseg.data.cases import Dataset, find_cases, with_patients
+from mlbseg.data.cases import AS_DRAWN, Dataset, LabelOptions, find_cases, with_patients
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class DataSource:
         data: The folder (or datalist); see `mlbseg.data.cases.find_cases` for the layouts.
         labels: All label values that may occur; None: those that the data declares, else those of its labels.
         patient: A regular expression whose first group, found in each case id, is the patient; None: recognised.
-        allow_empty: Careful labels without any structure are accepted: these scans have nothing to find.
+        options: What is said of all labels.
     """
 
     data: Path
     labels: Sequence[int] | None = None
     patient: str | None = None
-    allow_empty: bool = False
+    options: LabelOptions = AS_DRAWN
 
     def find(self) -> Dataset:
         """Return its cases, with their patients where these are known. No scan is read.
@@ -31,4 +31,4 @@ class DataSource:
         Raises:
             UserError: if there are none, or the patients cannot be told.
         """
-        return with_patients(find_cases(self.data, allow_empty=self.allow_empty), self.patient)
+        return with_patients(find_cases(self.data, self.options), self.patient)

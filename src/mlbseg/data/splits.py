@@ -134,12 +134,17 @@ def make_split(
     )
 
 
-def apply_split(cases: Sequence[Case], split: Split) -> tuple[Case, ...]:
+def apply_split(cases: Sequence[Case], split: Split, *, every: int | None = None) -> tuple[Case, ...]:
     """Return the cases of the split in their roles, in the order of `cases`.
 
     Hidden and test labels are gone from what is returned, so nothing downstream can read them. Validation
     cases are clean, with their label: training must leave them out by `split.validation`. Cases that the
     split does not name are left out.
+
+    Args:
+        cases: The cases.
+        split: Their parts.
+        every: Of each clean training label only one slice in so many is kept; all when None.
 
     Raises:
         UserError: The split names a case that is not there, or a clean or noisy one that has no label.
@@ -160,7 +165,8 @@ def apply_split(cases: Sequence[Case], split: Split) -> tuple[Case, ...]:
         keeps = role in (Role.CLEAN, Role.NOISY)
         if keeps and case.label is None:
             raise UserError(f"{case.id}: has no label, expected one as the split has it as {role.value}")
-        result.append(replace(case, role=role, label=case.label if keeps else None))
+        known = replace(case.known, every=every) if case.id in split.clean else case.known
+        result.append(replace(case, role=role, label=case.label if keeps else None, known=known))
     return tuple(result)
 
 

@@ -17,8 +17,6 @@ from mlbseg.types import Geometry
 
 COARSER = (1.5, 2.0, 3.0, 4.0, 6.0)
 """Multiples of the finest spacing at which the loss of detail is measured."""
-NOTABLE = 0.01
-"""A component below this share of its structure's voxels is not counted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Structure:
         value: Its label value.
         extent: mm along each axis of its largest component's box; array order, 3D scans turned to LPS.
         centre: Mean place of its voxels along each axis, as a share of the scan's length; axes as of `extent`.
-        components: Connected components that hold at least 1 % of its voxels.
+        largest: Share of its voxels that its largest connected component (full connectivity) holds.
         detail: Pairs of a spacing (mm) and the Dice of the label with itself, brought to that spacing (axes that are
             coarser already keep theirs) and back. The first is the finest axis's own spacing, with 1.
     """
@@ -37,7 +35,7 @@ class Structure:
     value: int
     extent: tuple[float, ...]
     centre: tuple[float, ...]
-    components: int
+    largest: float
     detail: tuple[tuple[float, float], ...]
 
     def kept(self, spacing: float) -> float:
@@ -76,7 +74,7 @@ def _structure(
         value=value,
         extent=tuple(float(v) for v in extent[order]),
         centre=tuple(float(v) for v in centre[order]),
-        components=int(np.sum(sizes >= NOTABLE * sizes.sum())),
+        largest=float(sizes.max() / sizes.sum()),
         detail=detail,
     )
 

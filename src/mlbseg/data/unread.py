@@ -17,11 +17,26 @@ from mlbseg.types import Case
 NOT_A_SCAN = "not a scan, ignored"
 SEGMENTATION = "_segmentation"
 """What PROMISE12 adds to the name of a label."""
+LABEL_ENDINGS = (SEGMENTATION, "_seg", "_label", "_labels", "_mask", "_gt")
+"""By which a label beside its scan is known."""
 
 _FORMATS = " ".join(SUFFIXES)
 _PIXELS = (".raw", ".zraw", ".raw.gz")  # where detached headers keep their pixels
 _HEADERS = (".mhd", ".nhdr")
 _CHANNEL = re.compile(r"_\d{4}$")
+
+
+def label_ending(name: str, beside: Collection[str]) -> str:
+    """Return by which of `LABEL_ENDINGS` a name is that of a label; "" if it is none.
+
+    PROMISE12's is a label's even where its image is lost; the others may end the name of a scan.
+
+    Args:
+        name: Without the file's ending.
+        beside: The names in the same folder.
+    """
+    endings = (ending for ending in LABEL_ENDINGS if name.endswith(ending))
+    return next((e for e in endings if e == SEGMENTATION or name.removesuffix(e) in beside), "")
 
 
 def unread(listed: Iterable[Path]) -> list[Path]:
@@ -72,6 +87,8 @@ def judged(
     for path in files:
         owner = _owner(path.name, {*unlabelled, *orphans})
         is_label = path.parent.name.startswith("labels") or SEGMENTATION in path.name
+        if not path.parent.name.startswith("images"):  # beside those, labels have a folder
+            is_label |= any(f"{ending}." in path.name for ending in LABEL_ENDINGS)
         if owner in orphans and not is_label:
             what, remedy = "an image", "convert it"
         elif is_label and unlabelled.get(owner or ""):
@@ -88,7 +105,11 @@ def judged(
 def _owner(name: str, known: Collection[str]) -> str | None:
     """Return the case whose file this is by its name up to a dot, without what stands for a channel or a label."""
     while name:
-        for candidate in (name, name.removesuffix(SEGMENTATION), _CHANNEL.sub("", name)):
+        for candidate in (
+            name,
+            *(name.removesuffix(ending) for ending in LABEL_ENDINGS),
+            _CHANNEL.sub("", name),
+        ):
             if candidate in known:
                 return candidate
         name = name.rpartition(".")[0]

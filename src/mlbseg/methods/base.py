@@ -14,8 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlbseg.core.directional import forked_random, seed_random
+from mlbseg.core.losses import resolved
 from mlbseg.core.ramps import sigmoid_ramp
 from mlbseg.core.ranks import ALONE, Ranks
+from mlbseg.core.sides import supervised_deeply
 from mlbseg.core.teacher import make_teacher, update_teacher
 from mlbseg.methods.losses import LOSSES, Loss
 from mlbseg.settings import Below1, Section
@@ -30,12 +32,14 @@ class Context:
         flip_axes: Axes of a patch whose flip keeps the anatomy valid; None for all.
         noisy: Whether some cases came with labels that nobody checked.
         loss: The loss of labelled pixels.
+        crf: Factor of `gated_crf` in supervised training.
         started: Whether stage 1 begins with weights that the run was given.
     """
 
     flip_axes: tuple[int, ...] | None = None
     noisy: bool = False
     loss: Loss = LOSSES.own["dice-ce"]
+    crf: float = 0.0
     started: bool = False
 
 
@@ -69,7 +73,11 @@ class Method(nn.Module, ABC):
         relabel: How many times in a stage training is to predict all unlabelled and noisy scans, whole, by
             `scan_labeller`, the first time before the first step; batches then carry `pseudo_label`.
         length: Training steps of the whole stage, set by training; what ramps count by.
+        epoch: Training steps in which as many patches are drawn as there are unlabelled slices (2D) or scans, set by
+            training.
         optimiser: Set by training before the first step; read by methods that look one step ahead.
+        sets: Set by training; of each set of classes that may hide in the background of a case, which they are (J, K)
+            bool, for `loss`. None where every case has all classes labelled.
         ranks: Set by training; those that share the batch. A loss is that of the whole batch, with the gradient
             of this rank's part (see `mlbseg.core.losses`): training adds the gradients up.
         monitors: Scalars of the last step worth showing, by name; of the whole batch.
@@ -94,7 +102,9 @@ class Method(nn.Module, ABC):
         self.context = context or Context()
         self.relabel = 0
         self.length = 1
+        self.epoch = 1
         self.optimiser: torch.optim.Optimizer | None = None
+        self.sets: Tensor | None = None
         self.ranks: Ranks = ALONE
         self.monitors: dict[str, Tensor] = {}
 
@@ -180,12 +190,21 @@ class Method(nn.Module, ABC):
     def loss(self, logits: Tensor, label: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Return the loss of labelled pixels that the run has chosen (`train.loss`), a scalar of the whole batch.
 
+        With side outputs (`train.deep_supervision`) it is taken at coarser resolutions too, of logits that come from
+        the network's last pass: take it before the next one.
+
         Args:
             logits: (B, K, *S).
-            label: (B, *S) class indices; negative ones are left out.
+            label: (B, *S) class indices; negative ones are left out, but for those that name a set of classes
+                (`resolved`).
             weight: (B, *S) how much each pixel counts; all alike when None.
         """
-        return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
+
+        def loss(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+            logits, label = resolved(logits, label, self.sets)
+            return self.context.loss(logits, label, weight=weight, ranks=self.ranks)
+
+        return supervised_deeply(loss, self, logits, label, weight)
 
     def ramped(self, weight: float, ramp: float, step: int) -> float:
         """Return the factor of a term that comes in over the first part of the stage.

@@ -78,14 +78,14 @@ class CCT(Method):
             self._levels = feature_levels(self.student, image)
             self._decoder = parameters_after(self.student, image, self._levels[0].layer)
         target = prediction(self.student, image)
-        clean = widened(self.student(batch.clean_image))
+        clean = self.loss(widened(self.student(batch.clean_image)), batch.clean_label)
         changed = [self._changed(number, image, batch.seed) for number in range(len(_CHANGES))]
         factor = self.ramped(self.settings.consistency_weight, self.settings.ramp, step)
         valid = torch.cat([inside_scan(batch).unsqueeze(1)] * len(_CHANGES))
         distance = prediction_distance(
             torch.cat(changed), torch.cat([target] * len(_CHANGES)), valid, ranks=self.ranks
         )
-        yield {"clean": self.loss(clean, batch.clean_label), "features": factor * distance}
+        yield {"clean": clean, "features": factor * distance}
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Return the parameters of the student and of the further decoders."""

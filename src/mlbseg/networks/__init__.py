@@ -56,6 +56,7 @@ def make_network(
     norm: str = "instance",
     dropout: float = 0.0,
     options: Mapping[str, Any] | None = None,
+    deep: bool = False,
 ) -> nn.Module:
     """Build a network with weights drawn from torch's global generator.
 
@@ -70,6 +71,7 @@ def make_network(
         norm: One of `NORMS`.
         dropout: Probability of dropping a feature, in [0, 1).
         options: What this network alone can be told; see `Builder.options`.
+        deep: Whether it has side outputs for deep supervision; it answers with its full logits all the same.
 
     Returns:
         A module from (B, in_channels, *S) to logits (B, num_classes, *S).
@@ -93,12 +95,18 @@ def make_network(
         )
     _check_channels(name, builder, widths)
     _check_options(name, builder, options or {})
+    if deep and not builder.deep:
+        able = [other for other, its in NETWORKS.own.items() if its.deep]
+        raise UserError(
+            f"train.deep_supervision: found network {name}, which has no side outputs (choose {' or '.join(able)})"
+        )
     multiples = side_multiples(name, ndim, widths, strides)
     if patch_size is not None:
         _check_patch(name, ndim, tuple(patch_size), multiples, norm)
 
     steps = tuple(tuple(stride) for stride in strides) or ((2,) * ndim,) * (len(widths) - 1)
-    network = builder.build(ndim, in_channels, num_classes, widths, steps, dropout, **(options or {}))
+    more = {**(options or {}), **({"deep": True} if deep else {})}
+    network = builder.build(ndim, in_channels, num_classes, widths, steps, dropout, **more)
     _set_norm(network, norm, ndim)
     for module in network.modules():
         if hasattr(module, "inplace"):
@@ -332,14 +340,25 @@ NETWORKS: Registry[Builder] = Registry(
     {
         "unet": Builder(_of("unet"), min_levels=2, anisotropic=True, saved_maps=4),
         "unet++": Builder(_of("unetplusplus", "UNetPlusPlus"), min_levels=5, max_levels=5, plan_levels=5),
+        "nested-unet": Builder(_of("nested_unet", "NestedUNet"), min_levels=5, max_levels=5, plan_levels=5),
         "vnet": Builder(_of("vnet", "VNet"), halvings=4, plan_levels=5, saved_maps=19),
         "vnet3": Builder(_of("vnet", "with_small_kernels"), halvings=4, plan_levels=5, saved_maps=19),
         "dynunet": Builder(_of("dynunet"), min_levels=3, anisotropic=True, saved_maps=14),
         "nnunet": Builder(
-            _of("nnunet", "plain"), min_levels=2, anisotropic=True, saved_maps=14, options=_NNUNET_OPTIONS
+            _of("nnunet", "plain"),
+            min_levels=2,
+            anisotropic=True,
+            saved_maps=14,
+            options=_NNUNET_OPTIONS,
+            deep=True,
         ),
         "resenc": Builder(
-            _of("nnunet", "residual"), min_levels=2, anisotropic=True, saved_maps=21, options=_NNUNET_OPTIONS
+            _of("nnunet", "residual"),
+            min_levels=2,
+            anisotropic=True,
+            saved_maps=21,
+            options=_NNUNET_OPTIONS,
+            deep=True,
         ),
         "swin-unetr": Builder(_of("swin_unetr"), halvings=5, plan_levels=5, first_multiple=12, counted_at=12),
     },
@@ -349,7 +368,9 @@ NETWORKS: Registry[Builder] = Registry(
 
 * ``unet``: residual U-Net (Kerfoot et al. 2018), one level per entry; its first convolution already halves,
   which makes it the fastest.
-* ``unet++``: nested U-Net (Zhou et al. 2018), five levels; the MLB-Seg paper's has (64, 128, 256, 512, 1024).
+* ``unet++``: nested U-Net (Zhou et al. 2018), MONAI's, five levels.
+* ``nested-unet``: the same as in MLB-Seg's public code, with (64, 128, 256, 512, 1024) there: ReLU, linear upsampling,
+  and a single output for two classes.
 * ``vnet``: V-Net (Milletari et al. 2016), always five levels of 1, 2, 4, 8, 16 times the first entry (16 in
   the original); the other entries are not used.
 * ``vnet3``: the same with kernels of 3 in place of 5, close to what UA-MT (Yu et al. 2019) and the papers after it

@@ -36,6 +36,7 @@ class Builder:
         counted_at: The first of the `channels` at which weights are counted, where a network cannot be built without
             memory; they grow with its square. None where it can.
         options: Names of further arguments that `build` takes: what a plan may say of this network alone.
+        deep: Whether `build` takes ``deep=True`` for a network with side outputs (see `mlbseg.core.sides`).
     """
 
     build: Build
@@ -48,3 +49,4 @@ class Builder:
     saved_maps: int = 48
     counted_at: int | None = None
     options: tuple[str, ...] = ()
+    deep: bool = False

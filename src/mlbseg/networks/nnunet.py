@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from mlbseg.core.sides import Sides
 from mlbseg.errors import UserError
 from mlbseg.networks.builder import Strides
 
@@ -27,6 +29,36 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6)
 """Of the encoder's first stages; the deeper ones have as many as the last (nnU-Net's residual presets)."""
 
 
+class _Deep:
+    """Side outputs: logits of the coarser stages, but the coarsest, noted in each pass of training (see `Sides`)."""
+
+    encoder: Any
+    decoder: Any
+    training: bool
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.sides = Sides()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the finest stage."""
+        noted = self.training and torch.is_grad_enabled()
+        self.decoder.deep_supervision = noted
+        found = self.decoder(self.encoder(x))
+        full: torch.Tensor = found[0] if noted else found
+        if noted:
+            self.sides.note(full, found[1 : max(2, len(found) - 1)])
+        return full
+
+
+class _DeepPlain(_Deep, PlainConvUNet):
+    """`PlainConvUNet` with side outputs."""
+
+
+class _DeepResidual(_Deep, ResidualEncoderUNet):
+    """`ResidualEncoderUNet` with side outputs."""
+
+
 def plain(
     ndim: int,
     in_channels: int,
@@ -38,6 +70,7 @@ def plain(
     kernels: Sequence[Sequence[int]] = (),
     blocks: Sequence[int] = (),
     decoder_blocks: Sequence[int] = (),
+    deep: bool = False,
 ) -> nn.Module:
     """Return nnU-Net's plain U-Net: one stage for each entry of `channels`, of two convolutions each.
 
@@ -51,12 +84,14 @@ def plain(
         kernels: Sides of each stage's kernels; 3 when empty.
         blocks: Convolutions of each stage of the encoder; 2 when empty.
         decoder_blocks: Convolutions of each stage of the decoder, deepest first; 2 when empty.
+        deep: Whether coarser logits are noted for deep supervision.
     """
     own = {
         "n_conv_per_stage": list(blocks) or [2] * len(channels),
         "n_conv_per_stage_decoder": list(decoder_blocks) or [2] * (len(channels) - 1),
     }
-    return _built(PlainConvUNet, ndim, in_channels, num_classes, channels, strides, dropout, kernels, own)
+    kind = _DeepPlain if deep else PlainConvUNet
+    return _built(kind, ndim, in_channels, num_classes, channels, strides, dropout, kernels, own)
 
 
 def residual(
@@ -70,6 +105,7 @@ def residual(
     kernels: Sequence[Sequence[int]] = (),
     blocks: Sequence[int] = (),
     decoder_blocks: Sequence[int] = (),
+    deep: bool = False,
 ) -> nn.Module:
     """Return nnU-Net's U-Net with a residual encoder. Arguments as of `plain`.
 
@@ -83,15 +119,15 @@ def residual(
         kernels: Sides of each stage's kernels; 3 when empty.
         blocks: Residual blocks of each stage of the encoder; 1, 3, 4, 6, 6 ... when empty.
         decoder_blocks: Convolutions of each stage of the decoder, deepest first; 1 when empty.
+        deep: Whether coarser logits are noted for deep supervision.
     """
     counts = [RESIDUAL_BLOCKS[min(stage, len(RESIDUAL_BLOCKS) - 1)] for stage in range(len(channels))]
     own = {
         "n_blocks_per_stage": list(blocks) or counts,
         "n_conv_per_stage_decoder": list(decoder_blocks) or [1] * (len(channels) - 1),
     }
-    return _built(
-        ResidualEncoderUNet, ndim, in_channels, num_classes, channels, strides, dropout, kernels, own
-    )
+    kind = _DeepResidual if deep else ResidualEncoderUNet
+    return _built(kind, ndim, in_channels, num_classes, channels, strides, dropout, kernels, own)
 
 
 def _built(
@@ -131,8 +167,9 @@ def _built(
     )
     network.apply(kind.initialize)
     del network.decoder.encoder
-    heads = network.decoder.seg_layers  # without deep supervision the last alone is used
-    network.decoder.seg_layers = nn.ModuleList([*(nn.Identity() for _ in heads[:-1]), heads[-1]])
+    heads = network.decoder.seg_layers
+    used = len(heads) - 1 - (max(1, len(heads) - 2) if issubclass(kind, _Deep) else 0)
+    network.decoder.seg_layers = nn.ModuleList([*(nn.Identity() for _ in heads[:used]), *heads[used:]])
     for module in network.modules():
         if isinstance(module, ConvDropoutNormReLU):  # what runs is `all_modules`
             for alias in ("conv", "dropout", "norm", "nonlin"):

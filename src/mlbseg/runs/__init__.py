@@ -15,6 +15,7 @@ from torch import Tensor, device, nn
 from mlbseg.config import Config, load_config
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.data.augment import AUGMENTATIONS, Augmentation
+from mlbseg.data.cases import AS_DRAWN, Dataset, LabelOptions, find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import PathText, read_as
@@ -35,11 +36,12 @@ ENVIRONMENT = "env.json"
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What data.json says: the folder or list of scans, the cache, and the cases that were left out."""
+    """What data.json says: the folder or list of scans, the cache, the cases that were left out, what labels mean."""
 
     root: PathText
     cache: PathText
     skipped: tuple[str, ...] = ()
+    labels: LabelOptions = AS_DRAWN
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,14 @@ class Run:
             UserError: if the run's record of it is missing or damaged.
         """
         return Path(self.data.root)
+
+    def find_cases(self, data: Path | None = None) -> Dataset:
+        """Return the cases where the run's scans are, or in another folder, with labels that mean what they meant.
+
+        Raises:
+            UserError: as `mlbseg.data.cases.find_cases`.
+        """
+        return find_cases(self.scans if data is None else data, self.data.labels)
 
     @property
     def data(self) -> DataRecord:
@@ -222,6 +232,7 @@ def make_student(plan: Plan, config: Config) -> nn.Module:
             norm=config.train.norm,
             dropout=config.train.dropout,
             options=plan.network_options,
+            deep=config.train.deep_supervision,
         )
 
 
@@ -273,5 +284,6 @@ def context_of(run: Run) -> Context:
         flip_axes=run.plan.flip_axes,
         noisy=bool(run.split.noisy),
         loss=loss,
+        crf=run.config.train.crf,
         started=run.config.train.init is not None,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mlbseg.data.cases import LabelOptions
 from mlbseg.device import device_name, pick_device
 from mlbseg.errors import OtherRank, UserError
 from mlbseg.launch import Killed, Signalled, launch
@@ -46,6 +47,9 @@ def train(
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
     allow_empty: bool = False,
+    ignore: int | None = None,
+    sparse: bool = False,
+    outside_unknown: bool = False,
     skip_bad: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -77,6 +81,9 @@ def train(
         config: A YAML file of settings.
         overrides: Settings as ``key=value``, such as ``train.lr=0.01``.
         allow_empty: Accept careful labels without any structure: these scans have nothing to find.
+        ignore: Label value of voxels whose class is not known, such as 4 of scribbles.
+        sparse: Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.
+        outside_unknown: What a cropped segmentation of 3D Slicer does not cover is unknown, not background.
         skip_bad: Leave faulty cases out instead of stopping. The others keep their part: fewer than asked may be
             labelled.
         device: ``auto``, ``cpu``, ``cuda`` ...
@@ -101,7 +108,8 @@ def train(
     request = TrainRequest(
         data=None if data is None else Path(data), out=None if out is None else Path(out), method=method,
         labelled=labelled, test=test, validation=validation, labels=labels, patient=patient, seed=seed, preset=preset,
-        config=None if config is None else Path(config), overrides=tuple(overrides), allow_empty=allow_empty,
+        config=None if config is None else Path(config), overrides=tuple(overrides),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
         skip_bad=skip_bad, cache=None if cache is None else Path(cache), init=None if init is None else str(init),
         steps=steps, minutes=minutes,
     )  # fmt: skip
@@ -162,6 +170,9 @@ def plan(
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
     allow_empty: bool = False,
+    ignore: int | None = None,
+    sparse: bool = False,
+    outside_unknown: bool = False,
     skip_bad: bool = False,
     cache: str | Path | None = None,
     init: str | Path | None = None,
@@ -181,7 +192,8 @@ def plan(
     request = TrainRequest(
         data=Path(data), method=method, labelled=labelled, test=test, labels=labels, patient=patient, seed=seed,
         preset=preset, config=None if config is None else Path(config), overrides=tuple(overrides),
-        allow_empty=allow_empty, skip_bad=skip_bad, cache=None if cache is None else Path(cache),
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty),
+        skip_bad=skip_bad, cache=None if cache is None else Path(cache),
         init=None if init is None else str(init), steps=steps, minutes=minutes,
     )  # fmt: skip
     return decide_run(request, device=pick_device(device), console=console, processes=processes)

@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mlbseg.data.unlike import Usual
 from mlbseg.errors import UserError
 from mlbseg.runs import CONFIG
 from mlbseg.staging import require_new
 from mlbseg.terminal import say
 from mlbseg.training.prepare import Planned, plan_run, require_shares, write_run
 from mlbseg.training.request import TrainRequest
-from mlbseg.training.timing import time_stages
+from mlbseg.training.timing import time_lines, time_stages
 
 KEPT_BACK = 0.1
 """Share of the time that is left for what lies between steps: scans that are read and predicted, and checkpoints."""
+WORTH_TIMING = 200
+"""Steps from which on it is said before training how long it takes: a few steps are timed for it."""
 
 
 def prepare_run(
@@ -50,6 +53,9 @@ def prepare_run(
     require_new(root, overwrite=False, remedy=f"choose another --out{hint}")
     decided = decide_run(request, device=device, console=console, processes=processes)
     require_shares(decided.plan, decided.config, count)
+    if console is not None and count == 1 and request.minutes is None and decided.plan.steps >= WORTH_TIMING:
+        for line in time_lines(time_stages(decided, device)):
+            say(console, line)
     write_run(
         root,
         decided.config,
@@ -61,7 +67,8 @@ def prepare_run(
         device=device,
         cache=decided.cache,
         inputs=decided.inputs,
-        usual=decided.usual,
+        label_options=request.label_options,
+        usual=Usual.of(decided.facts, decided.plan.normalisation),
         started=decided.started,
     )
     return root

@@ -7,7 +7,7 @@ the user is told, in the terminal, in result.json and in the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -55,21 +55,20 @@ def few(cases: Sequence[T]) -> Sequence[T]:
     return [cases[i] for i in np.linspace(0, len(cases) - 1, LOOKED_AT).round().astype(int)]
 
 
-def look(predict: Callable[[T], Mask], labelled: Sequence[tuple[T, Mask]], unlabelled: Sequence[T]) -> Look:
+def look(labelled: Sequence[tuple[Mask, Mask]], unlabelled: Sequence[Mask]) -> Look:
     """Return what a network makes of scans.
 
     Args:
-        predict: Gives the class indices (*S) of a scan.
-        labelled: Scans with their labels (*S); `UNKNOWN` voxels do not count.
-        unlabelled: Scans without.
+        labelled: Its masks of scans, each with the label (*S); `UNKNOWN` voxels do not count.
+        unlabelled: Its masks of scans without.
     """
     fit = []
-    for case, label in labelled:
-        found = np.where(label == UNKNOWN, UNKNOWN, predict(case))
+    for mask, label in labelled:
+        found = np.where(label == UNKNOWN, UNKNOWN, mask)
         values = [value for value in np.unique(label) if value not in (0, UNKNOWN)]
         if values:
             fit.append(float(np.mean([dice(found == value, label == value) for value in values])))
-    return Look(tuple(fit), tuple(predict(case) for case in unlabelled))
+    return Look(tuple(fit), tuple(unlabelled))
 
 
 def warnings_of(first: Look | None, last: Look, class_names: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ class Loop:
         self.optimiser = make_optimiser(method.trained(), self.settings, lr)
         method.optimiser = self.optimiser
         method.ranks = ranks
-        method.length = len(dataset)
+        method.length, method.epoch = len(dataset), dataset.epoch
 
     @property
     def looks_each_step(self) -> bool:

@@ -31,9 +31,7 @@ def lr_factor(step: int, settings: TrainSettings, dataset: StepDataset) -> float
     if settings.schedule == "cosine":
         return warm * (1 + math.cos(math.pi * step / len(dataset))) / 2
     if settings.schedule == "paper":
-        per_step = dataset.unlabelled_batch_size if dataset.others else dataset.batch_size
-        epoch = step * per_step // max(len(dataset.others or dataset.clean), 1)
-        return warm * 20 / (epoch + 20)
+        return warm * 20 / (step // dataset.epoch + 20)
     return warm
 
 

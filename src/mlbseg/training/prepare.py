@@ -13,9 +13,11 @@ from rich.console import Console
 
 from mlbseg.config import Config
 from mlbseg.data.cache_root import default_cache_root
+from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.check import check, no_clean_case, unknown_values, without_bad
-from mlbseg.data.fingerprint import fingerprint
+from mlbseg.data.fingerprint import Fingerprint, fingerprint
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.known import leaves_classes
 from mlbseg.data.patients import Patients
 from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.reading import Reading
@@ -57,7 +59,7 @@ class Planned:
         skipped: Ids of the cases left out.
         patients: How patients are known; None if they are not.
         inputs: What the files of the cases held.
-        usual: What the training scans look like.
+        facts: What the training scans have in common.
         cache: Folder for preprocessed scans; the user's cache folder when None.
         started: The network with the weights that the run starts from; None if they are drawn.
     """
@@ -68,7 +70,7 @@ class Planned:
     skipped: list[str]
     patients: Patients | None
     inputs: Inputs
-    usual: Usual
+    facts: Fingerprint
     cache: Path | None = None
     started: Started | None = None
 
@@ -120,7 +122,7 @@ def plan_run(
     )  # fmt: skip
     if found.patients is not None:
         say(console, f"patients: {found.patients} ({found.patients.advice})")
-    dataset = replace(found, cases=apply_split(found.cases, split))
+    dataset = replace(found, cases=apply_split(found.cases, split, every=source.options.every))
     reading = Reading.of(processes, cache)
     inputs = Inputs(since="the run began", remembered=reading.remembered)
     note_inputs(inputs, [case for case in dataset.cases if case.role is not Role.TEST], reading, console)
@@ -143,7 +145,10 @@ def plan_run(
         say(console, line)
     if skipped:
         say(console, f"left out: {', '.join(skipped)}")
-    require_cases(data, config, split)
+    held = result.summary["per_case"]
+    values = {*(labels or dataset.class_names), *(int(value) for entry in held for value in entry["labels"])}
+    partly = {entry["id"] for entry in held if entry["unknown"] or leaves_classes(entry["classes"], values)}
+    require_cases(data, config, split, partly=not partly.isdisjoint(split.clean))
     training = [cases[i] for i in (*split.clean, *split.noisy, *split.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, reading=reading, progress=lambda done, _: progress.update(done))
@@ -166,8 +171,7 @@ def plan_run(
         notes = again.notes(split, plan)
         started = start_from(start, plan, config, data=data, notes=notes)
         show_start(started.record, console)
-    usual = Usual.of(facts, plan.normalisation)
-    return Planned(config, split, plan, skipped, found.patients, inputs, usual, cache, started)
+    return Planned(config, split, plan, skipped, found.patients, inputs, facts, cache, started)
 
 
 def first_steps(plan: Plan, config: Config) -> int:
@@ -190,8 +194,14 @@ def views_of(config: Config) -> int:
     return method.passes(config.of(config.method)) if method.uses_unlabelled else 0
 
 
-def require_cases(data: Path, config: Config, split: Split) -> None:
+def require_cases(data: Path, config: Config, split: Split, *, partly: bool = False) -> None:
     """Refuse a split that the method cannot be trained on.
+
+    Args:
+        data: The data set, for messages.
+        config: The settings.
+        split: The split.
+        partly: Whether some clean label leaves voxels or classes open: these are unlabelled data.
 
     Raises:
         UserError: if no clean case is left for stage 1, or a semi-supervised method has no case without a clean label.
@@ -208,7 +218,7 @@ def require_cases(data: Path, config: Config, split: Split) -> None:
             f"train.meta_cases: found {meta} of {len(split.clean)} clean cases, expected fewer "
             "(stage 1 needs at least one)"
         )
-    if method.uses_unlabelled and not (split.noisy or split.unlabelled):
+    if method.uses_unlabelled and not (split.noisy or split.unlabelled or partly):
         raise UserError(
             f"{data}: every case is labelled, but method {config.method!r} also needs scans without a label "
             "(add some, or use --method supervised)"
@@ -228,6 +238,7 @@ def write_run(
     inputs: Inputs,
     usual: Usual | None = None,
     patients: Patients | None = None,
+    label_options: LabelOptions = AS_DRAWN,
     started: Started | None = None,
 ) -> None:
     """Write a new run folder with decisions that have been made; see `mlbseg.training.train`.
@@ -262,6 +273,7 @@ def write_run(
                 "cache": str(Path(cache if cache is not None else default_cache_root()).resolve()),
                 "skipped": list(skipped),
                 "patients": None if patients is None else patients.as_dict(),
+                "labels": asdict(label_options),
             },
         )
         inputs.write(folder / INPUTS)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mlbseg.config import Config, load_config
+from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.source import DataSource
 from mlbseg.errors import UserError
 
@@ -29,7 +30,7 @@ class TrainRequest:
         preset: Name of a preset.
         config: YAML file of settings.
         overrides: Settings as ``key=value``.
-        allow_empty: Labels without any structure are accepted.
+        label_options: What is said of all labels.
         skip_bad: Faulty cases are left out.
         cache: Folder for preprocessed scans.
         init: Weights to start from; see `mlbseg.runs.starting.read_start`.
@@ -49,7 +50,7 @@ class TrainRequest:
     preset: str | None = None
     config: Path | None = None
     overrides: Sequence[str] = ()
-    allow_empty: bool = False
+    label_options: LabelOptions = AS_DRAWN
     skip_bad: bool = False
     cache: Path | None = None
     init: str | None = None
@@ -65,7 +66,7 @@ class TrainRequest:
         """
         if self.data is None:
             raise UserError("no data: name a folder of scans, or a CSV/JSON list of them")
-        return DataSource(self.data, self.labels, self.patient, self.allow_empty)
+        return DataSource(self.data, self.labels, self.patient, self.label_options)
 
     @cached_property
     def settings(self) -> Config:
@@ -89,4 +90,5 @@ class TrainRequest:
 
     def given(self) -> list[str]:
         """Return the names of what is asked for beyond the defaults."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        own = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return [name for name in own if name != "label_options"] + self.label_options.given()

@@ -25,7 +25,8 @@ def stage1_settings(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for name in ("method", *map(section_name, METHODS)):
         settings.pop(name, None)
-    del settings["train"]["lr_bootstrap"], settings["train"]["workers"]
+    settings["train"] = config.train.decided()
+    del settings["train"]["lr_bootstrap"]
     return settings
 
 

@@ -20,8 +20,8 @@ from mlbseg.core.directional import forked_random
 from mlbseg.core.ranks import ALONE, Ranks
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
-from mlbseg.data.cases import find_cases
 from mlbseg.data.inputs import INPUTS, Inputs
+from mlbseg.data.known import hidden
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
@@ -47,6 +47,7 @@ T = TypeVar("T")
 INITIAL_LABELS = "initial_labels"
 RESULT = "result.json"
 PSEUDO_LABELS = "pseudo_labels"  # in the run folder, while stage 2 goes on
+LOOKS = "looks"  # likewise: what each stage made of a few scans, which the guard compares
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Training:
         self.console = console
         self.ranks = ranks
         record = run.data
-        dataset = find_cases(Path(record.root))
-        cases = {c.id: c for c in apply_split(dataset.cases, run.split)}
+        dataset = run.find_cases()
+        cases = {c.id: c for c in apply_split(dataset.cases, run.split, every=record.labels.every)}
         clean = [cases[i] for i in run.split.clean]
         trained = len(clean) - run.config.train.meta_cases
         self.clean, self.meta = clean[:trained], clean[trained:]
@@ -170,14 +171,19 @@ class Training:
         if processes.of_first(self.ranks, lambda: self._is_over(2 if kind.uses_unlabelled else 1)):
             return self._recorded()
         self._fill_cache(with_others=kind.uses_unlabelled)
+        if kind.uses_unlabelled and not (self.others or self._partly_known):
+            raise UserError(
+                f"{self.run.scans}: on the prepared grid no voxel is left that is not labelled, which method "
+                f"{self.run.config.method!r} needs (use --method supervised, or a finer plan.spacing)"
+            )
         train, steps = self.run.config.train, self.run.plan.steps
         if not kind.uses_unlabelled:
             first = None
             method = make_method(starting_student(self.run), self.run)
-            best = self._fit(1, self.run.config.method, method, steps, train.lr)
+            best = self._fit(1, self.run.config.method, method, steps, train.rate(1))
         else:
             initialiser, trained = self._first_stage()
-            first = self._look(initialiser.predictor()) if trained else None
+            first = self._look(1, initialiser.predictor()) if trained else None
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
                 frozen = self._freezes_labels
@@ -185,13 +191,14 @@ class Training:
             method = make_method(initialiser.student, self.run)
             method.begin(initialiser)
             title = f"stage 2, {self.run.config.method}"
-            best = self._fit(2, title, method, steps - self._first_steps, train.lr_bootstrap, labels)
+            best = self._fit(2, title, method, steps - self._first_steps, train.rate(2), labels)
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation
             else "final weights (no validation set)"
         )
-        found = guard.warnings_of(first, self._look(method.predictor()), self.run.plan.class_names)
+        last = self._look(2, method.predictor())
+        found = guard.warnings_of(first, last, self.run.plan.class_names)
         result = TrainResult(self.run.root, steps, best, selection, self.seconds_per_step, tuple(found))
         if self.ranks.index == 0:
             save_weights(self.run.root, method.networks())
@@ -206,6 +213,7 @@ class Training:
                     "warnings": found,
                 },
             )
+            shutil.rmtree(self.run.root / LOOKS, ignore_errors=True)
         processes.wait_for_all(self.ranks)
         return result
 
@@ -255,7 +263,8 @@ class Training:
         initialiser = make_initialiser(starting_student(self.run), self.run)
         idle = processes.of_first(self.ranks, self._first_is_idle)
         if not idle:
-            self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, self.run.config.train.lr)
+            rate = self.run.config.train.rate(1)
+            self._fit(1, "stage 1, clean labels", initialiser, self._first_steps, rate)
         return initialiser, not idle
 
     def _first_is_idle(self) -> bool:
@@ -272,8 +281,13 @@ class Training:
         return find_method(config.method).freezes_labels(config.of(config.method))
 
     @property
+    def _partly_known(self) -> list[Case]:
+        """The clean cases whose label leaves voxels open, which are unlabelled data."""
+        return [case for case in self.clean if self.cache.is_partly_known(case)]
+
+    @property
     def _unlabelled(self) -> list[Case]:
-        return [case for case in self.others if case.role is Role.UNLABELLED]
+        return [*(case for case in self.others if case.role is Role.UNLABELLED), *self._partly_known]
 
     def _initial_label(self, case: Case) -> Path:
         return self.run.root / INITIAL_LABELS / f"{case.id}.npy"
@@ -302,7 +316,7 @@ class Training:
         return StepDataset(
             self.cache,
             self.clean,
-            self.others if number == 2 else (),
+            [*self.others, *self._partly_known] if number == 2 else (),
             meta=self.meta if number == 2 else (),
             initial_labels=labels,
             patch_size=plan.patch_size,
@@ -317,11 +331,11 @@ class Training:
         )
 
     def _initial_labels(self, network: torch.nn.Module) -> dict[str, Path]:
-        """Predict every unlabelled case once; these labels stay frozen through stage 2."""
+        """Predict every unlabelled and partly known case once; these labels stay frozen through stage 2."""
         return self._label(self._unlabelled, network, self.run.root / INITIAL_LABELS, "initial labels")
 
     def _pseudo_labels(self, method: Method, turn: int, of: int) -> dict[str, Path]:
-        """Predict every unlabelled and noisy case as a whole, for the n-th time, unless that has been done.
+        """Predict all unlabelled, noisy and partly known cases whole, for the n-th time, unless that has been done.
 
         Those of the turn before stay, for a run that has to go back to a checkpoint before this turn. One that somebody
         deleted in the middle of a turn is predicted by the network as it has become.
@@ -330,21 +344,24 @@ class Training:
         if self.ranks.index == 0:
             shutil.rmtree(folder / str(turn - 2), ignore_errors=True)
         return self._label(
-            self.others,
+            [*self.others, *self._partly_known],
             method.scan_labeller(),
             folder / str(turn),
             f"pseudo labels {turn + 1}/{of}",
         )
 
     def _label(
-        self, cases: Sequence[Case], network: torch.nn.Module, folder: Path, title: str
+        self, cases: Sequence[Case], network: torch.nn.Module, folder: Path, title: str = ""
     ) -> dict[str, Path]:
-        """Write what a network predicts of cases, but for those whose file is there; return the files by case id."""
+        """Write what a network predicts of cases, but for those whose file is there; return the files by case id.
+
+        Progress is shown where there is a title.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         network.to(self.device).eval()
         paths = {case.id: folder / f"{case.id}.npy" for case in cases}
         todo = self._share(cases)
-        with StepProgress(self.console, title, len(todo)) as progress:
+        with StepProgress(self.console if title else None, title, len(todo)) as progress:
             for number, case in enumerate(todo, start=1):
                 path = paths[case.id]
                 if path.exists():
@@ -360,18 +377,23 @@ class Training:
         with autocast(self.run.config.train.precision, self.device):
             return predict_grid(network, image, patch_size=self.run.plan.patch_size, device=self.device)
 
-    def _look(self, network: torch.nn.Module) -> guard.Look:
-        """Return what a network makes of a few of the scans. All ranks have the same answer, each computes it."""
+    def _look(self, stage: int, network: torch.nn.Module) -> guard.Look:
+        """Return what a stage's network makes of a few of the scans, which the ranks share among them.
+
+        The masks stay in the run folder until training is over, so that a resumed run does not predict them anew.
+        """
         was_training = network.training
-        network.to(self.device).eval()
-        labelled = [(case, np.asarray(self.cache.label(case)[...])) for case in guard.few(self.clean)]
-        found = guard.look(
-            lambda case: self._predict(network, case).argmax(0).astype(np.uint8),
-            labelled,
-            guard.few(self.others) if find_method(self.run.config.method).uses_unlabelled else (),
-        )
+        clean, others = guard.few(self.clean), []
+        if find_method(self.run.config.method).uses_unlabelled:
+            others = list(guard.few([*self.others, *self._partly_known]))
+        cases = {
+            case.id: case for case in (*clean, *others)
+        }  # a case that is partly known may be one of both
+        files = self._label(list(cases.values()), network, self.run.root / LOOKS / str(stage))
         network.train(was_training)
-        return found
+        masks = {name: np.load(path, allow_pickle=False) for name, path in files.items()}
+        pairs = [(masks[case.id], np.asarray(self.cache.label(case)[...])) for case in clean]
+        return guard.look(pairs, [masks[case.id] for case in others])
 
     def validate(self, method: Method) -> float:
         """Return the mean Dice over validation cases and foreground classes, on the prepared grid."""
@@ -380,13 +402,17 @@ class Training:
         network.eval()
         foreground = range(1, self.run.plan.num_classes)
         scores = np.zeros((len(self.validation), len(foreground)))
+        # A class that was not drawn in a case has no score there.
+        drawn = np.ones(scores.shape, bool)
+        for row, case in zip(drawn, self.validation, strict=True):
+            row[[k - 1 for k in hidden(case.known, self.run.plan.label_values)]] = False
         for index in self._share(range(len(self.validation))):
             case = self.validation[index]
             label = np.asarray(self.cache.label(case)[...])
             predicted = np.where(label == UNKNOWN, UNKNOWN, self._predict(network, case).argmax(0))
             scores[index] = [dice(predicted == k, label == k) for k in foreground]
         network.train(was_training)
-        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()))
+        return float(np.mean(self.ranks.sum(torch.from_numpy(scores)).numpy()[drawn]))
 
     def _fit(
         self,
@@ -410,6 +436,7 @@ class Training:
         )
         if found:
             loop.restore(found[-1])
+        method.sets = dataset.sets
         method.to(self.device)
         self.seconds_per_step = None
         began, before = time.perf_counter(), loop.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,21 @@ def _noise(run: Run, stage: int, augment: Augmentation | None, seed: int) -> Bat
         if run.config.train.meta_cases:
             batch.meta_image, batch.meta_label = patches(plan.batch_size)
     return batch
+
+
+def time_lines(stages: Sequence[StageTime]) -> list[str]:
+    """Return how long training takes, a line for the whole and one for each stage."""
+    total = sum(stage.minutes for stage in stages)
+    return [
+        f"training takes about {_minutes(total)} on this machine as busy as it is now, measured on a few steps "
+        "(scans that are read and predicted are not counted):",
+        *(
+            f"  stage {stage.stage}, {stage.method}: {stage.steps} steps of {stage.seconds_per_step:.3g} s, "
+            f"{_minutes(stage.minutes)}"
+            for stage in stages
+        ),
+    ]
+
+
+def _minutes(value: float) -> str:
+    return f"{value:.1f} minutes" if value < 10 else f"{value:.0f} minutes"

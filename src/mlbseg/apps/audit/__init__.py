@@ -12,7 +12,7 @@ from mlbseg.apps.audit.findings import REGION_COLUMNS, Audit, Audited
 from mlbseg.apps.audit.page import gallery, subject_of, write_page
 from mlbseg.apps.audit.regions import Region
 from mlbseg.apps.audit.trust import WAYS
-from mlbseg.data.cases import find_cases, find_scans, still_there
+from mlbseg.data.cases import find_scans, still_there
 from mlbseg.data.layouts import declared_unknown
 from mlbseg.data.readers import mask_suffix, stem, write_image, write_label
 from mlbseg.data.unread import passed_over
@@ -23,7 +23,7 @@ from mlbseg.files import make_folder, write_table
 from mlbseg.inference import Progress
 from mlbseg.runs import Run
 from mlbseg.staging import require_new, staged
-from mlbseg.types import Case, Role
+from mlbseg.types import Case, Known, Role
 
 __all__ = ["Audit", "Audited", "Region", "audit"]
 
@@ -150,7 +150,9 @@ def _cases(
     found = find_scans(Path(scans) if scans is not None else root, run.plan.channels)
     unknown = declared_unknown(Path(labels), Path(labels).resolve().parent)
     chosen = [
-        replace(case, label=given[case.id], unknown=unknown) for case in found.cases if case.id in given
+        replace(case, label=given[case.id], known=Known(ignore=unknown))
+        for case in found.cases
+        if case.id in given
     ]
     known = {case.id for case in found.cases}
     for name in sorted(given.keys() - known):
@@ -167,7 +169,7 @@ def _cases(
 def _own_cases(run: Run, root: Path) -> tuple[list[Case], list[Fault]]:
     """Return the run's clean, validation and noisy cases, and a fault for each that is not there any more."""
     try:
-        dataset = find_cases(root)
+        dataset = run.find_cases()
     except UserError as error:
         raise UserError(f"{error} ({run.moved_scans})") from None
     split = run.split

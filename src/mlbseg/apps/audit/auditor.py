@@ -26,8 +26,7 @@ from mlbseg.apps.audit.trust import (
 )
 from mlbseg.data.batches import StepDataset
 from mlbseg.data.cache import Cache
-from mlbseg.data.cases import find_cases
-from mlbseg.data.geometry import RESAMPLE, onto
+from mlbseg.data.known import hidden, label_on
 from mlbseg.data.preprocess import (
     UNKNOWN,
     Frame,
@@ -36,10 +35,10 @@ from mlbseg.data.preprocess import (
     restore_label,
     restore_probability,
 )
-from mlbseg.data.readers import read_label, read_scan
+from mlbseg.data.readers import read_scan
 from mlbseg.errors import UserError, one_case
 from mlbseg.runs import Run, augmentation_of
-from mlbseg.types import Case, Geometry, Role
+from mlbseg.types import NOT_KNOWN, Case, Geometry, Role
 
 Mask = npt.NDArray[np.bool_]
 
@@ -63,6 +62,10 @@ class Judged:
     trust: Map
     proposal: Classes | None
     geometry: Geometry
+
+
+SURE = 0.95
+"""Probability from which an unknown voxel is surely a structure."""
 
 
 class Auditor:
@@ -131,6 +134,8 @@ class Auditor:
         image, label, known, frame, given = self._prepared(case)
         evidence = self._evidence(image, label)
         likeliest = evidence.probability.argmax(0).astype(np.uint8)
+        # Where a class was not drawn, background does not say that it is not there.
+        known &= ~((label == 0) & np.isin(likeliest, hidden(case.known, self.plan.label_values)))
         # What the label leaves open is not judged, and casts no doubt on its neighbours: there it agrees.
         trust = np.where(known, self._trust(evidence, np.where(known, label, likeliest)), np.float32(1))
         predicted = np.where(known, likeliest, 0)
@@ -142,7 +147,7 @@ class Auditor:
         )
         volume = float(suspected.sum()) * voxel
         # The networks see no more than the prepared grid: labels outside it lie where the scan is empty.
-        drawn = np.where(given == case.unknown, 0, given)  # compared with None, no voxel is left open
+        drawn = np.where(given == NOT_KNOWN, 0, given)
         stray = (drawn != 0) & (restore_probability(np.ones_like(trust), frame) < 0.5)
         region = stray_region(drawn, stray, frame.native)
         if region is not None and region.volume >= smallest:
@@ -163,12 +168,14 @@ class Auditor:
             volume,
             tuple(regions),
             count,
+            float(np.sum((evidence.probability[1:].max(0) >= SURE) & ~known)) * voxel,
         )
         sight = Sight(image[0], values[label], values[predicted], trust, suspected, frame.grid)
         proposal: Classes | None = None
         if self.propose:
             wrong = stray | (restore_probability(suspected.astype(np.float32), frame) > 0.5)
-            proposal = np.where(wrong, restore_label(evidence.probability, frame, self.plan), given)
+            kept = np.where(given == NOT_KNOWN, case.known.ignore or 0, given)
+            proposal = np.where(wrong, restore_label(evidence.probability, frame, self.plan), kept)
         native = np.where(stray, 0, restore_probability(trust - 1, frame) + 1).clip(0, 1).astype(np.float32)
         return Judged(audited, sight, native, proposal, frame.native)
 
@@ -177,13 +184,11 @@ class Auditor:
 
         On the grid what the label leaves open is background.
         """
-        assert case.label is not None  # noqa: S101 - `_cases` has chosen such
         scan = read_scan(case.images)
-        label, geometry = read_label(case.label)
-        label = onto(label, geometry, scan.geometry, where=str(case.label), whose="the scan", remedy=RESAMPLE)
+        label = label_on(case, scan.geometry, whose="the scan")
         image, frame = prepare_scan(scan, self.plan)
-        prepared = prepare_label(label, scan.geometry, frame.grid, self.plan, case.unknown)
-        known = prepared != UNKNOWN if case.unknown is not None else np.ones(prepared.shape, bool)
+        prepared = prepare_label(label, scan.geometry, frame.grid, self.plan)
+        known = prepared != UNKNOWN
         return image, np.where(known, prepared, 0), known, frame, label
 
     def _evidence(self, image: Map, label: Classes) -> Evidence:
@@ -209,7 +214,7 @@ class Auditor:
     def _careful(self) -> StepDataset:
         """Return batches of careful labels: of scans that nothing was trained on, where the run has some."""
         run, config = self.run, self.run.config
-        cases = {c.id: c.with_role(Role.CLEAN) for c in find_cases(run.scans).cases if c.label is not None}
+        cases = {c.id: c.with_role(Role.CLEAN) for c in run.find_cases().cases if c.label is not None}
         apart = run.split.validation or run.split.clean[len(run.split.clean) - config.train.meta_cases :]
         careful = [cases[i] for i in apart or run.split.clean if i in cases]
         if not careful:

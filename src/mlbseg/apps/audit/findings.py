@@ -31,6 +31,7 @@ class Audited:
         suspected: Volume of the suspected regions, mm³ (mm² in 2D).
         regions: The largest of them.
         count: How many there are.
+        undrawn: Volume of unknown voxels that are surely a structure, mm³ (mm² in 2D): there is something to draw.
     """
 
     case: str
@@ -40,6 +41,7 @@ class Audited:
     suspected: float
     regions: tuple[Region, ...]
     count: int
+    undrawn: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def case_row(rank: int, found: Audited, names: dict[int, str]) -> dict[str, obje
         "trust": round(found.trust, 4),
         "suspected_volume": round(found.suspected, 2),
         "regions": found.count,
+        "undrawn_volume": round(found.undrawn, 2),
         **by_class,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from rich.table import Table
 from mlbseg.apps.bench import workers
 from mlbseg.apps.bench.cell import OUTCOME, outcome
 from mlbseg.apps.bench.cells import STAGE1, Cell
+from mlbseg.apps.bench.executors import starter
 from mlbseg.apps.bench.record import Setup
 from mlbseg.apps.bench.report import tables, write_tables
 from mlbseg.apps.bench.request import BenchRequest
 from mlbseg.apps.bench.results import CELL_COLUMNS, Results, gather
 from mlbseg.apps.bench.setup import begin
 from mlbseg.apps.bench.workers import Done, Place
+from mlbseg.data.cases import LabelOptions
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
 from mlbseg.tables import data_frame
@@ -84,6 +86,10 @@ def bench(
     labels: Sequence[int] | None = None,
     patient: str | None = None,
     allow_empty: bool = False,
+    ignore: int | None = None,
+    sparse: bool = False,
+    outside_unknown: bool = False,
+    one_slice_in: int | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -94,6 +100,8 @@ def bench(
     cache: str | Path | None = None,
     processes: int | None = None,
     retry: bool = False,
+    executor: str = "here",
+    job_options: Mapping[str, Any] | None = None,
     command: str = "",
     console: Console | None = None,
 ) -> BenchResult:
@@ -112,6 +120,11 @@ def bench(
         labels: All label values that may occur.
         patient: A regular expression whose first group, found in each case id, is the patient; recognised when None.
         allow_empty: Accept careful labels without any structure: these scans have nothing to find.
+        ignore: Label value of voxels whose class is not known, such as 4 of scribbles.
+        sparse: Labels were drawn on some slices: slices without a drawn voxel are unknown, not background.
+        outside_unknown: What a cropped segmentation of 3D Slicer does not cover is unknown, not background.
+        one_slice_in: Keep one slice in so many of each training label, as if the others had not been drawn; supervised
+            with all labels keeps them whole.
         preset: A name in `mlbseg.config.PRESETS`, for all cells.
         config: A YAML file of settings, for all cells.
         overrides: Settings as ``key=value``, for all cells.
@@ -123,6 +136,9 @@ def bench(
         processes: Number of processes that read and prepare scans; one per core when None. Fewer are used when memory
             is short.
         retry: Run failed cells again.
+        executor: Where cells are computed: ``here``, in processes of this one; ``local`` or ``slurm``, in jobs that
+            submitit starts.
+        job_options: Parameters of submitit's executor, such as ``{"timeout_min": 600, "slurm_partition": "gpu"}``.
         command: As typed, for the record.
         console: Where progress is shown; silent when None.
 
@@ -132,7 +148,9 @@ def bench(
     """
     request = BenchRequest(
         data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds, test=test,
-        split_seed=split_seed, upper=upper, labels=labels, patient=patient, allow_empty=allow_empty, preset=preset,
+        split_seed=split_seed, upper=upper, labels=labels, patient=patient,
+        label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
+        preset=preset,
         config=None if config is None else Path(config), overrides=tuple(overrides),
         cache=None if cache is None else Path(cache), processes=processes, command=command,
     )  # fmt: skip
@@ -144,6 +162,8 @@ def bench(
         devices=devices,
         threads=threads,
         retry=retry,
+        executor=executor,
+        job_options=job_options or {},
         console=console,
     )
 
@@ -157,6 +177,8 @@ def run_bench(
     devices: int = 1,
     threads: int | None = None,
     retry: bool = False,
+    executor: str = "here",
+    job_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> BenchResult:
     """Run the cells that are asked for and not there yet, and write the table. See `bench`.
@@ -165,8 +187,14 @@ def run_bench(
         UserError: for what cannot be asked, and for faults of the data; nothing has been trained then.
         Stopped: on SIGINT or SIGTERM, after a checkpoint of each cell.
     """
+    begin_cell = starter(executor, job_options or {})
     target = pick_device(device)
-    places = _places(target, jobs, devices, threads)
+    # The machine of a job may have other devices than this one.
+    places = (
+        _places(target, jobs, devices, threads)
+        if executor == "here"
+        else [Place(device, threads or 1)] * (1 if jobs is None else jobs)
+    )
     setup = begin(folder, request, target, console)
     asked = _asked(setup, request)
     for cell in asked if retry else ():
@@ -184,6 +212,7 @@ def run_bench(
         needs_stage1=setup.needs_stage1,
         after=rebuild,
         console=console,
+        begin=None if executor == "here" else begin_cell,
     )
     results = gather(folder, Setup.read(folder))
     write_tables(folder, results)

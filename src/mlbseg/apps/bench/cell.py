@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -164,15 +164,22 @@ def _run(folder: Path, cell: Cell, root: Path, device: str) -> dict[str, Any]:
 
     setup = Setup.read(folder)
     target = pick_device(device)
-    dataset = find_cases(Path(setup.data))
+    dataset = find_cases(Path(setup.data), setup.label_options)
+    # The upper bound has whole labels.
+    options = replace(setup.label_options, every=None if cell.budget is None else setup.label_options.every)
     if not (root / "config.yaml").is_file():
         shutil.rmtree(root, ignore_errors=True)  # what a kill left half made
         split, begun = setup.split(cell, dataset), folder / INPUTS
         inputs = Inputs.read(begun, since="the bench began") if begun.exists() else Inputs()
-        used = [case for case in apply_split(dataset.cases, split) if case.role is not Role.TEST]
+        used = [
+            case
+            for case in apply_split(dataset.cases, split, every=options.every)
+            if case.role is not Role.TEST
+        ]
         write_run(
             root, setup.config(folder, cell), split, Plan.from_dict(setup.plan), data=Path(setup.data),
             skipped=(), patients=setup.patients, device=target, cache=setup.cache, inputs=inputs.of(used),
+            label_options=options,
         )  # fmt: skip
     if cell.row == STAGE1:
         return _train_stage1(root, target)
@@ -239,14 +246,11 @@ def _score(root: Path, setup: Setup, cases: Sequence[Case], target: torch.device
     from mlbseg.inference import predict
 
     plan = Plan.from_dict(setup.plan)
-    labels = {case.id: case.label for case in cases if case.label is not None}
-    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
+    labels = {case.id: case for case in cases if case.label is not None}
     found = predict(root, setup.data, root / "masks", only=list(labels), device=str(target), overwrite=True)
     if found.faults:
         raise UserError("\n".join(str(fault) for fault in found.faults))
-    scores = evaluate(
-        root / "masks", labels, classes=plan.structures, unknown=unknown, out=root / SCORES, overwrite=True
-    )
+    scores = evaluate(root / "masks", labels, classes=plan.structures, out=root / SCORES, overwrite=True)
     if scores.faults:
         raise UserError("\n".join(str(fault) for fault in scores.faults))
     means = {name: scores.summary[None][name] for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}
@@ -264,15 +268,22 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     asked = parser.parse_args()
+    cell = Cell(asked.row, asked.budget, asked.seed)
+    sys.exit(exit_code(asked.folder, cell, asked.device, asked.threads))
+
+
+def exit_code(folder: Path, cell: Cell, device: str, threads: int) -> int:
+    """Run a cell in this process, which is there for nothing else, and return what the process is to end with."""
     import torch
 
     from mlbseg.runs.lock import Busy
 
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(threads)
     try:
-        run_cell(asked.folder, Cell(asked.row, asked.budget, asked.seed), asked.device)
+        run_cell(folder, cell, device)
     except Busy:
-        sys.exit(BUSY)
+        return BUSY
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    return 0

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlbseg.apps.bench.cells import STAGE1, SUPERVISED, Cell, Row
 from mlbseg.config import Config, config_of, load_config, parse_override
-from mlbseg.data.cases import Dataset, with_patients
+from mlbseg.data.cases import AS_DRAWN, Dataset, LabelOptions, with_patients
 from mlbseg.data.patients import Patients
 from mlbseg.data.records import PathText, read_as, write_record
 from mlbseg.data.splits import Split, make_split
@@ -46,6 +46,7 @@ class Setup:
         noisy: Cases whose label came with them and is not trusted.
         unlabelled: Cases without a label.
         patients: Which cases are of one patient.
+        label_options: What was said of all labels.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -66,6 +67,7 @@ class Setup:
     noisy: tuple[str, ...] | None = None
     unlabelled: tuple[str, ...] | None = None
     patients: Patients | None = None
+    label_options: LabelOptions = AS_DRAWN
 
     @classmethod
     def read(cls, folder: Path) -> Setup:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlbseg.apps.bench.cells import FIXED, Row, parse_rows
 from mlbseg.config import Config, load_config, parse_override
+from mlbseg.data.cases import AS_DRAWN, LabelOptions
 from mlbseg.data.reading import Reading
 from mlbseg.errors import UserError
 
@@ -28,7 +29,7 @@ class BenchRequest:
         upper: Also train supervised with all labels.
         labels: All label values that may occur.
         patient: Regular expression that finds the patient in a case id.
-        allow_empty: Labels without any structure are accepted.
+        label_options: What is said of all labels.
         preset: Name of a preset.
         config: YAML file of settings.
         overrides: Settings as ``key=value``.
@@ -50,7 +51,7 @@ class BenchRequest:
     upper: bool = True
     labels: Sequence[int] | None = None
     patient: str | None = None
-    allow_empty: bool = False
+    label_options: LabelOptions = AS_DRAWN
     preset: str | None = None
     config: Path | None = None
     overrides: Sequence[str] = ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbseg.apps.bench.cells import Row
 from mlbseg.apps.bench.record import Setup
-from mlbseg.config import config_of
+from mlbseg.config import Config, config_of
 from mlbseg.errors import UserError
 
 
@@ -51,9 +51,12 @@ def require_same(folder: Path, begun: Setup, asked: Setup, *, names_cache: bool)
             " ".join(map(str, values)) if values else "none" for values in (asked.labels, begun.labels)
         )
         lines.append(f"--labels: found {found}, expected {expected}")
+    if begun.label_options != asked.label_options:
+        found, expected = (", ".join(record.label_options.given()) or "none" for record in (asked, begun))
+        lines.append(f"what is said of all labels: found {found}, expected {expected}")
     if names_cache and begun.cache != asked.cache:
         lines.append(f"--cache: found {asked.cache}, expected {begun.cache}")
-    before, now = (dict(_flat(config_of(record.asked).model_dump(mode="json"))) for record in (begun, asked))
+    before, now = (_flat(_decided(config_of(record.asked))) for record in (begun, asked))
     lines += [f"{key}: found {now[key]}, expected {before[key]}" for key in before if before[key] != now[key]]
     if lines:
         raise UserError(
@@ -82,12 +85,18 @@ def require_planned(begun: Setup, smallest: int) -> None:
         )
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        nested = isinstance(value, Mapping) and prefix == ""
-        pairs += _flat(value, f"{key}.") if nested else [(f"{prefix}{key}", value)]
-    return pairs
+def _decided(config: Config) -> dict[str, Any]:
+    """Return the settings that results depend on."""
+    return {**config.model_dump(mode="json"), "train": config.train.decided()}
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what sections hold beside what stands in none, each by its dotted name."""
+    return {
+        f"{key}.{name}" if name else key: found
+        for key, value in record.items()
+        for name, found in (value if isinstance(value, Mapping) else {"": value}).items()
+    }
 
 
 def _names(ids: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from mlbseg.runs.starting import read_start, start_from
 from mlbseg.staging import contents
 from mlbseg.terminal import say
 from mlbseg.training.prepare import note_inputs, require_cases, views_of
-from mlbseg.types import Role
+from mlbseg.types import ALL_KNOWN, Role
 
 LOCK = ".lock"
 
@@ -57,7 +57,7 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             asked cannot be. Nothing is changed then.
     """
     existing = _existing(folder)
-    dataset = find_cases(request.data, allow_empty=request.allow_empty)
+    dataset = find_cases(request.data, request.label_options)
     if existing is None or existing.patients is not None or request.patient is not None:
         dataset = with_patients(dataset, request.patient)
     wide = make_split(
@@ -94,7 +94,10 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
             # Of all rows before anything is trained, and not of the last one after a week.
             row = rows[cell.row]
             config = with_row(request.settings, row)
-            require_cases(request.data, config, fresh.split(cell, dataset))
+            # Whether a label that may leave voxels open does is known once it has been read.
+            partly = request.label_options.every is not None
+            partly |= any(case.known != ALL_KNOWN for case in dataset.cases)
+            require_cases(request.data, config, fresh.split(cell, dataset), partly=partly)
     inputs = _inputs(folder, request.reading.remembered)
     if existing is not None and _widest(existing.cells, wide) < _widest(cells, wide):
         _check(request, dataset, wide, Plan.from_dict(existing.plan).label_values, inputs, console)
@@ -117,6 +120,12 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
         else:
             require_same(folder, existing, fresh, names_cache=request.cache is not None)
             require_planned(existing, min(request.budgets))
+            settings = load_config(folder / SETTINGS)
+            if settings.train.workers != request.settings.train.workers:  # which changes no result
+                settings.train.workers = request.settings.train.workers
+                write_atomic(
+                    folder / SETTINGS, yaml.safe_dump(settings.as_record(), sort_keys=False).encode()
+                )
             fresh = existing
         _inputs(folder).joined(inputs).write(folder / INPUTS)
         record = replace(
@@ -174,6 +183,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
         noisy=wide.noisy,
         unlabelled=wide.unlabelled,
         patients=dataset.patients,
+        label_options=request.label_options,
     )
 
 
@@ -207,7 +217,7 @@ def _check(
     # Test labels are looked at for faults, which had better be known before training than after it, and for no more.
     seen = [
         replace(case, label=by_id[case.id].label) if case.role is Role.TEST else case
-        for case in apply_split(dataset.cases, widest)
+        for case in apply_split(dataset.cases, widest, every=request.label_options.every)
     ]
     kept = replace(dataset, cases=tuple(seen))
     read = [case for case in seen if case.role is not Role.TEST]
@@ -262,7 +272,7 @@ def _decide(
         test=wide.test,
         seed=request.split_seed,
     )
-    cases = {case.id: case for case in apply_split(dataset.cases, narrow)}
+    cases = {case.id: case for case in apply_split(dataset.cases, narrow, every=request.label_options.every)}
     training = [cases[i] for i in (*narrow.clean, *narrow.noisy, *narrow.unlabelled)]
     with StepProgress(console, "measuring the scans", len(training)) as progress:
         facts = fingerprint(training, reading=request.reading, progress=lambda done, _: progress.update(done))

@@ -108,6 +108,7 @@ def run_cells(
     needs_stage1: Callable[[Cell], bool],
     after: Callable[[], None],
     console: Console | None,
+    begin: Callable[[Path, Cell, Place], Process] | None = None,
 ) -> Done:
     """Run all cells that have no outcome, in their order, one in each place at a time.
 
@@ -118,6 +119,7 @@ def run_cells(
         needs_stage1: Whether a cell begins with the shared stage 1.
         after: Called when a cell has ended.
         console: Where progress is shown; silent when None.
+        begin: What starts a cell; `start` when None.
 
     Returns:
         What did not get an outcome.
@@ -168,7 +170,7 @@ def run_cells(
                 free = [place for place in range(len(places)) if place not in running]
                 chosen = list(islice((c for c in ready if not busy(folder, c)), len(free)))
                 for place, cell in zip(free, chosen, strict=False):
-                    running[place] = (cell, start(folder, cell, places[place]))
+                    running[place] = (cell, (begin or start)(folder, cell, places[place]))
                 if chosen:
                     waiting_since = None
                 elif not running:

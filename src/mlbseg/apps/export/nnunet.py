@@ -18,18 +18,19 @@ from torch import nn
 from mlbseg.apps.export.labels import class_indices
 from mlbseg.apps.export.output import write_json
 from mlbseg.apps.export.trust import Trust, TrustMaps, confidence_as_trust
-from mlbseg.data.cases import find_cases, still_there
-from mlbseg.data.geometry import onto, straight
+from mlbseg.data.cases import still_there
+from mlbseg.data.geometry import straight
+from mlbseg.data.known import hidden, label_on
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import Frame, restore_label, restore_probability
-from mlbseg.data.readers import SUFFIXES, read_label, read_scan, suffix, write_image, write_label
+from mlbseg.data.readers import SUFFIXES, read_scan, suffix, write_image, write_label
 from mlbseg.data.records import write_record
 from mlbseg.device import autocast, pick_device
 from mlbseg.errors import Fault, FaultsError, UserError, nearest, one_case
 from mlbseg.files import make_folder
 from mlbseg.runs import Run
 from mlbseg.staging import require_new, staged
-from mlbseg.types import Case, Geometry
+from mlbseg.types import NOT_KNOWN, Case, Geometry
 from mlbseg.windows import case_probability
 
 ENDING = ".nii.gz"
@@ -170,7 +171,7 @@ def _cases(run: Run, data: Path | None, also: Sequence[str]) -> tuple[list[tuple
             raise UserError(
                 f"{data}: the run's scans are not there any more (say with --data where they are)"
             )
-    dataset = find_cases(data)
+    dataset = run.find_cases(data)
     wanted: list[tuple[Case, str]] = []
     faults: list[Fault] = []
     parts = run.split.as_dict()
@@ -189,10 +190,11 @@ def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a careful label as class indices (*S), the number of classes where it is not known, and where it lies."""
     if case.label is None:
         raise UserError(f"{case.id}: no label")
-    label, geometry = read_label(case.label)
     native = read_scan(case.images).geometry
-    label = onto(label, geometry, native, where=case.label.name, whose="its scan", case_id=case.id)
-    open_ = label == case.unknown  # of voxels; compared with None, none is
+    label = label_on(case, native, whose="its scan", remedy="")
+    open_ = label == NOT_KNOWN
+    if hidden(case.known, plan.label_values):
+        open_ |= label == 0  # background, or a class that was not drawn: of no single label
     indices = class_indices(np.where(open_, 0, label), plan, case.label.name).astype(np.uint16)
     indices[open_] = plan.num_classes
     return indices, native

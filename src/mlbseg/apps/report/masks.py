@@ -14,10 +14,11 @@ from mlbseg.apps.report.scoring import differing
 from mlbseg.apps.report.viewer import SCRIPTS, Gallery
 from mlbseg.data.cases import find_scans
 from mlbseg.data.geometry import Incomplete, onto
+from mlbseg.data.known import placed, read_known
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
 from mlbseg.evaluation import Evaluation, leave_out, mask_files, two_files
-from mlbseg.types import Case, Geometry
+from mlbseg.types import Case, Geometry, Known
 
 
 def masks_report(
@@ -61,7 +62,7 @@ def masks_report(
             predicted[name],
             expected[name],
             known,
-            evaluation.unknown_value,
+            evaluation.known,
             worst=what == "worst",
         )
         for what, name in worth_showing(evaluation)
@@ -79,6 +80,8 @@ def masks_report(
     distance = evaluation.summary[None]["hd95_mm"].mean
     if distance is not None:
         facts.insert(1, ("95HD, mean", f"{distance:.1f} mm"))
+    if unknown := sum(evaluation.unknown.values()):
+        facts.append(("unknown voxels, not scored", f"{unknown:,}"))
     title = f"Masks {predictions.resolve().name} against {references.resolve().name}"
     write_page(out, render_page(title, sections, facts=facts))
     return out
@@ -90,16 +93,17 @@ def _subject(
     predicted: Path,
     expected: Path,
     scans: Mapping[str, Case],
-    unknown: int | None,
+    how: Known,
     *,
     worst: bool,
 ) -> Subject:
-    label, geometry = read_label(expected)
+    label, geometry = read_known(expected, how)
     mask, lattice = read_label(predicted)
     if isinstance(geometry, Incomplete):
-        label, geometry = onto(label, geometry, lattice, where=expected.name, whose="the mask"), lattice
+        label = placed(label, geometry, lattice, how, where=expected.name, whose="the mask")
+        geometry = lattice
     mask = onto(mask, lattice, geometry, where=predicted.name, whose="in its reference", case_id=name)
-    leave_out(mask, label, unknown)
+    leave_out(mask, label)
     masks = {"label": label, "prediction": mask}
     image = np.zeros(label.shape, np.uint8)
     if scans:

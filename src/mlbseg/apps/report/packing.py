@@ -80,6 +80,7 @@ def pack(
     most: int = MOST_VOXELS,
     unknown: int | None = None,
     extra: Mapping[str, Any] | None = None,
+    level: int = 6,
 ) -> bytes:
     """Return what `viewer.js` shows of a subject.
 
@@ -89,6 +90,7 @@ def pack(
         most: Voxels that are kept.
         unknown: The value that stands for "not known here".
         extra: More for the head.
+        level: Of compression, 1 (fast) to 9 (small).
 
     Raises:
         ValueError: if an array is not of the image's shape, the image is neither 2D nor 3D, or there are more than
@@ -104,7 +106,7 @@ def pack(
     image, lattice = towards_ras(subject.image, subject.geometry)
     masks = {name: towards_ras(mask, subject.geometry)[0] for name, mask in subject.masks.items()}
     maps = {name: towards_ras(values, subject.geometry)[0] for name, values in subject.maps.items()}
-    values = sorted({int(v) for mask in masks.values() for v in np.unique(mask)} | set(class_names))
+    values = sorted({v for mask in masks.values() for v in values_of(mask)} | set(class_names))
     values = [value for value in values if value != 0]
     if len(values) > MOST_CLASSES:
         raise ValueError(f"{len(values)} class values, expected at most {MOST_CLASSES}")
@@ -154,7 +156,7 @@ def pack(
         head["layers"].append({"name": name, "kind": "map", "shown": False, "opacity": 60})
         planes.append(_map_levels(thinned(array, box, steps)))
     text = json.dumps(head).encode()
-    body = zlib.compress(b"".join(np.ascontiguousarray(plane).tobytes() for plane in planes), 6)
+    body = zlib.compress(b"".join(np.ascontiguousarray(plane).tobytes() for plane in planes), level)
     return len(text).to_bytes(4, "little") + text + body
 
 
@@ -179,6 +181,32 @@ def towards_ras(array: npt.NDArray[Any], geometry: Geometry) -> tuple[npt.NDArra
     turned = sitk.DICOMOrient(image, "RAS")
     lattice = Geometry(turned.GetSize(), turned.GetSpacing(), turned.GetOrigin(), turned.GetDirection())
     return sitk.GetArrayFromImage(turned).astype(array.dtype, copy=False), lattice
+
+
+def from_ras(array: npt.NDArray[Any], geometry: Geometry) -> npt.NDArray[Any]:
+    """Undo `towards_ras`.
+
+    Args:
+        array: (Z, Y, X), as turned.
+        geometry: Where the result lies.
+
+    Returns:
+        (*S) on `geometry`.
+    """
+    if geometry.ndim == 2:
+        return np.ascontiguousarray(array[0, ::-1])
+    lattice = towards_ras(np.zeros(geometry.size[::-1], np.uint8), geometry)[1]
+    image = sitk.GetImageFromArray(array)
+    image.SetDirection(lattice.direction)
+    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
+    return sitk.GetArrayFromImage(sitk.DICOMOrient(image, letters))
+
+
+def values_of(mask: npt.NDArray[Any]) -> list[int]:
+    """Return the values of a mask; counted where they are small, as sorting takes seconds of large scans."""
+    if mask.size and mask.min() >= 0 and mask.max() < 65_536:
+        return [int(v) for v in np.flatnonzero(np.bincount(mask.ravel()))]
+    return [int(v) for v in np.unique(mask)]
 
 
 def colour_of(number: int, value: int, unknown: int | None) -> str:
@@ -304,6 +332,10 @@ def _note(shape: tuple[int, ...], box: tuple[slice, ...], steps: tuple[int, ...]
 
 
 def _indices(mask: npt.NDArray[Any], values: list[int]) -> npt.NDArray[np.uint8]:
+    if mask.size and mask.min() >= 0 and mask.max() < 65_536:
+        table = np.zeros(65_536, np.uint8)
+        table[[v for v in values if 0 < v < 65_536]] = [i for i, v in enumerate(values, 1) if 0 < v < 65_536]
+        return np.asarray(table[mask])
     indices = np.zeros(mask.shape, np.uint8)
     for i, value in enumerate(values, start=1):
         indices[mask == value] = i

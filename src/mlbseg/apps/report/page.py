@@ -61,7 +61,8 @@ class Section:
         title: Its heading, also in the list of sections.
         body: What it shows; see `mlbseg.apps.report.viewer.Gallery`, `table` and `paragraphs`.
         note: A line of small print below the heading.
-        scripts: Files of this room that the body needs, such as `mlbseg.apps.report.viewer.SCRIPTS`.
+        scripts: Files that the body needs, such as `mlbseg.apps.report.viewer.SCRIPTS`; of another room as
+            ``package:file``.
     """
 
     title: str
@@ -182,15 +183,15 @@ def write_page(path: Path, content: str) -> None:
     write_atomic(path, content.encode(errors="backslashreplace"))
 
 
-def render(name: str, **values: Any) -> str:
-    """Return a template of this room, filled; every value is escaped unless it is `Markup`."""
-    return _environment().get_template(name).render(**values)
+def render(name: str, *, room: str = "mlbseg.apps.report", **values: Any) -> str:
+    """Return a template of a room, filled; every value is escaped unless it is `Markup`."""
+    return _environment(room).get_template(name).render(**values)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(room: str) -> Environment:
     return Environment(
-        loader=PackageLoader("mlbseg.apps.report"),
+        loader=PackageLoader(room),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -199,4 +200,6 @@ def _environment() -> Environment:
 
 
 def _text(name: str) -> str:
-    return (files("mlbseg.apps.report") / name).read_text(encoding="utf-8")
+    """Return a file of this room; of another one where the name is ``package:file``."""
+    room, colon, file = name.partition(":")
+    return (files(room if colon else "mlbseg.apps.report") / (file or name)).read_text(encoding="utf-8")

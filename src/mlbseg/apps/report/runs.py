@@ -36,6 +36,7 @@ from mlbseg.data.readers import is_scan_file, stem
 from mlbseg.data.unread import passed_over
 from mlbseg.device import pick_device
 from mlbseg.errors import Fault, UserError, note_lines
+from mlbseg.evaluation import Evaluation
 from mlbseg.files import working_folder
 from mlbseg.inference import Progress
 from mlbseg.runs import Run
@@ -57,6 +58,8 @@ class Report:
         group: Which part of the split they are; None if there are none.
         mean_dice: Of these; None if there are none.
         findings: What stands out.
+        evaluation: The scores; None if there are none.
+        beyond: Further cases of this group that were not scored.
     """
 
     path: Path
@@ -64,6 +67,8 @@ class Report:
     group: str | None
     mean_dice: float | None
     findings: tuple[Finding, ...]
+    evaluation: Evaluation | None = None
+    beyond: int = 0
 
     @property
     def warnings(self) -> list[Finding]:
@@ -77,6 +82,7 @@ class Report:
             "scored": self.scored,
             "group": self.group,
             "mean_dice": self.mean_dice,
+            "scores": None if self.evaluation is None else self.evaluation.as_dict()["summary"],
             "warnings": [f"{finding.title}. {finding.text}" for finding in self.warnings],
         }
 
@@ -158,6 +164,8 @@ def report(
         None if scored is None else scored.group,
         None if scored is None else scored.evaluation.mean_dice,
         tuple(found),
+        None if scored is None else scored.evaluation,
+        0 if scored is None else scored.beyond,
     )
 
 
@@ -270,6 +278,8 @@ def _facts(run: Run, scored: Scored | None) -> list[tuple[str, str]]:
         distance = scored.evaluation.summary[None]["hd95_mm"].mean
         if distance is not None:
             facts.append(("95HD, mean", f"{distance:.1f} mm"))
+        if unknown := sum(scored.evaluation.unknown.values()):
+            facts.append(("unknown voxels, not scored", f"{unknown:,}"))
     facts.append(("careful labels", str(len(split.clean))))
     if split.noisy:
         facts.append(("unverified labels", str(len(split.noisy))))

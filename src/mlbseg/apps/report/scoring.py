@@ -15,8 +15,9 @@ from torch import nn
 
 from mlbseg.apps.report.packing import Subject
 from mlbseg.apps.report.scores import caption, worth_showing
-from mlbseg.data.cases import find_cases, still_there
+from mlbseg.data.cases import still_there
 from mlbseg.data.geometry import onto
+from mlbseg.data.known import label_on
 from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import restore_label, restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
@@ -71,7 +72,7 @@ def labelled_cases(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Faul
     Raises:
         UserError: if the scans are no longer where they were.
     """
-    dataset = find_cases(run.scans)
+    dataset = run.find_cases()
     parts: Mapping[str, Sequence[str]] = run.split.as_dict()
     look = partial(still_there, dataset.cases, where=run.scans, kind="report", faults=dataset.faults)
     groups: dict[str, list[Case]] = {}
@@ -153,9 +154,8 @@ def score_cases(
     """
     if faults and not masks:
         raise FaultsError(faults, "the scans", "no case could be predicted")
-    labels = {case.id: case.label for case in cases if case.label is not None and case.id in masks}
-    unknown = next((case.unknown for case in cases), None)  # of one data set, so the same in all
-    result = evaluate(folder, labels, classes=plan.structures, unknown=unknown)
+    labels = {case.id: case for case in cases if case.label is not None and case.id in masks}
+    result = evaluate(folder, labels, classes=plan.structures)
     scored = set(result.cases)
     kept = {case.id: case for case in cases if case.id in scored}
     return Scored(
@@ -185,11 +185,11 @@ def subjects(scored: Scored, run: Run, certainty: Path) -> Iterator[Subject]:
     for what, name in worth_showing(scored.evaluation):
         case = scored.cases[name]
         scan = read_scan(case.images)
-        label = _label_on(_label_of(case), scan.geometry)
-        mask = _label_on(scored.masks[name], scan.geometry)
-        leave_out(mask, label, case.unknown)
+        label = label_on(case, scan.geometry, whose="its scan", remedy="")
+        mask = mask_on(scored.masks[name], scan.geometry)
+        leave_out(mask, label)
         maps: dict[str, npt.NDArray[Any]] = {}
-        trust, fault = _trust(run.root / "audit" / "trust", name, scan.geometry)
+        trust, fault = trust_map(run.root / "audit" / "trust", name, scan.geometry)
         if trust is not None:
             maps["trust"] = trust
         if (path := certainty / f"{name}.npy").is_file():
@@ -211,7 +211,7 @@ def differing(label: npt.NDArray[Any], mask: npt.NDArray[Any]) -> npt.NDArray[np
     return different if different.any() else None
 
 
-def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:
+def trust_map(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.float32] | None, str]:
     """Return the map (*S) that an audit wrote of a case; or None and, where there is one, why it is left out."""
     try:
         named = [path for path in sorted(folder.iterdir()) if is_scan_file(path) and stem(path) == name]
@@ -236,16 +236,10 @@ def _trust(folder: Path, name: str, lattice: Geometry) -> tuple[npt.NDArray[np.f
     return values, ""
 
 
-def _label_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
+def mask_on(path: Path, lattice: Geometry) -> npt.NDArray[np.int32]:
     """Return a label map (*S) on the lattice of its scan."""
     label, geometry = read_label(path)
     return onto(label, geometry, lattice, where=path.name, whose="its scan")
-
-
-def _label_of(case: Case) -> Path:
-    if case.label is None:
-        raise ValueError(f"{case.id} has no label")
-    return case.label
 
 
 def _voxels(
@@ -254,8 +248,8 @@ def _voxels(
     counts: dict[int, dict[str, tuple[int, int]]] = {value: {} for value in classes}
     for name, case in cases.items():
         mask, lattice = read_label(masks[name])
-        label = _label_on(_label_of(case), lattice)
-        leave_out(mask, label, case.unknown)
+        label = label_on(case, lattice, whose="its scan", remedy="")
+        leave_out(mask, label)
         found, expected = (
             dict(zip(*np.unique(array, return_counts=True), strict=True)) for array in (mask, label)
         )

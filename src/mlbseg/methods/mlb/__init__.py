@@ -46,6 +46,10 @@ class MLB(Joint, Paper):
                 f"mlb.weighting: found {chosen.weighting}, which compares all pixels, but disputes leave few to it "
                 "(add -o mlb.decides=everywhere, or use sign)"
             )
+        if chosen.padding == "background" and chosen.mix and chosen.mode == "joint":
+            raise UserError(
+                f"mlb.mix: found {chosen.mix:.3g}, but with mlb.padding=background nothing is pasted (add -o mlb.mix=0)"
+            )
         if chosen.relabel and "pseudo" not in sources:
             raise UserError(
                 f"mlb.relabel: found {chosen.relabel}, but pseudo labels are not learnt "
@@ -97,7 +101,9 @@ class MLB(Joint, Paper):
         if batch.image is None or batch.initial_label is None:
             raise ValueError("MLB needs unlabelled images and their initial labels in every batch")
         weigh = step % self.settings.every == 0
-        yield from (self._joint if self.settings.mode == "joint" else self._paper)(batch, batch.image, weigh)
+        yield from (self._joint if self.settings.mode == "joint" else self._paper)(
+            batch, batch.image, weigh, step
+        )
 
     def weight_maps(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Return labels and weights of the first view, with v where the model stands and nothing pasted."""

@@ -24,7 +24,7 @@ from mlbseg.types import Batch, Losses
 class Joint(Sight):
     """The clean gradient v is the direction of the weights, and the clean part of one update."""
 
-    def _joint(self, batch: Batch, image: Tensor, weigh: bool) -> Iterator[Losses]:
+    def _joint(self, batch: Batch, image: Tensor, weigh: bool, step: int) -> Iterator[Losses]:
         clean, v = self._clean_gradient(batch.clean_image, batch.clean_label, batch.seed, CLEAN_VIEWS)
         guide = v  # the gradient that the weights are to serve
         asks = weigh and self.weighing.asks_direction

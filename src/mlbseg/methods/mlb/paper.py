@@ -26,7 +26,7 @@ from mlbseg.types import IGNORE, Batch, Losses
 class Paper(Sight):
     """The clean gradient v is taken after a virtual step on the consistency terms alone (Wei et al., 2023)."""
 
-    def _paper(self, batch: Batch, image: Tensor, weigh: bool) -> Iterator[Losses]:
+    def _paper(self, batch: Batch, image: Tensor, weigh: bool, step: int) -> Iterator[Losses]:
         if self.optimiser is None:
             raise ValueError("paper mode looks one optimiser step ahead: set `optimiser` first")
         asks = weigh and self.weighing.asks_direction
@@ -39,7 +39,7 @@ class Paper(Sight):
             )
         consistency = self._consistency(logits, taught, views, inside_scan(batch))
         clean_views = self._draw(batch.clean_image, batch.seed, CLEAN_VIEWS)
-        clean_x, clean_taught, _ = self._see(clean_views, batch.clean_image, batch, CLEAN_SIGHT)
+        clean_x = self._shown(clean_views, batch.clean_image, batch, CLEAN_SIGHT)
         clean_label = clean_views.expand_label(batch.clean_label)
         labels: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
@@ -67,7 +67,11 @@ class Paper(Sight):
             labels, weights = self._weigh(seen, tangent, taught, views, batch)
         if terms := {**self._weighted(logits, labels, weights), **consistency}:
             yield terms
+            if self.settings.teacher_twice:
+                self.move_teacher(step)
 
+        calm = clean_views.expand(batch.clean_image)
+        clean_taught = self._taught(calm, len(batch.clean_image), batch, CLEAN_SIGHT)
         logits = widened(self.student(clean_x))
         terms = self._consistency(logits, clean_taught, clean_views, batch.clean_label != IGNORE)
         yield {

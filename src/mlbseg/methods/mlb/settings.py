@@ -26,6 +26,17 @@ class MLBSettings(Taught.Settings):
     views: Annotated[Annotated[list[View], FEW], SINGLE] = Field(
         ["zoom-out"], description="views of each unlabelled patch beside the patch itself"
     )
+    padding: Literal["unknown", "background"] = Field(
+        "unknown",
+        description="what a view shows beyond the image. unknown: nothing is learnt there, and pseudo labels "
+        "are the mean of the views that saw a pixel. background: as in the public code, which also "
+        "averages over all views, zooms by its own ranges, and compares views in the frame of one",
+    )
+    ple_detached: bool = Field(
+        False,
+        description="with padding=background, let the consistency of views move one view of each pair alone, "
+        "as in the public code",
+    )
     clean_views: bool = Field(
         False,
         description="let joint mode see the clean batch in these views too, as paper mode always does; each "
@@ -89,6 +100,15 @@ class MLBSettings(Taught.Settings):
     teacher_noise: Noise = Field(
         0.1,
         description="SD of the Gaussian noise on the teacher's input, in units of the normalised intensity",
+    )
+    teacher_twice: bool = Field(
+        False,
+        description="in paper mode, move the teacher after each of a step's two updates, as in the public code",
+    )
+    teacher_counts: Literal["stage", "epoch"] = Field(
+        "stage",
+        description="from where the teacher's decay rises to teacher_decay: from the start of the stage, or, as "
+        "in the public code, from that of each epoch, when the teacher becomes the student again",
     )
     pseudo_weight: Weight = Field(1.0, description="factor of the weighted costs")
     pseudo_dice: bool = Field(

@@ -15,9 +15,10 @@ from mlbseg.core.losses import (
     soft_dice_loss,
     widened,
 )
+from mlbseg.core.padded_views import PaddedViews, draw_padded_views
 from mlbseg.core.perturb import boxes, jittered, normal
 from mlbseg.core.scope import parameters_in_scope
-from mlbseg.core.teacher import prediction
+from mlbseg.core.teacher import prediction, update_teacher
 from mlbseg.core.views import Views, draw_views
 from mlbseg.methods.base import Context, Taught
 from mlbseg.methods.mlb.settings import MLBSettings
@@ -59,7 +60,8 @@ class Sight(Taught):
         self._in_scope: frozenset[str] | None = None
 
     def _draw(self, image: Tensor, seed: int, stream: int) -> Views:
-        return draw_views(
+        draw = draw_padded_views if self.settings.padding == "background" else draw_views
+        return draw(
             self.seeds(len(image), seed, stream),
             image.ndim - 2,
             self.settings.views,
@@ -93,22 +95,44 @@ class Sight(Taught):
             pasted: The clean pixels in `x`; None without any.
         """
         x = views.expand(image)
-        taught: Tensor | None = None
-        if self._asks_teacher(batch):
-            seeds, shape = self.seeds(len(image), batch.seed, stream), (len(views), *image.shape[1:])
-            noise = normal(seeds, shape, image).transpose(0, 1).flatten(0, 1)
-            with torch.no_grad():
-                calm = x if weak is None else views.expand(weak)
-                taught = widened(self.teacher(calm + self.settings.teacher_noise * noise))
+        taught = self._taught(x if weak is None else views.expand(weak), len(image), batch, stream)
         pasted: Pasted | None = None
         if mix:
             x, pasted = self._mix(x, image, batch)
-        if self.settings.jitter:
-            streams = [_JITTER * (1 + stream) + v for v in range(len(views))]
-            x = jittered(
-                [s for v in streams for s in self.seeds(len(image), batch.seed, v)], x, self.settings.jitter
-            )
-        return x, taught, pasted
+        return self._jittered(x, len(image), batch, stream), taught, pasted
+
+    def _shown(self, views: Views, image: Tensor, batch: Batch, stream: int) -> Tensor:
+        """Return what the student sees of an image's views, with nothing pasted: (V * B, C, *S)."""
+        return self._jittered(views.expand(image), len(image), batch, stream)
+
+    def _jittered(self, x: Tensor, count: int, batch: Batch, stream: int) -> Tensor:
+        if not self.settings.jitter:
+            return x
+        streams = [_JITTER * (1 + stream) + v for v in range(len(x) // count)]
+        return jittered(
+            [s for v in streams for s in self.seeds(count, batch.seed, v)], x, self.settings.jitter
+        )
+
+    def _taught(self, x: Tensor, count: int, batch: Batch, stream: int) -> Tensor | None:
+        """Return the teacher's logits (V * B, K, *S) of the views (V * B, C, *S) of so many images, under noise.
+
+        None if nothing needs them.
+        """
+        if not self._asks_teacher(batch):
+            return None
+        seeds, shape = self.seeds(count, batch.seed, stream), (len(x) // count, *x.shape[1:])
+        noise = normal(seeds, shape, x).transpose(0, 1).flatten(0, 1)
+        with torch.no_grad():
+            return widened(self.teacher(x + self.settings.teacher_noise * noise))
+
+    def move_teacher(self, step: int) -> None:
+        """Move the teacher once."""
+        counted = step % self.epoch if self.settings.teacher_counts == "epoch" else step
+        update_teacher(self.teacher, self.student, counted, self.settings.teacher_decay)
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher."""
+        self.move_teacher(step)
 
     def _asks_teacher(self, batch: Batch) -> bool:
         """Return whether anything depends on what the teacher predicts of the views."""
@@ -180,11 +204,13 @@ class Sight(Taught):
             own = logits if pasted is None else pasted.bare
             seen = taught if self.settings.pseudo_from == "teacher" else own
             assert seen is not None  # noqa: S101 - `_asks_teacher`
-            pseudo = views.pseudo_label(torch.softmax(seen, 1))
+            pseudo = views.pseudo_labels(torch.softmax(seen, 1))
+        else:
+            pseudo = views.expand_label(pseudo)
+        initial = views.expand_label(initial)
         # What is padding in the scan has no pseudo label either.
-        pseudo = torch.where(initial == IGNORE, IGNORE, pseudo)
-        both = {"initial": initial, "pseudo": pseudo}
-        labels = {name: views.expand_label(both[name]) for name in self.weighing.sources}
+        both = {"initial": initial, "pseudo": torch.where(initial == IGNORE, IGNORE, pseudo)}
+        labels = {name: both[name] for name in self.weighing.sources}
         if pasted is not None:
             labels = {name: torch.where(pasted.covered, IGNORE, label) for name, label in labels.items()}
         weights = self.weighing.weigh(labels, logits, tangent, taught, self.ranks)
@@ -229,11 +255,17 @@ class Sight(Taught):
         uncovered = None if pasted is None else (~pasted.covered).unsqueeze(1).to(logits.dtype)
         terms = {}
         if self.settings.teacher_weight and taught is not None:
-            valid = (views.expand_label(inside.long()) > 0).unsqueeze(1).to(logits.dtype)
+            beyond = torch.where(inside, 0, IGNORE)
+            valid = (views.expand_label(beyond) != IGNORE).unsqueeze(1).to(logits.dtype)
             valid = valid if uncovered is None else valid * uncovered
             distance = prediction_distance(logits, taught, valid, ranks=self.ranks)
             terms["teacher"] = self.settings.teacher_weight * distance
-        if self.settings.views and self.settings.ple_weight:
+        if self.settings.ple_weight and isinstance(views, PaddedViews):
+            distance = views.pair_distance(
+                torch.softmax(logits, 1), detached=self.settings.ple_detached, ranks=self.ranks
+            )
+            terms["views"] = self.settings.ple_weight * distance
+        elif self.settings.views and self.settings.ple_weight:
             aligned, seen = views.align(torch.softmax(logits, 1))
             seen = seen * inside.unsqueeze(1)
             if uncovered is not None:
