@@ -80,6 +80,10 @@ class Usual:
     tilt: Finite
     channels: tuple[ChannelRange | None, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.view) != len(self.spacing):
+            raise ValueError("view and spacing: expected a range for each axis in both")
+
     @classmethod
     def of(cls, facts: Fingerprint, normalisation: Sequence[str]) -> Usual:
         """Return the ranges over the cases of a fingerprint.
