@@ -4,8 +4,8 @@
     mlbseg evaluate masks-b/ labels/ --out b.csv
     python benchmarks/paired.py --first a.csv --second b.csv     # several of each, in the same order: seeds
 
-It prints the mean difference ± its standard error over cases and a 95 % bootstrap interval. A case's Dice is the mean
-over its classes, and over the seeds.
+It prints the mean difference ± its standard error over cases, and a 95 % t interval over cases and seeds. A case's Dice
+is the mean over its classes, and over the seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlbseg.apps.bench.statistics import Scores, difference, of_seeds
+from mlbseg.apps.bench.statistics import Run, Scores, difference, of_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if len(asked.first) != len(asked.second):
         parser.error("expected as many files after --first as after --second, one for each seed")
-    rows = [dict(enumerate(map(_dice, paths))) for paths in (asked.first, asked.second)]
+    rows: list[dict[Run, dict[str, float]]] = [
+        {seed: _dice(path) for seed, path in enumerate(paths)} for paths in (asked.first, asked.second)
+    ]
     for paths, row in zip((asked.first, asked.second), rows, strict=True):
-        dice = of_seeds(row)
+        dice = of_runs(row)
         assert dice is not None
         print(f"{' '.join(map(str, paths))}: mean Dice {dice.mean:.4f}")
     found = difference(*rows)
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interval = "" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]"
     print(
         f"first - second: {found.mean:+.4f} ± {_error(*rows):.4f}{interval}, {found.cases} cases, "
-        f"{found.seeds} seed(s)"
+        f"{found.runs} seed(s)"
     )
 
 

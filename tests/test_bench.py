@@ -34,11 +34,13 @@ from mlbseg.cli.arguments import join_lists
 from mlbseg.config import load_config
 from mlbseg.data.cases import find_cases
 from mlbseg.data.phantom import write_phantoms
+from mlbseg.data.plan import Plan
 from mlbseg.data.preprocess import UNKNOWN
 from mlbseg.errors import UserError
 from mlbseg.runs import Run
 from mlbseg.runs.lock import Busy, locked
 from mlbseg.training import begin_from_stage1, stages, train
+from mlbseg.training.prepare import second_steps
 
 SETTINGS = [v for text in (*TINY, "steps=4") for v in ("-o", text)]
 LIMIT = 120  # seconds that a process of these tests may take
@@ -738,6 +740,45 @@ def test_cells_come_seed_by_seed_and_stage_1_first() -> None:
         "all-labelled/seed-0/supervised",
     ]  # fmt: skip
     assert len(keys) == 14
+
+
+def test_label_seeds_change_which_scans_are_labelled_and_nothing_else(phantoms: Path, tmp_path: Path) -> None:
+    asked = [*TINY, "steps=4"]
+    request = BenchRequest(
+        phantoms, ["supervised", "mlb"], budgets=[2, 3], label_seeds=[0, 1, 2], test=3, overrides=asked,
+        cache=tmp_path / "cache", patient=r"phantom_00(\d)",
+    )  # fmt: skip
+    setup = begin(tmp_path / "bench", request, torch.device("cpu"), None)
+    assert len(setup.cells) == 3 * 2 * 3 + 1  # and all labels once
+    dataset = find_cases(phantoms)
+    splits = {cell: setup.split(cell, dataset) for cell in setup.cells}
+    sets = {cell.label_seed: split.clean for cell, split in splits.items() if cell.budget == 2}
+    assert sets[0] == setup.clean[:2]
+    assert len({frozenset(ids) for ids in sets.values()}) > 1
+    for cell, split in splits.items():
+        assert split.test == setup.test
+        if cell.budget is not None:
+            assert len(split.clean) == cell.budget
+            assert set(sets[cell.label_seed]) <= set(
+                split.clean
+            )  # a larger budget has the labels of a smaller one
+            assert ("labels-" in cell.key) == (cell.label_seed > 0)
+    assert Cell("mlb", 2, 0, 1).stage1 == Cell("stage-1", 2, 0, 1)
+    assert Setup.read(tmp_path / "bench").cells == setup.cells
+
+
+def test_equal_time_lengthens_stage_2_alone(phantoms: Path, tmp_path: Path) -> None:
+    asked = [*TINY, "steps=20", "train.stage1_share=0.5"]
+    request = BenchRequest(
+        phantoms, ["bcp"], ["bcp longer=bcp train.stage2_factor=1.6"], budgets=[2], test=3, overrides=asked,
+        cache=tmp_path / "cache", upper=False,
+    )  # fmt: skip
+    folder = tmp_path / "bench"
+    setup = begin(folder, request, torch.device("cpu"), None)
+    assert [setup.needs_stage1(cell) for cell in setup.cells] == [False, True, True]
+    plan = Plan.from_dict(setup.plan)
+    steps = {cell.row: second_steps(plan, setup.config(folder, cell)) for cell in setup.cells}
+    assert (steps["bcp"], steps["bcp-longer"]) == (10, 16)
 
 
 def test_supervised_training_loses_no_label_to_the_weights_of_others(phantoms: Path, tmp_path: Path) -> None:

@@ -369,3 +369,13 @@ def test_init_worth(load: Load, labelled: Path, tmp_path: Path, capsys: pytest.C
     assert [row[0].split(",")[0] for row in table] == ["1 labels", "2 labels", "2 labels", "2 labels"]
     assert all(0 <= value <= 1 for row in table for value in numbers(row[1:4]))
     assert all(positive(float(row[4])) or row[4] == "0" for row in table)
+
+
+def test_network_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    load("network_cost").main(
+        ["--networks", "unet", "resenc", "--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1"]
+    )
+    head, *table = rows(capsys.readouterr().out)
+    assert head[-1] == "to unet"
+    assert [row[0] for row in table] == ["unet", "resenc"]
+    assert all(positive(value) for row in table for value in numbers(row[2:]))

@@ -26,7 +26,7 @@ from mlbseg.data.check import check
 from mlbseg.data.readers import read_label, read_scan, stem
 from mlbseg.errors import Fault, ReadError, UserError, one_case
 from mlbseg.evaluation import evaluate
-from mlbseg.inference import predict
+from mlbseg.inference import Model, predict
 from mlbseg.runs import Run
 
 Errors = dict[str, tuple[BaseException, str]]
@@ -136,7 +136,7 @@ def test_report(scans_that_fail: Path, supervised_run: Path) -> None:
     out = scans_that_fail / "masks"
     out.mkdir()
     cases = find_scans(scans_that_fail).cases
-    masks, faults = predict_cases(run, run.network(None), cases, out, torch.device("cpu"))
+    masks, faults = predict_cases(Model(run, torch.device("cpu")), cases, out)
     assert set(masks) == {"fine", "good"}
     assert_each_is_named(faults)
 

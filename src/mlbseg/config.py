@@ -117,6 +117,12 @@ class TrainSettings(Section):
         description="weights to start from: a run folder (RUN:teacher for its teacher), a file of weights, a "
         "checkpoint of nnU-Net, a MONAI bundle",
     )
+    stage2_factor: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="stage 2 takes this many times the steps that are left for it: compares methods at equal time",
+    )
     # `-o train.precision=32` is a number to YAML
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: "32" if v == 32 else v)] = (
         Field("auto", description="auto computes in bfloat16 where the device has it")

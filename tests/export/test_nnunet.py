@@ -241,9 +241,11 @@ def test_nnunet_itself_accepts_the_dataset(trained: tuple[Path, Path], tmp_path:
     folders = {f"nnUNet_{name}": str(tmp_path) for name in ("raw", "preprocessed", "results")}
     arguments = [sys.executable, str(script), str(root)]
 
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def verify() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            arguments, env={**os.environ, **folders}, capture_output=True, text=True, timeout=300
+            arguments, env={**environment, **folders}, capture_output=True, text=True, timeout=300
         )
 
     done = verify()

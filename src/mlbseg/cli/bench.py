@@ -36,7 +36,7 @@ from mlbseg.cli.printing import names_note, progress_console
 if TYPE_CHECKING:
     from mlbseg.apps.bench import BenchResult
 
-LISTS = ("--methods", "--labelled", "--seeds")
+LISTS = ("--methods", "--labelled", "--seeds", "--label-seeds")
 """Options that take several values, also with spaces between them."""
 
 
@@ -54,6 +54,12 @@ def bench(
     seeds: Annotated[
         list[str] | None,
         typer.Option(help="Random seeds of weights and training, such as 0,1,2 (default: 0)."),
+    ] = None,
+    label_seeds: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Random seeds of which scans are labelled, such as 0,1,2; 0: the first of the split (default: 0)."
+        ),
     ] = None,
     test: Annotated[
         str | None,
@@ -120,7 +126,9 @@ def bench(
 
     request = BenchRequest(
         data=data, methods=names(methods), variants=variant or (), budgets=numbers("--labelled", labelled),
-        seeds=[0] if seeds is None else numbers("--seeds", seeds), test=count_or_ids(test), split_seed=split_seed,
+        seeds=[0] if seeds is None else numbers("--seeds", seeds),
+        label_seeds=[0] if label_seeds is None else numbers("--label-seeds", label_seeds),
+        test=count_or_ids(test), split_seed=split_seed,
         upper=upper, labels=label_values(labels), patient=patient,
         label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
         preset=preset,

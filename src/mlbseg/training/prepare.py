@@ -182,6 +182,11 @@ def first_steps(plan: Plan, config: Config) -> int:
     return min(max(1, round(plan.steps * share)), plan.steps - 1)
 
 
+def second_steps(plan: Plan, config: Config) -> int:
+    """Return the steps of stage 2."""
+    return max(1, round((plan.steps - first_steps(plan, config)) * config.train.stage2_factor))
+
+
 def note_inputs(inputs: Inputs, cases: Sequence[Case], reading: Reading, console: Console | None) -> None:
     """Record the content of the cases' files before they are read, so that later changes are noticed."""
     with StepProgress(console, "hashing the scans", len(cases)) as progress:

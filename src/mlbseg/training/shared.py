@@ -26,7 +26,7 @@ def stage1_settings(config: Config) -> dict[str, Any]:
     for name in ("method", *map(section_name, METHODS)):
         settings.pop(name, None)
     settings["train"] = config.train.decided()
-    del settings["train"]["lr_bootstrap"]
+    del settings["train"]["lr_bootstrap"], settings["train"]["stage2_factor"]
     return settings
 
 

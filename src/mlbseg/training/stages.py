@@ -37,7 +37,7 @@ from mlbseg.runs.weights import WEIGHTS, save_weights
 from mlbseg.training import guard
 from mlbseg.training.drawing import drawer_lost
 from mlbseg.training.loop import Loop
-from mlbseg.training.prepare import first_steps
+from mlbseg.training.prepare import first_steps, second_steps
 from mlbseg.training.scan_labels import check_label, write_label
 from mlbseg.training.signals import Interrupted, StopSignals
 from mlbseg.types import Case, Role
@@ -183,6 +183,8 @@ class Training:
             best = self._fit(1, self.run.config.method, method, steps, train.rate(1))
         else:
             initialiser, trained = self._first_stage()
+            second = second_steps(self.run.plan, self.run.config)
+            steps = self._first_steps + second
             first = self._look(1, initialiser.predictor()) if trained else None
             labels: dict[str, Path] | None = None
             if kind.needs_initial_labels:
@@ -191,7 +193,7 @@ class Training:
             method = make_method(initialiser.student, self.run)
             method.begin(initialiser)
             title = f"stage 2, {self.run.config.method}"
-            best = self._fit(2, title, method, steps - self._first_steps, train.rate(2), labels)
+            best = self._fit(2, title, method, second, train.rate(2), labels)
         selection = (
             f"the weights with the best Dice on {len(self.validation)} validation case(s)"
             if self.validation

@@ -18,7 +18,7 @@ from mlbseg.errors import UserError, out_of_memory
 from mlbseg.methods import Method, find_method
 from mlbseg.runs import Run, augmentation_of, make_initialiser, make_method, make_student
 from mlbseg.training.optimising import make_optimiser
-from mlbseg.training.prepare import Planned, first_steps
+from mlbseg.training.prepare import Planned, first_steps, second_steps
 from mlbseg.types import Batch
 
 MEASURED = 2
@@ -80,7 +80,7 @@ def time_stages(planned: Planned, device: torch.device) -> tuple[StageTime, ...]
             initialiser = make_initialiser(student, run)
             return (
                 _timed(initialiser, "supervised", run, 1, first, device),
-                _timed(method, config.method, run, 2, plan.steps - first, device),
+                _timed(method, config.method, run, 2, second_steps(plan, config), device),
             )
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

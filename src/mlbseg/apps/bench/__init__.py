@@ -80,6 +80,7 @@ def bench(
     variants: Sequence[str] = (),
     labelled: Sequence[int],
     seeds: Sequence[int] = (0,),
+    label_seeds: Sequence[int] = (0,),
     test: int | Sequence[str] | None,
     split_seed: int = 0,
     upper: bool = True,
@@ -114,6 +115,7 @@ def bench(
         variants: Further rows, ``LABEL=METHOD key=value ...``.
         labelled: Label budgets: numbers of labelled cases, the first of the split's order.
         seeds: Random seeds of weights and training.
+        label_seeds: Random seeds of which scans are labelled, for each seed; 0 takes the first of the split's order.
         test: Cases set apart for testing: the last N, or the named ones. The same for all cells.
         split_seed: Random seed of the order of cases, where the data have none of their own.
         upper: Also train supervised with all labels but those of test cases.
@@ -147,7 +149,8 @@ def bench(
         Stopped: on SIGINT or SIGTERM, after a checkpoint of each cell.
     """
     request = BenchRequest(
-        data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds, test=test,
+        data=Path(data), methods=methods, variants=variants, budgets=labelled, seeds=seeds,
+        label_seeds=label_seeds, test=test,
         split_seed=split_seed, upper=upper, labels=labels, patient=patient,
         label_options=LabelOptions(ignore, sparse, outside_unknown, allow_empty, one_slice_in),
         preset=preset,
@@ -228,6 +231,7 @@ def _asked(setup: Setup, request: BenchRequest) -> list[Cell]:
         cell
         for cell in setup.cells
         if cell.seed in request.seeds
+        and (cell.budget is None or cell.label_seed in request.label_seeds)
         and (request.upper if cell.budget is None else cell.budget in request.budgets and cell.row in slugs)
     ]
 

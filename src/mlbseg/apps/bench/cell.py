@@ -265,10 +265,11 @@ def main() -> None:
     parser.add_argument("row")
     parser.add_argument("seed", type=int)
     parser.add_argument("--budget", type=int)
+    parser.add_argument("--label-seed", type=int, default=0)
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     asked = parser.parse_args()
-    cell = Cell(asked.row, asked.budget, asked.seed)
+    cell = Cell(asked.row, asked.budget, asked.seed, asked.label_seed)
     sys.exit(exit_code(asked.folder, cell, asked.device, asked.threads))
 
 

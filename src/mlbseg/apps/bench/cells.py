@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -50,28 +50,32 @@ class Cell:
         row: The slug of its row, or `STAGE1`.
         budget: Labels that it may see; None for all that are not of test cases.
         seed: Of initial weights and of all draws.
+        label_seed: Of which scans are labelled: 0 for the first ones of the split's order.
     """
 
     row: str
     budget: Annotated[int, Field(ge=1, lt=2**31)] | None
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    label_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @property
     def key(self) -> str:
         """Its folder under ``runs``."""
         labels = "all" if self.budget is None else str(self.budget)
-        return f"{labels}-labelled/seed-{self.seed}/{self.row}"
+        drawn = f"labels-{self.label_seed}/" if self.label_seed else ""
+        return f"{labels}-labelled/{drawn}seed-{self.seed}/{self.row}"
 
     @property
     def title(self) -> str:
         """As it is shown."""
         labels = "all" if self.budget is None else str(self.budget)
-        return f"{self.row}, {labels} labels, seed {self.seed}"
+        drawn = f" (set {self.label_seed})" if self.label_seed else ""
+        return f"{self.row}, {labels} labels{drawn}, seed {self.seed}"
 
     @property
     def stage1(self) -> Cell:
-        """The stage 1 that semi-supervised cells of this budget and seed begin with."""
-        return Cell(STAGE1, self.budget, self.seed)
+        """The stage 1 that semi-supervised cells of these labels and this seed begin with."""
+        return replace(self, row=STAGE1)
 
 
 LONGEST = 200
@@ -142,7 +146,13 @@ def parse_rows(methods: Sequence[str], variants: Sequence[str] = ()) -> list[Row
 
 
 def cells_of(
-    rows: Sequence[Row], budgets: Sequence[int], seeds: Sequence[int], *, upper: bool, share: Sequence[str]
+    rows: Sequence[Row],
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    upper: bool,
+    share: Sequence[str],
+    label_seeds: Sequence[int] = (0,),
 ) -> set[Cell]:
     """Return the cells that are asked for.
 
@@ -152,16 +162,23 @@ def cells_of(
         seeds: The seeds.
         upper: Also train with all labels.
         share: Slugs of the rows that begin with the shared stage 1.
+        label_seeds: Of which scans are labelled.
     """
     slugs = [row.slug for row in rows]
     if any(slug in share for slug in slugs):
         slugs.append(STAGE1)
-    cells = {Cell(slug, budget, seed) for slug in slugs for budget in budgets for seed in seeds}
+    cells = {
+        Cell(slug, budget, seed, drawn)
+        for slug in slugs
+        for budget in budgets
+        for seed in seeds
+        for drawn in label_seeds
+    }
     return cells | ({Cell(SUPERVISED, None, seed) for seed in seeds} if upper else set())
 
 
 def in_order(cells: Iterable[Cell], rows: Sequence[str]) -> list[Cell]:
-    """Return cells in the order in which they are to be run: seeds first, so that whatever is finished early compares.
+    """Return cells in the order to run them: by label set, then by seed, so that whatever is finished early compares.
 
     Args:
         cells: The cells.
@@ -169,9 +186,9 @@ def in_order(cells: Iterable[Cell], rows: Sequence[str]) -> list[Cell]:
     """
     order = [STAGE1, *rows]
 
-    def place(cell: Cell) -> tuple[int, float, int]:
+    def place(cell: Cell) -> tuple[int, int, float, int]:
         if cell.budget is None:
-            return cell.seed, float("inf"), 0
-        return cell.seed, cell.budget, order.index(cell.row)
+            return cell.label_seed, cell.seed, float("inf"), 0
+        return cell.label_seed, cell.seed, cell.budget, order.index(cell.row)
 
     return sorted(cells, key=place)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 
 from mlbseg.apps.bench.cells import STAGE1, SUPERVISED, Cell, Row
@@ -110,11 +111,22 @@ class Setup:
         return make_split(
             dataset.cases,
             order=dataset.order,
-            labelled=self.clean[: cell.budget],
+            labelled=self.labelled(cell, dataset),
             test=self.test,
             seed=cell.seed,
             patients=self.patients,
         )
+
+    def labelled(self, cell: Cell, dataset: Dataset) -> tuple[str, ...]:
+        """Return the cases whose label a cell is given: the first of the order, or of one of the patients' shuffled."""
+        order = self.clean
+        if cell.label_seed:
+            patient = {case.id: case.patient for case in dataset.cases}
+            patients = list(dict.fromkeys(patient[name] for name in self.clean))
+            place = np.random.default_rng([cell.label_seed, self.split_seed]).permutation(len(patients))
+            rank = dict(zip(patients, place.tolist(), strict=True))
+            order = tuple(sorted(self.clean, key=lambda name: rank[patient[name]]))
+        return order[: cell.budget]
 
     def shares_stage1(self, row: Row) -> bool:
         """Return whether a row begins with the stage 1 that the rows share."""

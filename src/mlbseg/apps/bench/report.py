@@ -28,12 +28,13 @@ SELECTION = "final weights (no validation set)"
 
 
 EXPLAINED = (
-    "Dice is the mean over test cases of each case's mean over classes; ± is the sample SD over seeds. A "
-    "difference is paired: each case's Dice averaged over the seeds that both rows have; its interval is the "
-    f"bootstrap's over cases ({statistics.RESAMPLES:,} resamples), which says nothing about other seeds. 95HD "
-    "leaves out cases that have none (their number in brackets). Gap closed: of the gap between supervised with "
-    "these and with all labels. Time per step is of the last stage (of semi-supervised methods the second), "
-    "relative to supervised with the same labels. Memory is the peak of the last stage's process, or of the GPU."
+    "Dice is the mean over test cases of each case's mean over classes; ± is the sample SD over runs (label sets and "
+    "seeds). A difference is paired, case by case in each run that both rows have; its interval is that of a mixed "
+    "model, over cases and label sets (over cases and seeds with one label set, over cases alone with one run). 95HD "
+    "leaves out cases that have none (their number in brackets). Best other: the row with the highest Dice but for the "
+    "line itself. Gap closed: of the gap between supervised with these and with all labels. Time per step is of the "
+    "last stage (of semi-supervised methods the second), relative to supervised with the same labels; hours are of "
+    "that stage as a whole. Memory is the peak of the last stage's process, or of the GPU."
 )
 
 
@@ -100,8 +101,8 @@ def conditions(results: Results) -> dict[str, str]:
     hardware = sorted({f"{r['processor']} ({r['device']}, {r['threads']} thread(s))" for r in done})
     return {
         "Cases": f"{setup.rule} {len(setup.test)} test cases, {len(setup.scored)} of them scored; up to "
-        f"{len(setup.clean)} labels. Test cases and the first labels are the same in all cells; a seed changes the "
-        "initial weights and all draws.",
+        f"{len(setup.clean)} labels. Test cases are the same in all cells; a label set is which scans are labelled; a "
+        "seed changes the initial weights and all draws.",
         "All cells": f"{plan.ndim}D {plan.network} {list(plan.network_channels)}, patches of "
         f"{' × '.join(map(str, plan.patch_size))}, spacing {' × '.join(f'{s:.4g}' for s in plan.spacing)} mm, "
         f"{plan.steps} steps, {plan.batch_size} labelled and {plan.unlabelled_batch_size} unlabelled patches a step.",
@@ -109,6 +110,8 @@ def conditions(results: Results) -> dict[str, str]:
         "cell was finished.",
         "Hardware": f"{'; '.join(hardware) or 'none yet'}.",
         "Seeds": f"{', '.join(map(str, sorted({cell.seed for cell in setup.cells})))}.",
+        "Label sets": f"{', '.join(map(str, sorted({c.label_seed for c in setup.cells})))} (0: the first scans of the "
+        "order; the plan rests on those of set 0).",
         "Cells": f"{len(done)} of {len(results.cells)} done.",
     }
 
@@ -193,7 +196,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def draw(results: Results) -> Figure:
-    """Draw Dice against the number of labels, a line for each row, SD over seeds as bars, the upper bound dashed."""
+    """Draw Dice against the number of labels, a line for each row, SD over runs as bars, the upper bound dashed."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     rows = list(results.setup.rows)
@@ -202,7 +205,7 @@ def draw(results: Results) -> Figure:
         points = [
             (budget, dice)
             for budget in results.budgets
-            if (group := results.groups.get((slug, budget))) and (dice := statistics.of_seeds(group.dice))
+            if (group := results.groups.get((slug, budget))) and (dice := statistics.of_runs(group.dice))
         ]
         if not points:
             continue
@@ -222,7 +225,7 @@ def draw(results: Results) -> Figure:
                 label=results.setup.rows[slug].label,
             )
         )
-    upper = statistics.of_seeds(results.upper.dice) if results.upper else None
+    upper = statistics.of_runs(results.upper.dice) if results.upper else None
     if upper is not None:
         label = f"supervised, all {len(results.setup.clean)} labels"
         drawn.append(axis.axhline(upper.mean, color="#555555", linestyle="--", label=label))
@@ -234,7 +237,7 @@ def draw(results: Results) -> Figure:
     axis.set_xticks(results.budgets, [str(budget) for budget in results.budgets])
     axis.set_xticks([], minor=True)
     axis.set_xlabel("labelled scans")
-    axis.set_ylabel("Dice, mean over test cases (± SD over seeds)")
+    axis.set_ylabel("Dice, mean over test cases (± SD over runs)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     if drawn:

@@ -24,6 +24,7 @@ class BenchRequest:
         variants: Further rows, ``LABEL=METHOD key=value ...``.
         budgets: Numbers of labels.
         seeds: Random seeds.
+        label_seeds: Seeds of which scans are labelled; 0 for the first ones.
         test: Cases set apart for testing.
         split_seed: Random seed of the order of cases.
         upper: Also train supervised with all labels.
@@ -46,6 +47,7 @@ class BenchRequest:
     variants: Sequence[str] = ()
     budgets: Sequence[int] = ()
     seeds: Sequence[int] = (0,)
+    label_seeds: Sequence[int] = (0,)
     test: int | Sequence[str] | None = None
     split_seed: int = 0
     upper: bool = True
@@ -63,6 +65,7 @@ class BenchRequest:
         _ = self.rows  # refuses rows that there cannot be
         _require_numbers("--labelled", self.budgets, least=1)
         _require_numbers("--seeds", self.seeds, least=0)
+        _require_numbers("--label-seeds", self.label_seeds, least=0)
         if self.test is None:
             raise UserError("a bench needs test cases: --test N, or a file or a list of case ids")
 

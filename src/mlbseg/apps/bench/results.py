@@ -21,10 +21,10 @@ from mlbseg.metrics import SCORE_NAMES
 UPPER = "supervised, all labels"
 MEASURES = ("dice", "jaccard", "hd95_mm", "assd_mm")
 CELL_COLUMNS = (
-    "row", "method", "labelled", "seed", "status", *MEASURES, "no_distance", "steps", "seconds", "seconds_per_step",
-    "peak_memory_bytes", "device", "processor", "threads", "host", "reason",
+    "row", "method", "labelled", "label_seed", "seed", "status", *MEASURES, "no_distance", "steps", "seconds",
+    "seconds_per_step", "peak_memory_bytes", "device", "processor", "threads", "host", "reason",
 )  # fmt: skip
-CASE_COLUMNS = ("row", "labelled", "seed", "case", "class", "name", *SCORE_NAMES)
+CASE_COLUMNS = ("row", "labelled", "label_seed", "seed", "case", "class", "name", *SCORE_NAMES)
 
 
 @dataclass
@@ -35,25 +35,25 @@ class Group:
         label: The row's.
         slug: The row's.
         budget: Labels; None for all.
-        records: Seed -> outcome of each finished cell.
-        dice: Seed -> case -> mean Dice over classes.
-        failed: Seeds that failed.
+        records: Run (label set and seed) -> outcome of each finished cell.
+        dice: Run -> case -> mean Dice over classes.
+        failed: Runs that failed.
     """
 
     label: str
     slug: str
     budget: int | None
-    records: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    dice: dict[int, dict[str, float]] = field(default_factory=dict)
-    failed: list[int] = field(default_factory=list)
+    records: dict[statistics.Run, Mapping[str, Any]] = field(default_factory=dict)
+    dice: dict[statistics.Run, dict[str, float]] = field(default_factory=dict)
+    failed: list[statistics.Run] = field(default_factory=list)
 
     def mean(self, name: str) -> statistics.Spread | None:
-        """Return mean and SD over seeds of what was measured under a name, of those where it is there."""
+        """Return mean and SD over runs of what was measured under a name, of those where it is there."""
         return statistics.spread([r[name] for r in self.records.values() if r.get(name) is not None])
 
-    def by_seed(self, name: str) -> dict[int, float]:
-        """Return what was measured under a name, by seed."""
-        return {seed: r[name] for seed, r in self.records.items() if r.get(name) is not None}
+    def by_run(self, name: str) -> dict[statistics.Run, float]:
+        """Return what was measured under a name, by run."""
+        return {run: r[name] for run, r in self.records.items() if r.get(name) is not None}
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,24 @@ class Line:
 
     Attributes:
         group: Its cells.
-        dice: Mean and SD over seeds.
+        dice: Mean and SD over runs.
         over_supervised: Paired difference to supervised training with the same labels; None if there is none.
         over_teacher: The same to mean teacher.
+        over_best: The same to the best of the other rows with the same labels.
         gap: Share of the gap between supervised with these and with all labels that it closes.
         time: Seconds per step relative to supervised with the same labels.
-        memory: Peak, bytes, the largest over seeds.
+        hours: Of the last stage, mean over runs.
+        memory: Peak, bytes, the largest over runs.
     """
 
     group: Group
     dice: statistics.Spread | None
     over_supervised: statistics.Difference | None
     over_teacher: statistics.Difference | None
-    gap: float | None
+    over_best: statistics.Difference | None
+    gap: statistics.Gap | None
     time: float | None
+    hours: float | None
     memory: float | None
 
 
@@ -113,10 +117,17 @@ class Results:
 
         def rank(slug: str) -> float:
             group = self.groups.get((slug, budget))
-            dice = statistics.of_seeds(group.dice) if group else None
+            dice = statistics.of_runs(group.dice) if group else None
             return -1.0 if dice is None else dice.mean
 
         return sorted(self.setup.rows, key=rank, reverse=True)
+
+    def _best_other(self, group: Group, budget: int) -> Group | None:
+        """Return the best of the other rows of a budget."""
+        others = [self.groups.get((slug, budget)) for slug in self.slugs(budget)]
+        return next(
+            (other for other in others if other is not None and other is not group and other.dice), None
+        )
 
     def lines(self, budget: int) -> list[Line]:
         """Return the lines of one budget, the upper bound last."""
@@ -127,16 +138,18 @@ class Results:
         return [
             Line(
                 group,
-                statistics.of_seeds(group.dice),
+                statistics.of_runs(group.dice),
                 _difference(group, supervised),
                 _difference(group, teacher),
+                _difference(group, self._best_other(group, budget)) if group is not self.upper else None,
                 statistics.gap_closed(group.dice, supervised.dice, self.upper.dice)
                 if supervised and self.upper and group not in (supervised, self.upper)
                 else None,
-                statistics.ratio(group.by_seed("seconds_per_step"), supervised.by_seed("seconds_per_step"))
+                statistics.ratio(group.by_run("seconds_per_step"), supervised.by_run("seconds_per_step"))
                 if supervised
                 else None,
-                max(group.by_seed("peak_memory_bytes").values(), default=None),
+                None if (seconds := group.mean("seconds")) is None else seconds.mean / 3600,
+                max(group.by_run("peak_memory_bytes").values(), default=None),
             )
             for group in groups
         ]
@@ -162,17 +175,17 @@ def gather(folder: Path, setup: Setup) -> Results:
         record = _outcome(folder, setup, cell)
         row = {
             "row": label, "method": method, "labelled": len(setup.clean) if cell.budget is None else cell.budget,
-            "seed": cell.seed,
+            "label_seed": cell.label_seed, "seed": cell.seed,
         }  # fmt: skip
         results.cells.append({**row, **record})
         if record["status"] == "failed":
-            group.failed.append(cell.seed)
+            group.failed.append((cell.label_seed, cell.seed))
         if record["status"] != "done":
             continue
         scores, dice = _scores(folder / "runs" / cell.key, len(setup.scored))
         results.cases.extend({**row, **line} for line in scores)
-        group.records[cell.seed] = record
-        group.dice[cell.seed] = dice
+        group.records[cell.label_seed, cell.seed] = record
+        group.dice[cell.label_seed, cell.seed] = dice
     return results
 
 
@@ -226,8 +239,8 @@ def write_csvs(folder: Path, results: Results) -> None:
 def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells, as text, of one budget's table; columns that are empty throughout are left out."""
     headings = (
-        "trained with", "Dice", "seeds", "95HD mm (missing)", "to supervised [95 % CI]", "to mean teacher [95 % CI]",
-        "gap closed", "time per step", "GiB",
+        "trained with", "Dice", "runs", "95HD mm (missing)", "to supervised [95 % CI]", "to mean teacher [95 % CI]",
+        "to the best other [95 % CI]", "gap closed [95 % CI]", "time per step", "hours", "GiB",
     )  # fmt: skip
     rows = []
     for line in results.lines(budget):
@@ -241,8 +254,10 @@ def parts(results: Results, budget: int) -> tuple[list[str], list[list[str]]]:
                 _distance(group),
                 _interval(line.over_supervised),
                 _interval(line.over_teacher),
-                "–" if line.gap is None else f"{line.gap:.0%}",
+                _interval(line.over_best),
+                _gap(line.gap),
                 "–" if line.time is None else f"×{line.time:.2f}",
+                "–" if line.hours is None else f"{line.hours:.2f}",
                 "–" if line.memory is None else f"{line.memory / 2**30:.1f}",
             ]
         )
@@ -262,6 +277,14 @@ def _distance(group: Group) -> str:
         return "–"
     missing = sum(record.get("no_distance", 0) for record in group.records.values())
     return f"{distance.mean:.1f}" + (f" ({missing})" if missing else "")
+
+
+def _gap(value: statistics.Gap | None) -> str:
+    if value is None:
+        return "–"
+    if value.low is None or value.high is None:
+        return f"{value.share:.0%} [–]"
+    return f"{value.share:.0%} [{value.low:.0%}, {value.high:.0%}]"
 
 
 def _interval(value: statistics.Difference | None) -> str:

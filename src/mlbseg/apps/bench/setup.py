@@ -87,7 +87,14 @@ def begin(folder: Path, request: BenchRequest, device: torch.device, console: Co
                 )
     share = [row.slug for row in request.rows if shares_stage1(row, request.settings)]
     rows = {**({} if existing is None else existing.rows), **added}
-    asked = cells_of(request.rows, request.budgets, request.seeds, upper=request.upper, share=share)
+    asked = cells_of(
+        request.rows,
+        request.budgets,
+        request.seeds,
+        upper=request.upper,
+        share=share,
+        label_seeds=request.label_seeds,
+    )
     cells = in_order(asked, list(rows))
     for cell in cells:
         if cell.seed == request.seeds[0] and cell.row != STAGE1 and cell.budget is not None:
@@ -189,7 +196,7 @@ def _facts(request: BenchRequest, dataset: Dataset, wide: Split) -> Setup:
 
 def _widest(cells: Sequence[Cell], wide: Split) -> int:
     """Return how many labels are given to the cell that is given most."""
-    return max(len(wide.clean) if cell.budget is None else cell.budget for cell in cells)
+    return max(len(wide.clean) if cell.budget is None or cell.label_seed else cell.budget for cell in cells)
 
 
 def _check(
@@ -205,7 +212,7 @@ def _check(
     Raises:
         FaultsError: for faults of the data.
     """
-    most = len(wide.clean) if request.upper else max(request.budgets)
+    most = len(wide.clean) if request.upper or any(request.label_seeds) else max(request.budgets)
     widest = make_split(
         dataset.cases,
         order=dataset.order,

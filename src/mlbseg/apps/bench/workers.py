@@ -88,6 +88,7 @@ def start(folder: Path, cell: Cell, place: Place) -> Process:
     code = "from mlbseg.apps.bench.cell import main; main()"
     command = [sys.executable, "-c", code, str(folder), cell.row, str(cell.seed)]
     command += [] if cell.budget is None else ["--budget", str(cell.budget)]
+    command += ["--label-seed", str(cell.label_seed)]
     command += ["--device", place.device, "--threads", str(place.threads)]
     with log.open("ab") as file:
         return subprocess.Popen(  # noqa: S603 - our own module

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field, TypeAdapter
-from torch import nn
 
 from mlbseg.apps.export.labels import class_indices, colour
 from mlbseg.apps.export.output import require_extra
@@ -22,16 +20,16 @@ from mlbseg.data.cases import find_scans
 from mlbseg.data.formats import dicom
 from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import restore_label, restore_probability
+from mlbseg.data.preprocess import restore_probability
 from mlbseg.data.readers import read_label
 from mlbseg.data.records import read_record, validate
-from mlbseg.device import autocast, pick_device
+from mlbseg.device import pick_device
 from mlbseg.errors import Fault, ReadError, UserError, nearest, one_case
 from mlbseg.files import make_folder, write_atomic
+from mlbseg.inference import Model, PredictOptions
 from mlbseg.runs import Run
 from mlbseg.runs.weights import WEIGHTS
 from mlbseg.types import Case
-from mlbseg.windows import case_probability
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -112,8 +110,7 @@ def export_dicom_seg(
         )
     known = read_codes(codes, run.plan)
     found = find_scans(scans, run.plan.channels)
-    target = pick_device(device)
-    model = run.network(network).to(target) if masks is None else None
+    model = Model(run, pick_device(device), PredictOptions(network)) if masks is None else None
     make_folder(out)
     result = Segmentations(faults=list(found.faults))
     for number, case in enumerate(found.cases):
@@ -126,8 +123,8 @@ def export_dicom_seg(
             _require_series(case)
             segments = (
                 _from_mask(case, masks, run.plan)
-                if model is None and masks is not None
-                else _predicted(case, model, run, target, fractional=fractional)
+                if masks is not None
+                else _predicted(case, model, fractional=fractional)
             )
             write_atomic(place, segmentation(case, segments, run, known))
             result.files[case.id] = place
@@ -323,15 +320,12 @@ def _from_mask(case: Case, masks: Path, plan: Plan) -> npt.NDArray[np.uint8]:
     return class_indices(label, plan, path.name)
 
 
-def _predicted(
-    case: Case, model: nn.Module | None, run: Run, device: torch.device, *, fractional: bool
-) -> npt.NDArray[Any]:
+def _predicted(case: Case, model: Model | None, *, fractional: bool) -> npt.NDArray[Any]:
     """Return class indices (Z, Y, X), or probabilities (Z, Y, X, K - 1)."""
     if model is None:
         raise ValueError("a network is needed to predict")
-    with autocast(run.config.train.precision, device):
-        probability, frame = case_probability(case, model, run.plan, device)
+    segmented = model.segment_case(case)
     if not fractional:
-        return class_indices(restore_label(probability, frame, run.plan), run.plan, case.id)
-    maps = [restore_probability(one, frame) for one in probability[1:]]
+        return class_indices(segmented.mask(), model.run.plan, case.id)
+    maps = [restore_probability(one, segmented.frame) for one in segmented.probability[1:]]
     return np.stack(maps, axis=-1).clip(0, 1)

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
-import torch
-from torch import nn
 
 from mlbseg.apps.export.labels import class_indices
 from mlbseg.apps.export.output import write_json
@@ -22,16 +20,16 @@ from mlbseg.data.cases import still_there
 from mlbseg.data.geometry import straight
 from mlbseg.data.known import hidden, label_on
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import Frame, restore_label, restore_probability
+from mlbseg.data.preprocess import Frame, restore_probability
 from mlbseg.data.readers import SUFFIXES, read_scan, suffix, write_image, write_label
 from mlbseg.data.records import write_record
-from mlbseg.device import autocast, pick_device
+from mlbseg.device import pick_device
 from mlbseg.errors import Fault, FaultsError, UserError, nearest, one_case
 from mlbseg.files import make_folder
+from mlbseg.inference import Model, PredictOptions
 from mlbseg.runs import Run
 from mlbseg.staging import require_new, staged
 from mlbseg.types import NOT_KNOWN, Case, Geometry
-from mlbseg.windows import case_probability
 
 ENDING = ".nii.gz"
 TRUST = 0.8
@@ -100,8 +98,8 @@ def export_nnunet(
     require_new(root, overwrite=overwrite)
     source: Trust = confidence_as_trust if trust_maps is None else TrustMaps(trust_maps)
     cases, faults = _cases(run, data, also)
-    target = pick_device(device)
-    model = run.network(network).to(target)
+    # The label is a mean over flips where the plan allows any.
+    model = Model(run, pick_device(device), PredictOptions(network, flips=bool(run.plan.flip_axes)))
     result = Dataset(root, faults=faults)
     _require_no_others(root, {case.id for case, _ in cases})
     make_folder(out)
@@ -119,8 +117,7 @@ def export_nnunet(
                 if part in ("clean", "validation"):
                     label, geometry = _careful(case, run.plan)
                 else:
-                    with autocast(run.config.train.precision, target):
-                        label, geometry = _pseudo(case, model, run.plan, target, source, trust)
+                    label, geometry = _pseudo(case, model, source, trust)
                 _write_images(case, folder / "imagesTr", run.plan)
                 write_label(folder / "labelsTr" / f"{case.id}{ENDING}", label, straight(geometry))
                 result.labels[case.id] = float((label < run.plan.num_classes).mean())
@@ -201,18 +198,14 @@ def _careful(case: Case, plan: Plan) -> tuple[npt.NDArray[np.uint16], Geometry]:
 
 
 def _pseudo(
-    case: Case,
-    model: nn.Module,
-    plan: Plan,
-    device: torch.device,
-    source: Trust,
-    threshold: float,
+    case: Case, model: Model, source: Trust, threshold: float
 ) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a pseudo label as class indices (*S), the number of classes where it is not trusted, and where it lies."""
-    probability, frame = case_probability(case, model, plan, device, flips=True)
-    classes = class_indices(restore_label(probability, frame, plan), plan, case.id)
+    segmented, plan = model.segment_case(case), model.run.plan
+    frame = segmented.frame
+    classes = class_indices(segmented.mask(), plan, case.id)
     label = classes.astype(np.uint16)  # of 256 classes the ignored one is number 256
-    trust = source(case, confidence(probability, frame), frame.native)
+    trust = source(case, confidence(segmented.probability, frame), frame.native)
     label[trust < threshold] = plan.num_classes
     return label, frame.native
 

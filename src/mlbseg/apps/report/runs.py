@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mlbseg.apps.report.curves import Log, charts, read_log
 from mlbseg.apps.report.findings import Finding, findings, shown
 from mlbseg.apps.report.page import Section, paragraphs, render_page, require_free_page, write_page
@@ -38,7 +36,7 @@ from mlbseg.device import pick_device
 from mlbseg.errors import Fault, UserError, note_lines
 from mlbseg.evaluation import Evaluation
 from mlbseg.files import working_folder
-from mlbseg.inference import Progress
+from mlbseg.inference import Model, Progress
 from mlbseg.runs import Run
 from mlbseg.types import Case
 
@@ -122,13 +120,12 @@ def report(
     require_free_page(path, overwrite=overwrite)
     if cases < 1:
         raise UserError(f"--cases: found {cases}, expected a whole number from 1")
-    target = pick_device(device)
-    network = opened.network().to(target)
+    model = Model(opened, pick_device(device))
     log = read_log(opened.root / "log.csv")
     # Beside the page, and not among the temporary files of all users: there will be masks in it.
     with working_folder(path.parent) as work:
         groups, gone, missing = _groups(opened)
-        scored = _score(opened, network, groups, predictions, cases, work, target, progress)
+        scored = _score(model, groups, predictions, cases, work, progress)
         if scored is not None:
             # A group that is gone as a whole is why a later one was scored.
             tried = list(GROUPS)[: list(GROUPS).index(scored.group) + 1]
@@ -137,7 +134,7 @@ def report(
         clean = groups.get("clean", [])[:compared]
         if scored is not None and scored.group in ("test", "validation") and clean and predictions is None:
             (work / "trained").mkdir()
-            trained = training_dice(opened, network, clean, work / "trained", target)
+            trained = training_dice(model, clean, work / "trained")
         # Here, as the masks to be shown are in this folder, and one after the other: each is a whole scan in memory.
         looked = Gallery(opened.plan.structures)
         if scored is not None:
@@ -150,7 +147,7 @@ def report(
         found.append(Finding("Files beside the masks were passed over", " ".join(note_lines(others))))
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
-    weights = sum(parameter.numel() for parameter in network.parameters())
+    weights = sum(parameter.numel() for parameter in model.network.parameters())
     content = render_page(
         f"{opened.config.method} on {opened.scans.name}",
         _sections(opened, log, scored, looked, found),
@@ -178,15 +175,14 @@ def _groups(run: Run) -> tuple[dict[str, list[Case]], dict[str, list[Fault]], st
 
 
 def _score(
-    run: Run,
-    network: torch.nn.Module,
+    model: Model,
     groups: Mapping[str, list[Case]],
     predictions: str | Path | None,
     most: int,
     work: Path,
-    device: torch.device,
     progress: Progress | None,
 ) -> Scored | None:
+    run = model.run
     given = None if predictions is None else _masks(Path(predictions))
     chosen = choose(groups, given)
     if chosen is None:
@@ -209,9 +205,7 @@ def _score(
         )
     for name in ("masks", "certainty"):
         (work / name).mkdir()
-    masks, faults = predict_cases(
-        run, network, cases, work / "masks", device, progress, certainty=work / "certainty"
-    )
+    masks, faults = predict_cases(model, cases, work / "masks", progress, certainty=work / "certainty")
     return score_cases(group, cases, masks, work / "masks", run.plan, faults=faults, beyond=beyond)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from mlbseg.apps.report.packing import Subject
 from mlbseg.apps.report.scores import caption, worth_showing
@@ -19,15 +17,13 @@ from mlbseg.data.cases import still_there
 from mlbseg.data.geometry import onto
 from mlbseg.data.known import label_on
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import restore_label, restore_probability
+from mlbseg.data.preprocess import restore_probability
 from mlbseg.data.readers import is_scan_file, mask_suffix, read_label, read_scan, stem, write_label
-from mlbseg.device import autocast
 from mlbseg.errors import Fault, FaultsError, ReadError, UserError, one_case
 from mlbseg.evaluation import Evaluation, evaluate, leave_out
-from mlbseg.inference import Progress
+from mlbseg.inference import Model, Progress
 from mlbseg.runs import Run
 from mlbseg.types import Case, Geometry
-from mlbseg.windows import case_probability
 
 GROUPS = {
     "test": "test cases, which training never saw",
@@ -96,11 +92,9 @@ def choose(
 
 
 def predict_cases(
-    run: Run,
-    network: nn.Module,
+    model: Model,
     cases: Sequence[Case],
     out: Path,
-    device: torch.device,
     progress: Progress | None = None,
     *,
     certainty: Path | None = None,
@@ -108,11 +102,9 @@ def predict_cases(
     """Write the mask of each case; return the files, and what kept cases from being predicted.
 
     Args:
-        run: The run.
-        network: Of the run, on `device`.
+        model: The run's.
         cases: The cases.
         out: The folder for the masks.
-        device: Where windows are computed.
         progress: Called with (done, all, case id).
         certainty: A folder for ``ID.npy``, (*S) float16 on the scan's lattice: the probability of the likeliest class,
             NaN where it is above `SURE` or nothing was predicted; none are written when None.
@@ -124,11 +116,11 @@ def predict_cases(
             progress(number, len(cases), case.id)
         with one_case(case.id, faults, "predict"):
             path = out / f"{case.id}{mask_suffix(case.images)}"
-            with autocast(run.config.train.precision, device):
-                probability, frame = case_probability(case, network, run.plan, device)
-            write_label(path, restore_label(probability, frame, run.plan), frame.native)
+            segmented = model.segment_case(case)
+            write_label(path, segmented.mask(), segmented.frame.native)
             if certainty is not None:
-                certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
+                likeliest = np.ascontiguousarray(segmented.probability.max(axis=0))
+                certain = restore_probability(likeliest, segmented.frame)
                 unsure = np.where((certain > SURE) | (certain == 0), np.nan, certain)
                 np.save(certainty / f"{case.id}.npy", unsure.astype(np.float16))
             masks[case.id] = path
@@ -164,14 +156,12 @@ def score_cases(
     )  # fmt: skip
 
 
-def training_dice(
-    run: Run, network: nn.Module, cases: Sequence[Case], out: Path, device: torch.device
-) -> float | None:
+def training_dice(model: Model, cases: Sequence[Case], out: Path) -> float | None:
     """Return the mean Dice of cases that the network was trained on; None if none can be scored."""
-    masks, faults = predict_cases(run, network, cases, out, device)
+    masks, faults = predict_cases(model, cases, out)
     if not masks:
         return None
-    return score_cases("clean", cases, masks, out, run.plan, faults=faults).evaluation.mean_dice
+    return score_cases("clean", cases, masks, out, model.run.plan, faults=faults).evaluation.mean_dice
 
 
 def subjects(scored: Scored, run: Run, certainty: Path) -> Iterator[Subject]:

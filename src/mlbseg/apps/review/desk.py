@@ -25,6 +25,7 @@ from mlbseg.data.readers import mask_suffix, read_label, read_scan
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
 from mlbseg.files import make_folder
+from mlbseg.inference import Model
 from mlbseg.types import Case, Geometry, Role
 
 MOST_PART = 8_000_000
@@ -85,7 +86,7 @@ class Desk:
         self._open: OrderedDict[int, Opened] = OrderedDict()
         self._lock = threading.RLock()  # one case is read, packed or saved at a time
         self._network_lock = threading.Lock()
-        self._network: Any = None
+        self._model: Model | None = None
 
     def state(self) -> list[dict[str, Any]]:
         """Return the list as it is now: of each case its name, its reason and what was done to it."""
@@ -302,10 +303,10 @@ class Desk:
                 path = self._mask_file(case)
                 if path.is_file():
                     return
-                if self._network is None:
-                    self._network = self.run.network().to(self.device)
+                if self._model is None:
+                    self._model = Model(self.run, self.device)
                 make_folder(path.parent)
-                _, faults = predict_cases(self.run, self._network, [case], path.parent, self.device)
+                _, faults = predict_cases(self._model, [case], path.parent)
                 if faults:
                     self.failed[number] = str(faults[0])
             except UserError as error:
