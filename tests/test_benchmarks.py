@@ -14,15 +14,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
+from safetensors.torch import load_file, save_file
 
 import mlbseg
 from blocks import TINY, save, write_blocks
 from mlbseg.apps.bench.setup import begin
 from mlbseg.data.readers import read_label
 from mlbseg.runs import Run
+from mlbseg.runs.weights import WEIGHTS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ELSEWHERE = {"aimed_kills", "reading_scans"}
@@ -290,11 +293,50 @@ def test_bundle_masks(
     assert int(found[1]) > int(found[2]) > 0
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the path")
+def test_pages(load: Load, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("pages").main(["page", str(labelled)])
+    printed = capsys.readouterr().out
+    assert re.match(rf"{labelled.name}: 8 of 8 cases on a page of 2\.\d MB", printed)
+    assert "the browser says" not in printed
+
+
 def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     assert load("fuzz_readers").main(["nrrd", "--count", "3"]) == 0
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
     assert found
     assert int(found[1]) + int(found[2]) == 3
+
+
+def test_several_runs(load: Load, hidden_run: Path, labelled: Path, tmp_path: Path, capsys: Any) -> None:
+    benchmark = load("several_runs")
+    other = Path(shutil.copytree(hidden_run, tmp_path / "other"))
+    weights = load_file(other / WEIGHTS)
+    save_file({name: tensor * 0.9 for name, tensor in weights.items()}, other / WEIGHTS)
+    benchmark.main([str(hidden_run), str(other), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    (_, *scores), maps = (rows(part) for part in printed.split("| map |", 1))
+    assert [row[0] for row in scores] == ["run 1", "run 2", "together"]
+    assert all(0 <= float(row[1]) <= 1 for row in scores)
+    found = {row[0]: row for row in maps}
+    assert list(found) == ["entropy, run 1", "entropy, run 2", "entropy, together", "disagreement, together"]
+    assert 0.5 < float(found["entropy, together"][1]) <= 1  # where it is unsure it is wrong more often
+
+
+def test_auroc_of_several_runs(load: Load) -> None:
+    benchmark = load("several_runs")
+    wrong = np.array([False, False, True, True])
+    assert benchmark.auroc(np.array([0.1, 0.2, 0.3, 0.4]), wrong) == 1
+    assert benchmark.auroc(np.array([0.1, 0.3, 0.3, 0.4]), wrong) == pytest.approx(3.5 / 4)
+    assert math.isnan(benchmark.auroc(np.zeros(4), np.zeros(4, bool)))
+
+
+def test_unlike_scans(load: Load, labelled: Path, tmp_path: Path, capsys: Any) -> None:
+    coarse = write_blocks(tmp_path / "coarse", count=4, spacing=(1, 1, 4))
+    load("unlike_scans").main([str(labelled), str(coarse), "--train", "3", "--draws", "1"])
+    found = rows(capsys.readouterr().out)[1:]
+    assert [row[0] for row in found] == [f"{labelled.name}, 3", "coarse, 3"]
+    assert [row[2] for row in found] == ["4 of 4 (100.0%)", "8 of 8 (100.0%)"]
 
 
 @pytest.mark.slow
