@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import math
@@ -21,6 +22,8 @@ from safetensors.torch import load_file, save_file
 
 import mlbseg
 from blocks import TINY, save, write_blocks
+from mlbseg.apps.bench.setup import begin
+from mlbseg.data.readers import read_label
 from mlbseg.runs import Run
 from mlbseg.runs.weights import WEIGHTS
 
@@ -89,6 +92,32 @@ def test_paired(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     # Gains of 1.5, 2.5, 3.5 and 4.5 eighths of 0.25.
     assert re.search(r"^first - second: \+0\.0938 ± 0\.0202, 4 cases, 1 seed\(s\)$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_paper_ablation(
+    load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("paper_ablation")
+    small = [
+        "--labelled", "2", "--test", "2", "--seeds", "1", "--channels", "[2,2,4,4,4]", "--patch", "16", "--spacing",
+        "[0,0,0]", "--steps", "4", "--threads", "1", "--device", "cpu",
+    ]  # fmt: skip
+    out = tmp_path / "bench"
+    script.main([str(labelled), "--out", str(out), "--structure", "2", "--rows", script.ALL, *small])
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found[1:]] == [script.ALL]
+    assert 0 <= float(found[1][1]) <= 1
+    label, _ = read_label(next((tmp_path / "bench-data" / "labels").iterdir()))
+    assert sorted(set(label.flat)) == [0, 1]
+    # Every row is one that a bench takes.
+    asked = argparse.Namespace(
+        rows=None, channels="[2,2,4,4,4]", patch=16, spacing="[0,0,0]", steps=4, lr=0.02, clip=1.0, override=[],
+        labelled=2, seeds=1, label_sets=1, test=2, out=tmp_path / "all",
+    )  # fmt: skip
+    setup = begin(tmp_path / "all", script.request(asked, labelled), torch.device("cpu"), None)
+    assert len(setup.cells) == 1 + len(script.ROWS)
+    assert all(setup.needs_stage1(cell) for cell in setup.cells if cell.row not in ("stage-1", "supervised"))
 
 
 @pytest.mark.slow
@@ -262,6 +291,14 @@ def test_bundle_masks(
     found = re.fullmatch(r"0 of (\d+) voxels differ \((\d+) are no background\), 8 scans", last)
     assert found
     assert int(found[1]) > int(found[2]) > 0
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the path")
+def test_pages(load: Load, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("pages").main(["page", str(labelled)])
+    printed = capsys.readouterr().out
+    assert re.match(rf"{labelled.name}: 8 of 8 cases on a page of 2\.\d MB", printed)
+    assert "the browser says" not in printed
 
 
 def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
