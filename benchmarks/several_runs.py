@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, stats
 
-from mlbseg.apps.bench.statistics import difference
+from mlbseg.apps.bench.statistics import Scores, difference
 from mlbseg.apps.report.scoring import labelled_cases
 from mlbseg.data.known import label_on
 from mlbseg.device import pick_device
@@ -131,7 +131,9 @@ def auroc(values: Array, wrong: npt.NDArray[np.bool_]) -> float:
 def score_table(scores: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> str:
     """Return the table of Dice and 95HD, with the gain of the mean over each row."""
     lines = ["| | Dice | 95HD mm | together, difference in Dice [95 %] |", "|---|---|---|---|"]
-    dice = {name: {0: {case: one[0] for case, one in cases.items()}} for name, cases in scores.items()}
+    dice: dict[str, Scores] = {
+        name: {0: {case: one[0] for case, one in cases.items()}} for name, cases in scores.items()
+    }
     for name, cases in scores.items():
         values = [one[0] for one in cases.values()]
         distances = [one[1] for one in cases.values() if one[1] is not None]
