@@ -28,7 +28,7 @@ from mlbseg.data.formats.dicom import open_dicom
 from mlbseg.data.plan import Plan
 from mlbseg.data.readers import read_label, read_scan, write_label
 from mlbseg.evaluation import evaluate
-from mlbseg.types import Case, Role
+from mlbseg.types import Case, Known, Role
 
 PLAN = Plan(
     ndim=3, scan_ndim=3, channels=1, label_values=(0, 1, 2), class_names=("background", "a", "b"),
@@ -114,7 +114,7 @@ def test_report(cases: tuple[Case, Case]) -> None:
     assert image is not None
     mask, _ = read_label(turned)
     assert image[mask == 2].mean() > 190
-    subject = _subject("a", "", turned, plain, {}, None, worst=False)
+    subject = _subject("a", "", turned, plain, {}, Known(), worst=False)
     assert np.array_equal(subject.masks["label"], subject.masks["prediction"])
 
 
