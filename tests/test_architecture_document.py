@@ -55,6 +55,7 @@ def test_every_name_in_the_text_is_defined() -> None:
         "env.json",
         "data.json",
         "inputs.json",
+        "fingerprint.json",
         "init.json",
         "log.csv",
         "result.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import math
@@ -13,13 +14,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - as its documentation does
 import torch
+from safetensors.torch import load_file, save_file
 
 import mlbseg
 from blocks import TINY, save, write_blocks
+from mlbseg.apps.bench.setup import begin
+from mlbseg.data.readers import read_label
 from mlbseg.runs import Run
+from mlbseg.runs.weights import WEIGHTS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ELSEWHERE = {"aimed_kills", "reading_scans"}
@@ -86,6 +92,32 @@ def test_paired(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     # Gains of 1.5, 2.5, 3.5 and 4.5 eighths of 0.25.
     assert re.search(r"^first - second: \+0\.0938 ± 0\.0202, 4 cases, 1 seed\(s\)$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_paper_ablation(
+    load: Load, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("paper_ablation")
+    small = [
+        "--labelled", "2", "--test", "2", "--seeds", "1", "--channels", "[2,2,4,4,4]", "--patch", "16", "--spacing",
+        "[0,0,0]", "--steps", "4", "--threads", "1", "--device", "cpu",
+    ]  # fmt: skip
+    out = tmp_path / "bench"
+    script.main([str(labelled), "--out", str(out), "--structure", "2", "--rows", script.ALL, *small])
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found[1:]] == [script.ALL]
+    assert 0 <= float(found[1][1]) <= 1
+    label, _ = read_label(next((tmp_path / "bench-data" / "labels").iterdir()))
+    assert sorted(set(label.flat)) == [0, 1]
+    # Every row is one that a bench takes.
+    asked = argparse.Namespace(
+        rows=None, channels="[2,2,4,4,4]", patch=16, spacing="[0,0,0]", steps=4, lr=0.02, clip=1.0, override=[],
+        labelled=2, seeds=1, label_sets=1, test=2, out=tmp_path / "all",
+    )  # fmt: skip
+    setup = begin(tmp_path / "all", script.request(asked, labelled), torch.device("cpu"), None)
+    assert len(setup.cells) == 1 + len(script.ROWS)
+    assert all(setup.needs_stage1(cell) for cell in setup.cells if cell.row not in ("stage-1", "supervised"))
 
 
 @pytest.mark.slow
@@ -261,11 +293,50 @@ def test_bundle_masks(
     assert int(found[1]) > int(found[2]) > 0
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the path")
+def test_pages(load: Load, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("pages").main(["page", str(labelled)])
+    printed = capsys.readouterr().out
+    assert re.match(rf"{labelled.name}: 8 of 8 cases on a page of 2\.\d MB", printed)
+    assert "the browser says" not in printed
+
+
 def test_fuzz_readers(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     assert load("fuzz_readers").main(["nrrd", "--count", "3"]) == 0
     found = re.fullmatch(r"nrrd: (\d) read, (\d) refused, 0 bad", capsys.readouterr().out.strip())
     assert found
     assert int(found[1]) + int(found[2]) == 3
+
+
+def test_several_runs(load: Load, hidden_run: Path, labelled: Path, tmp_path: Path, capsys: Any) -> None:
+    benchmark = load("several_runs")
+    other = Path(shutil.copytree(hidden_run, tmp_path / "other"))
+    weights = load_file(other / WEIGHTS)
+    save_file({name: tensor * 0.9 for name, tensor in weights.items()}, other / WEIGHTS)
+    benchmark.main([str(hidden_run), str(other), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    (_, *scores), maps = (rows(part) for part in printed.split("| map |", 1))
+    assert [row[0] for row in scores] == ["run 1", "run 2", "together"]
+    assert all(0 <= float(row[1]) <= 1 for row in scores)
+    found = {row[0]: row for row in maps}
+    assert list(found) == ["entropy, run 1", "entropy, run 2", "entropy, together", "disagreement, together"]
+    assert 0.5 < float(found["entropy, together"][1]) <= 1  # where it is unsure it is wrong more often
+
+
+def test_auroc_of_several_runs(load: Load) -> None:
+    benchmark = load("several_runs")
+    wrong = np.array([False, False, True, True])
+    assert benchmark.auroc(np.array([0.1, 0.2, 0.3, 0.4]), wrong) == 1
+    assert benchmark.auroc(np.array([0.1, 0.3, 0.3, 0.4]), wrong) == pytest.approx(3.5 / 4)
+    assert math.isnan(benchmark.auroc(np.zeros(4), np.zeros(4, bool)))
+
+
+def test_unlike_scans(load: Load, labelled: Path, tmp_path: Path, capsys: Any) -> None:
+    coarse = write_blocks(tmp_path / "coarse", count=4, spacing=(1, 1, 4))
+    load("unlike_scans").main([str(labelled), str(coarse), "--train", "3", "--draws", "1"])
+    found = rows(capsys.readouterr().out)[1:]
+    assert [row[0] for row in found] == [f"{labelled.name}, 3", "coarse, 3"]
+    assert [row[2] for row in found] == ["4 of 4 (100.0%)", "8 of 8 (100.0%)"]
 
 
 @pytest.mark.slow
@@ -335,3 +406,13 @@ def test_init_worth(load: Load, labelled: Path, tmp_path: Path, capsys: pytest.C
     assert [row[0].split(",")[0] for row in table] == ["1 labels", "2 labels", "2 labels", "2 labels"]
     assert all(0 <= value <= 1 for row in table for value in numbers(row[1:4]))
     assert all(positive(float(row[4])) or row[4] == "0" for row in table)
+
+
+def test_network_cost(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    load("network_cost").main(
+        ["--networks", "unet", "resenc", "--patch", "8", "8", "8", "--channels", "2", "4", "--repeats", "1"]
+    )
+    head, *table = rows(capsys.readouterr().out)
+    assert head[-1] == "to unet"
+    assert [row[0] for row in table] == ["unet", "resenc"]
+    assert all(positive(value) for row in table for value in numbers(row[2:]))

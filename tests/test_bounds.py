@@ -28,6 +28,7 @@ from mlbseg.config import Config, _keys, config_of, load_config, parse_yaml
 from mlbseg.data.cases import find_cases
 from mlbseg.data.fingerprint import fingerprint
 from mlbseg.data.plan import Fingerprint, Plan, make_plan
+from mlbseg.data.readers import read_scan
 from mlbseg.data.splits import apply_split, make_split
 from mlbseg.errors import UserError, brief
 from mlbseg.networks import NETWORKS, count_weights, make_network
@@ -333,7 +334,15 @@ EDITS: list[Any] = [
     ..., None, "text", "", "\x00", "\ud800", "../..", -1, 0, 1.5, 10**18, 10**400, 1e300, float("nan"), True, [], [[]],
     {}, {"a": 1}, {"a": {"b": [{"c": None}]}}, ["x"] * 3,
 ]  # fmt: skip
-RECORDS = ("plan.json", "split.json", "data.json", "result.json", "inputs.json", "env.json")
+RECORDS = (
+    "plan.json",
+    "split.json",
+    "data.json",
+    "result.json",
+    "inputs.json",
+    "env.json",
+    "fingerprint.json",
+)
 
 
 def look_at(root: Path, name: str) -> None:
@@ -346,6 +355,8 @@ def look_at(root: Path, name: str) -> None:
         run.changed(cases)
         if run.inputs is not None:
             run.inputs.of([case for case in cases if case.role is Role.CLEAN])
+    if name == "fingerprint.json" and run.usual is not None:
+        run.usual.unlike(read_scan([run.scans / "images" / "case_0.nii.gz"]))
     if name == "plan.json":
         make_method(make_student(run.plan, run.config), run)
         require_shares(run.plan, run.config, 2)
@@ -398,6 +409,7 @@ def test_a_record_that_is_none_ends_every_command_with_exit_code_2(
     needs = {
         "env.json": ["report"],
         "result.json": ["report"],
+        "fingerprint.json": ["predict"],
         "inputs.json": ["report", "audit"],
         "data.json": ["audit", "suggest", "report"],
     }.get(name, list(commands))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mlbseg.apps.report import masks_report
 from mlbseg.data.readers import write_image, write_label
 from mlbseg.errors import FaultsError, UserError
 from mlbseg.evaluation import Evaluation, evaluate
@@ -87,6 +88,27 @@ def test_references_may_be_named_one_by_one(folders: tuple[Path, Path], tmp_path
     assert (result.cases, result.not_referenced, result.mean_dice) == (("case_2",), ("case_1",), 1.0)
     with pytest.raises(FaultsError, match="no case could be scored"):
         evaluate(predictions, {"nobody": renamed})
+
+
+def test_two_files_of_any_name_are_one_case(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, references = folders
+    renamed = (tmp_path / "mine.nii.gz", tmp_path / "theirs_seg.mha")
+    for path, file in zip(renamed, (predictions / "case_1.nii.gz", references / "case_1.mha"), strict=True):
+        path.write_bytes(file.read_bytes())
+    result = evaluate(*renamed, out=tmp_path / "scores.csv")
+    assert (result.cases, result.faults, result.notes) == (("theirs_seg",), (), ())
+    expected = [row.scores for row in evaluate(predictions, references).rows if row.case == "case_1"]
+    assert [row.scores for row in result.rows] == expected
+    with pytest.raises(
+        UserError, match=r"mine.nii.gz is a file and .* is no file, expected two files or two"
+    ):
+        evaluate(renamed[0], references)
+    with pytest.raises(UserError, match=r"mine.nii.gz is a file and .*none.nii.gz is no file"):
+        evaluate(renamed[0], tmp_path / "none.nii.gz")
+    scan = save(tmp_path, "scan.nii.gz", label_map())
+    page = masks_report(result, *renamed, tmp_path / "page.html", scans=scan).read_text()
+    assert "theirs_seg" in page
+    assert "no scan of this name" not in page
 
 
 def test_progress_counts_the_cases(folders: tuple[Path, Path]) -> None:
@@ -235,7 +257,7 @@ def test_folders_that_are_missing_or_hold_no_masks_are_named(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no scan files, expected reference labels"):
         evaluate(folders[0], tmp_path / "empty")
-    with pytest.raises(UserError, match=r"Not a directory"):
+    with pytest.raises(UserError, match=r"case_1.nii.gz is a file and .*labels is no file"):
         evaluate(folders[0] / "case_1.nii.gz", folders[1])
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from mlbseg.apps.export import export
 from mlbseg.apps.report import report
 from mlbseg.data.layouts import LONGEST_ID
 from mlbseg.data.plan import Plan
-from mlbseg.data.readers import SUFFIXES, mask_suffix
+from mlbseg.data.readers import SUFFIXES
 from mlbseg.errors import FaultsError, UserError
-from mlbseg.inference import _probability_files, predict
+from mlbseg.inference import PredictOptions, predict
+from mlbseg.inference.targets import targets
 from mlbseg.metrics import dice
 from mlbseg.runs.weights import WEIGHTS
 from mlbseg.types import Case
@@ -433,13 +435,10 @@ def test_the_longest_id_that_is_taken_can_name_every_output(tmp_path: Path) -> N
 
 
 def test_no_output_has_a_name_that_is_too_long() -> None:
-    plan = Plan(
-        ndim=3, scan_ndim=3, channels=1, label_values=(0, 2**31 - 1), class_names=("background", "far"),
-        spacing=(1.0, 1.0, 1.0), patch_size=(16, 16, 16), normalisation=("zscore",), intensity=(), crop=False,
-        network="unet", network_channels=(4, 8), batch_size=1, unlabelled_batch_size=0, steps=1, flip_axes=(),
-    )  # fmt: skip
+    options = PredictOptions(probabilities=True, uncertainty=True)
+    model = SimpleNamespace(label_values=(0, 2**31 - 1), runs=(1, 2), options=options)
     for suffix in set(SUFFIXES) | {".nii.gz"}:
         case = Case("e" * LONGEST_ID, (Path(f"scan{suffix}"),))
-        mask = Path(f"{case.id}{mask_suffix(case.images)}")
-        for path in (mask, *_probability_files(case, mask, plan)):
-            assert len(path.name.encode()) <= 255
+        files = targets(case, Path("masks"), model).all  # type: ignore[arg-type]
+        assert len(files) == 5
+        assert max(len(path.name.encode()) for path in files) <= 255

@@ -136,7 +136,7 @@ def test_report(scans_that_fail: Path, supervised_run: Path) -> None:
     out = scans_that_fail / "masks"
     out.mkdir()
     cases = find_scans(scans_that_fail).cases
-    masks, faults = predict_cases(Model(run, torch.device("cpu")), cases, out)
+    masks, faults = predict_cases(Model([run], torch.device("cpu")), cases, out)
     assert set(masks) == {"fine", "good"}
     assert_each_is_named(faults)
 

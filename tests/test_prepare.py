@@ -435,7 +435,7 @@ def test_a_run_folder_can_be_begun_again_wherever_its_making_was_killed(
         else:
             prepared(data, run)
         assert {path.name for path in run.iterdir()} == {
-            "config.yaml", "data.json", "env.json", "inputs.json", "plan.json", "split.json",
+            "config.yaml", "data.json", "env.json", "fingerprint.json", "inputs.json", "plan.json", "split.json",
         }  # fmt: skip
         assert [path.name for path in place.iterdir()] == ["run"]
     assert change > 15

@@ -154,10 +154,10 @@ def test_a_model_takes_the_options_of_the_command(supervised_run: Path, scans: P
         (lambda m: m.predict(np.full((9, 9, 9), np.nan), spacing=(1, 1, 1)), "NaN or infinite"),
         (lambda m: m.predict("scan.nii.gz", spacing=(1, 1, 1)), "only an array needs one"),
         (lambda m: m.predict("nowhere.nii.gz"), "nowhere.nii.gz"),
-        (lambda m: mlbseg.load(m.run.root, flips=True), "the run's plan allows no flips"),
-        (lambda m: mlbseg.load(m.run.root, overlap=1.0), "expected a number from 0 to 0.9"),
-        (lambda m: mlbseg.load(m.run.root, network="teacher"), "has no 'teacher' network"),
-        (lambda m: mlbseg.load(m.run.root.parent), "not a run folder"),
+        (lambda m: mlbseg.load(m.runs[0].root, flips=True), "the run's plan allows no flips"),
+        (lambda m: mlbseg.load(m.runs[0].root, overlap=1.0), "expected a number from 0 to 0.9"),
+        (lambda m: mlbseg.load(m.runs[0].root, network="teacher"), "has no 'teacher' network"),
+        (lambda m: mlbseg.load(m.runs[0].root.parent), "not a run folder"),
     ],
 )
 def test_what_a_model_refuses(act: Callable[[Any], object], message: str, model: Any) -> None:

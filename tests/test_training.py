@@ -97,8 +97,8 @@ def fail(error: BaseException) -> Callable[..., Any]:
 def test_a_run_folder_holds_every_decision_and_result(mlb_run: Path) -> None:
     names = {path.name for path in mlb_run.iterdir()}
     assert names == {
-        "config.yaml", "split.json", "env.json", "data.json", "inputs.json", "plan.json", "log.csv", "tensorboard",
-        "checkpoints", "model.safetensors", "result.json", ".lock",
+        "config.yaml", "split.json", "env.json", "data.json", "inputs.json", "fingerprint.json", "plan.json", "log.csv",
+        "tensorboard", "checkpoints", "model.safetensors", "result.json", ".lock",
     }  # fmt: skip
     assert yaml.safe_load((mlb_run / "config.yaml").read_text())["plan"]["steps"] == STEPS
     result = json.loads((mlb_run / "result.json").read_text())

@@ -180,11 +180,11 @@ def evaluate(
     """Score every predicted mask that has a reference label, or one mask in memory.
 
     Args:
-        predictions: Folder of masks, one file per case; or one mask, (*S) label values.
+        predictions: Folder of masks, one file per case; or one mask: a file, or an array (*S) of label values.
         references: Folder of labels of the same names; `CASE_segmentation.mhd` (PROMISE12) and
             `CASE/mri_norm2.h5` (LA) count as `CASE`. Or the label files, or the cases with their labels, by name. A
-            mask without a reference and a reference without a mask are listed, not scored. Of a mask in memory its
-            reference, (*S).
+            mask without a reference and a reference without a mask are listed, not scored. Of one mask its
+            reference: a file of any name, or an array (*S).
         spacing: mm between voxels of arrays, in their order: (z, y, x). Files state their own.
         classes: Label value to name of the classes to score; by default every value but 0 that occurs in the
             references of the scored cases, named ``label 1`` and so on.
@@ -256,22 +256,20 @@ def _evaluate_files(
     progress: Callable[[int, int], None] | None,
 ) -> Evaluation:
     """Score the masks of a folder."""
-    predicted, faults = mask_files(predictions, "predicted masks")
-    notes = passed_over(predictions)
     labels: dict[str, tuple[Path, Known]]
     if isinstance(references, dict):
         where = "the references"
+        predicted, _, faults, notes = _found(predictions, None)
         labels = {name: (found, how) for name, found in references.items() if isinstance(found, Path)}
         for name, found in references.items():
             if isinstance(found, Case) and found.label is not None:
                 labels[name] = found.label, found.known
     else:
         where = str(references)
-        files, doubles = mask_files(references, "reference labels")
-        faults += doubles
-        notes += passed_over(references)
+        predicted, files, faults, notes = _found(predictions, references)
+        folder = references.parent if is_file(references) else references
         if how.ignore is None:
-            how = replace(how, ignore=declared_unknown(references, references.resolve().parent))
+            how = replace(how, ignore=declared_unknown(folder, folder.resolve().parent))
         labels = {name: (path, how) for name, path in files.items()}
     ambiguous = {fault.case_id for fault in faults}
     alone = sorted(predicted.keys() - labels.keys() - ambiguous)
@@ -297,6 +295,24 @@ def _evaluate_files(
         not_referenced=tuple(alone),
         notes=notes,
     )
+
+
+def _found(
+    predictions: Path, references: Path | None
+) -> tuple[dict[str, Path], dict[str, Path], list[Fault], tuple[Fault, ...]]:
+    """Return masks and references by case name, faults of their names, and notes on files that were ignored.
+
+    Raises:
+        UserError: if a folder is missing or holds no masks, or only one of both is a file.
+    """
+    if references is not None and (pair := two_files(predictions, references)):
+        return *pair, [], ()
+    predicted, faults = mask_files(predictions, "predicted masks")
+    notes = passed_over(predictions)
+    if references is None:
+        return predicted, {}, faults, notes
+    files, doubles = mask_files(references, "reference labels")
+    return predicted, files, [*faults, *doubles], (*notes, *passed_over(references))
 
 
 class _Scoring:
@@ -370,6 +386,24 @@ class _Scoring:
             unknown={case: count for case, count in self.left_out.items() if count},
             known=self.known,
         )
+
+
+def two_files(prediction: Path, reference: Path) -> tuple[dict[str, Path], dict[str, Path]] | None:
+    """Return two files as the mask and the reference of one case, which is called as the reference; None of folders.
+
+    Raises:
+        UserError: if only one is a file.
+    """
+    files = [is_file(path) for path in (prediction, reference)]
+    if not any(files):
+        return None
+    if not all(files):
+        kinds = ["a file" if file else "no file" for file in files]
+        raise UserError(
+            f"{prediction} is {kinds[0]} and {reference} is {kinds[1]}, expected two files or two folders"
+        )
+    name = stem(reference)
+    return {name: prediction}, {name: reference}
 
 
 def mask_files(folder: Path, what: str) -> tuple[dict[str, Path], list[Fault]]:

@@ -165,11 +165,23 @@ def scan_probability(
     """
     image, frame = prepare_scan(scan, plan)
     del scan  # the caller may have let go of it
+    return prepared_probability(image, network, plan, device, flips=flips, overlap=overlap), frame
+
+
+def prepared_probability(
+    image: npt.NDArray[np.float32],
+    network: nn.Module,
+    plan: Plan,
+    device: torch.device,
+    *,
+    flips: bool = False,
+    overlap: float = 0.5,
+) -> npt.NDArray[np.float32]:
+    """Return the class probabilities (K, *S) float32 of a prepared scan (C, *S). See `case_probability`."""
     axes = plan.flip_axes if flips else ()
-    probability = predict_grid(
+    return predict_grid(
         network, image, patch_size=plan.patch_size, device=device, flip_axes=axes, overlap=overlap
     )
-    return probability, frame
 
 
 def _noted(scan: Scan, notes: list[str] | None) -> Scan:

@@ -52,6 +52,7 @@ def unpack(content: bytes) -> dict[str, Any]:
     head = json.loads(content[4 : 4 + length])
     nx, ny, nz = head["size"]
     planes = np.frombuffer(zlib.decompress(content[4 + length :]), np.uint8).reshape(-1, nz, ny, nx)
+    head["turned"] = {item["name"]: plane for item, plane in zip(head["layers"], planes[2:], strict=True)}
     flips = (1,) if head["flat"] else (1, 2)
     planes = np.flip(planes, [1 + axis for axis in flips])
     head["image"] = head["low"] + head["step"] * (planes[0] + 256.0 * planes[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlbseg.apps.report.packing import LEVELS, Subject, pack
+from mlbseg.apps.report.packing import LEVELS, Subject, from_ras, pack, towards_ras
 from mlbseg.apps.report.viewer import Gallery, opener
 from mlbseg.types import Geometry
 from report.pages import EVIL, data_of, layer, page_of, subject, unpack
@@ -133,3 +133,21 @@ def test_a_gallery_keeps_what_is_most_worth_showing() -> None:
     assert kept == [True, True, True, False]
     assert (looked.names, looked.beyond) == (["a", "b"], 2)
     assert "2 more are beyond it" in looked.note
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [
+        (1, 0, 0, 0, 1, 0, 0, 0, 1),
+        (0, 1, 0, -1, 0, 0, 0, 0, -1),
+        (0, 0, 1, 1, 0, 0, 0, -1, 0),
+        (0.96, -0.28, 0, 0.28, 0.96, 0, 0, 0, 1),
+        (1.0, 0.0, 0.0, 1.0),
+    ],
+)
+def test_turning_is_undone(direction: tuple[float, ...]) -> None:
+    n = 3 if len(direction) == 9 else 2
+    size = (4, 5, 6)[:n]
+    geometry = Geometry(size, (1.0, 2.0, 3.0)[:n], (7.0, 8.0, 9.0)[:n], tuple(map(float, direction)))
+    array = np.arange(np.prod(size)).reshape(size[::-1])
+    assert np.array_equal(from_ras(towards_ras(array, geometry)[0], geometry), array)

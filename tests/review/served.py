@@ -61,7 +61,13 @@ class Served:
 
     def save(self, number: int, drawn: np.ndarray, base: str, part: int = 0) -> tuple[int, dict[str, Any]]:
         """Save indices (Z, Y, X) in the order in which `unpack` gives them."""
-        turned = np.ascontiguousarray(np.flip(drawn, (1, 2)).astype(np.uint8))
+        return self.save_turned(number, np.flip(drawn, (1, 2)), base, part)
+
+    def save_turned(
+        self, number: int, drawn: np.ndarray, base: str, part: int = 0
+    ) -> tuple[int, dict[str, Any]]:
+        """Save indices (Z, Y, X) as the browser has them."""
+        turned = np.ascontiguousarray(drawn.astype(np.uint8))
         path = f"/{TOKEN}/case/{number}/save?part={part}&base={base}&values=1,2"
         body = zlib.compress(turned.tobytes())
         status, found, _ = self.ask(path, "POST", body, Content_Type="application/octet-stream")

@@ -80,6 +80,31 @@ def test_a_large_scan_comes_in_parts(folder: Served, root: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("suffix", "geometry"),
+    [
+        (".nii.gz", {"direction": (0, 0, 1, 1, 0, 0, 0, -1, 0), "spacing": (1.0, 2.0, 3.0)}),
+        (".png", {}),
+    ],
+)
+def test_any_pose_and_pictures_are_saved_as_they_lie(
+    tmp_path: Path, suffix: str, geometry: dict[str, object]
+) -> None:
+    size = (14, 15) if suffix == ".png" else (14, 15, 16)
+    root = write_blocks(tmp_path / "scans", count=1, labelled=1, suffix=suffix, size=size, **geometry)
+    path = root / "labels" / f"case_0{suffix}"
+    before = read_label(path)
+    with served(root) as found:
+        case = found.case(0)
+        assert case["flat"] == (suffix == ".png")
+        status, _ = found.save_turned(0, case["turned"]["label"], case["base"])
+        assert status == 200
+        found.desk.mark(0, "accept")
+    after = read_label(path)
+    assert np.array_equal(before[0], after[0])
+    assert before[1] == after[1]
+
+
+@pytest.mark.parametrize(
     ("path", "method", "headers", "status"),
     [
         ("/", "GET", {}, 403),

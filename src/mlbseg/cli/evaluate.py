@@ -14,8 +14,10 @@ from mlbseg.errors import UserError
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference labels, matched by name.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of masks, or one mask.")],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference labels, matched by name; or that of one mask.")
+    ],
     out: Annotated[Path | None, typer.Option(help="CSV file to write, one line per case and class.")] = None,
     ignore: Annotated[
         int | None,

@@ -19,7 +19,7 @@ from mlbseg.data.reading import HERE, Reading
 from mlbseg.data.remembered import Remembered
 from mlbseg.data.structures import Structure, structures
 from mlbseg.errors import Fault, ReadError, UserError
-from mlbseg.types import NOT_KNOWN, Case, Role, Scan
+from mlbseg.types import NOT_KNOWN, Case, Geometry, Role, Scan
 
 MEASURED = 16
 """Clean cases, evenly spread, whose structures are measured: enough for a median, and quick for any number."""
@@ -66,6 +66,7 @@ class CaseFacts:
         structures: What the label shows; empty unless the case is one of the `MEASURED` clean ones.
         unknown: Voxels whose class the label does not tell.
         classes: The label values that were drawn; None: all.
+        tilt: See `tilt_of`.
     """
 
     id: str
@@ -82,6 +83,7 @@ class CaseFacts:
     structures: tuple[Structure, ...] = ()
     unknown: int = 0
     classes: tuple[int, ...] | None = None
+    tilt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,14 @@ def _case_facts(case: Case, measured: frozenset[str], remembered: Remembered) ->
         structures=shown.structures,
         unknown=shown.unknown,
         classes=case.known.classes,
+        tilt=tilt_of(image.geometry),
     )
+
+
+def tilt_of(geometry: Geometry) -> float:
+    """Return the largest angle between an axis of a scan and the patient's axis nearest to it, degrees."""
+    cosines = np.abs(np.reshape(geometry.direction, (geometry.ndim, geometry.ndim))).max(axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
 
 
 def _labelled_facts(case: Case, scan: Scan, *, measure: bool) -> LabelledFacts:

@@ -25,8 +25,8 @@ from mlbseg.data.unread import LABEL_ENDINGS, SEGMENTATION, judged, label_ending
 from mlbseg.errors import Fault, FaultsError, UserError, brief
 from mlbseg.types import Case, Role
 
-LONGEST_ID = 255 - len("_2147483647.nii.gz")
-"""Bytes. File systems take names of 255, and no output has a longer ending than the probabilities of a class."""
+LONGEST_ID = 255 - len("_disagreement.nii.gz")
+"""Bytes. File systems take names of 255, and no output has a longer ending than a map of disagreement."""
 
 MOST_VALUE = 2**31 - 1
 """The largest label value."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # an exported bundle has this file, and not all that makes pl
     from mlbseg.data.plan import Plan
 
 Label = TypeVar("Label", bound=np.integer[Any])
+Source = tuple[Callable[[int, tuple[slice, ...]], npt.NDArray[np.float32]], Geometry]
+"""Gives the share of a class, by its index, in a part of a lattice; and the lattice. The background's index is 0."""
 
 UNKNOWN = 255
 """In a prepared label: a voxel whose class the label leaves open."""
@@ -136,9 +138,8 @@ def prepare_label(
         values.append(NOT_KNOWN)
         stored.append(UNKNOWN)
     prepared = likeliest(
-        lambda index, part: (label[part] == values[index]).astype(np.float32),
+        [(lambda index, part: (label[part] == values[index]).astype(np.float32), native)],
         stored,
-        native,
         frame_grid,
         np.uint8,
     )
@@ -193,17 +194,42 @@ def restore_label(
     Returns:
         (*S) label values as in the files. Voxels outside the grid are background.
     """
-    label = likeliest(
-        lambda index, part: probabilities[index][part], plan.label_values, frame.grid, frame.native, np.int32
-    )
+    return restore_mean([(probabilities, frame)], plan.label_values, plan.largest_component, largest=largest)
+
+
+def restore_mean(
+    maps: Sequence[tuple[npt.NDArray[np.float32], Frame]],
+    values: Sequence[int],
+    in_one_piece: Sequence[int] = (),
+    *,
+    largest: bool | None = None,
+) -> npt.NDArray[np.int32]:
+    """Return the likeliest class of the mean of several networks' probabilities, on the scan's own lattice.
+
+    Args:
+        maps: For each network (K, *S') on a grid of its own, and its frame; the native lattice is the same in all.
+        values: What stands for each class in the result.
+        in_one_piece: Of which values the largest component is kept where `largest` is None.
+        largest: Keep the largest component of every class (True) or all components (False).
+
+    Returns:
+        (*S) label values. A network counts as sure of background outside its grid.
+    """
+
+    def source(probabilities: npt.NDArray[np.float32], frame: Frame) -> Source:
+        return lambda index, part: probabilities[index][part], frame.grid
+
+    label = likeliest([source(*each) for each in maps], values, maps[0][1].native, np.int32)
     if largest is None:
-        return largest_components(label, plan.largest_component)
+        return largest_components(label, in_one_piece)
     return largest_components(label) if largest else label
 
 
-def restore_probability(probability: npt.NDArray[np.float32], frame: Frame) -> npt.NDArray[np.float32]:
-    """Bring one class's probability (*S') back to the native lattice (*S); 0 outside the grid."""
-    return sitk.GetArrayFromImage(_resample(probability, frame.grid, frame.native))
+def restore_probability(
+    probability: npt.NDArray[np.float32], frame: Frame, *, outside: float = 0.0
+) -> npt.NDArray[np.float32]:
+    """Bring one class's probability (*S') back to the native lattice (*S); `outside` is its value outside the grid."""
+    return sitk.GetArrayFromImage(_resample(probability, frame.grid, frame.native, outside=outside))
 
 
 def _grid(scan: Scan, plan: Plan) -> Geometry:
@@ -234,19 +260,14 @@ def _content_statistics(channel: npt.NDArray[np.float32]) -> tuple[float, float]
 
 
 def likeliest(
-    share: Callable[[int, tuple[slice, ...]], npt.NDArray[np.float32]],
-    values: Sequence[int],
-    source: Geometry,
-    target: Geometry,
-    dtype: type[Label],
+    sources: Sequence[Source], values: Sequence[int], target: Geometry, dtype: type[Label]
 ) -> npt.NDArray[Label]:
     """Resample slab by slab, and class by class with a running maximum; only the result is as large as `target`.
 
     Args:
-        share: Gives the share of a class, by its index, in a part of `source`; the background's index is 0.
+        sources: Shares of the classes, of which the mean counts.
         values: What stands for each class in the result.
-        source: The lattice of the shares.
-        target: The lattice of the result. Outside the source it is background.
+        target: The lattice of the result. Outside a source it is background.
         dtype: Of the result.
     """
     shape = array_shape(target)
@@ -255,12 +276,21 @@ def likeliest(
     for start in range(0, shape[0], rows):
         slab = result[start : start + rows]
         here = crop(target, ((start, start + len(slab)), *((0, n) for n in shape[1:])))
-        box = _box_around(here, source)
+        boxes = [_box_around(here, source) for _, source in sources]
         best = np.full(slab.shape, -np.inf, np.float32)
         for index, value in enumerate(values):
-            part = share(index, tuple(slice(*side) for side in box))
-            candidate = _resample(part, crop(source, box), here, outside=float(index == 0))
-            _take_better(best, slab, candidate, value)
+            total: npt.NDArray[np.float32] | None = None
+            for (share, source), box in zip(sources, boxes, strict=True):
+                part = share(index, tuple(slice(*side) for side in box))
+                image = _resample(part, crop(source, box), here, outside=float(index == 0))
+                if len(sources) == 1:
+                    _take_better(best, slab, _view(image), value)
+                elif total is None:
+                    total = sitk.GetArrayFromImage(image)
+                else:
+                    total += _view(image)
+            if total is not None:  # the largest sum is the largest mean
+                _take_better(best, slab, total, value)
     return result
 
 
@@ -280,12 +310,14 @@ def _box_around(part: Geometry, source: Geometry) -> Box:
 
 
 def _take_better(
-    best: npt.NDArray[np.float32], result: npt.NDArray[Label], candidate: sitk.Image, value: int
+    best: npt.NDArray[np.float32],
+    result: npt.NDArray[Label],
+    candidate: npt.NDArray[np.float32],
+    value: int,
 ) -> None:
-    current = _view(candidate)
-    better = current > best
+    better = candidate > best
     result[better] = value
-    np.copyto(best, current, where=better)
+    np.copyto(best, candidate, where=better)
 
 
 def _resample(

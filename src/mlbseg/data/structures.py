@@ -144,9 +144,8 @@ def _brought(
     """Bring a label onto another lattice as preparing and predicting do: class by class, the likeliest wins."""
     classes = [0, *values]
     return likeliest(
-        lambda index, part: (label[part] == classes[index]).astype(np.float32),
+        [(lambda index, part: (label[part] == classes[index]).astype(np.float32), source)],
         classes,
-        source,
         target,
         np.int32,
     )

@@ -20,6 +20,7 @@ from mlbseg.data.inputs import INPUTS, Inputs
 from mlbseg.data.plan import Plan
 from mlbseg.data.records import PathText, read_as
 from mlbseg.data.splits import Split
+from mlbseg.data.unlike import FINGERPRINT, Usual
 from mlbseg.errors import UserError, nearest, printable
 from mlbseg.memory import free_memory
 from mlbseg.methods import LOSSES, Context, Method, find_method
@@ -135,6 +136,16 @@ class Run:
         """
         path = self.root / INPUTS
         return Inputs.read(path) if path.exists() else None
+
+    @property
+    def usual(self) -> Usual | None:
+        """What its training scans look like; None if that was not recorded, as of runs of a bench.
+
+        Raises:
+            UserError: if the record is damaged.
+        """
+        path = self.root / FINGERPRINT
+        return Usual.read(path) if path.exists() else None
 
     def changed(self, cases: Iterable[Case]) -> str:
         """Say which files of training and validation cases hold something else than when the run began.

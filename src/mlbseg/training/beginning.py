@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mlbseg.data.unlike import Usual
 from mlbseg.errors import UserError
 from mlbseg.runs import CONFIG
 from mlbseg.staging import require_new
@@ -67,6 +68,7 @@ def prepare_run(
         cache=decided.cache,
         inputs=decided.inputs,
         label_options=request.label_options,
+        usual=Usual.of(decided.facts, decided.plan.normalisation),
         started=decided.started,
     )
     return root

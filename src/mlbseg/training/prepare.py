@@ -23,6 +23,7 @@ from mlbseg.data.plan import Plan, make_plan
 from mlbseg.data.reading import Reading
 from mlbseg.data.records import write_record
 from mlbseg.data.splits import Split, apply_split, leave_out, make_split
+from mlbseg.data.unlike import FINGERPRINT, Usual
 from mlbseg.device import available_memory, environment, use_bf16
 from mlbseg.errors import FaultsError, UserError, note_lines
 from mlbseg.methods import find_method
@@ -240,6 +241,7 @@ def write_run(
     device: torch.device,
     cache: str | Path | None,
     inputs: Inputs,
+    usual: Usual | None = None,
     patients: Patients | None = None,
     label_options: LabelOptions = AS_DRAWN,
     started: Started | None = None,
@@ -280,6 +282,8 @@ def write_run(
             },
         )
         inputs.write(folder / INPUTS)
+        if usual is not None:
+            usual.write(folder / FINGERPRINT)
         if started is not None:
             started.write(folder)
         config.write(folder / CONFIG)  # its presence makes the folder a run

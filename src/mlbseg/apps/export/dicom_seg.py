@@ -20,7 +20,6 @@ from mlbseg.data.cases import find_scans
 from mlbseg.data.formats import dicom
 from mlbseg.data.geometry import onto
 from mlbseg.data.plan import Plan
-from mlbseg.data.preprocess import restore_probability
 from mlbseg.data.readers import read_label
 from mlbseg.data.records import read_record, validate
 from mlbseg.device import pick_device
@@ -110,7 +109,7 @@ def export_dicom_seg(
         )
     known = read_codes(codes, run.plan)
     found = find_scans(scans, run.plan.channels)
-    model = Model(run, pick_device(device), PredictOptions(network)) if masks is None else None
+    model = Model([run], pick_device(device), PredictOptions(network)) if masks is None else None
     make_folder(out)
     result = Segmentations(faults=list(found.faults))
     for number, case in enumerate(found.cases):
@@ -326,6 +325,6 @@ def _predicted(case: Case, model: Model | None, *, fractional: bool) -> npt.NDAr
         raise ValueError("a network is needed to predict")
     segmented = model.segment_case(case)
     if not fractional:
-        return class_indices(segmented.mask(), model.run.plan, case.id)
-    maps = [restore_probability(one, segmented.frame) for one in segmented.probability[1:]]
-    return np.stack(maps, axis=-1).clip(0, 1)
+        return class_indices(segmented.mask(), model.runs[0].plan, case.id)
+    *structures, _ = segmented.probabilities()
+    return np.stack(structures, axis=-1).clip(0, 1)

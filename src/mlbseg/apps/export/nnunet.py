@@ -99,7 +99,7 @@ def export_nnunet(
     source: Trust = confidence_as_trust if trust_maps is None else TrustMaps(trust_maps)
     cases, faults = _cases(run, data, also)
     # The label is a mean over flips where the plan allows any.
-    model = Model(run, pick_device(device), PredictOptions(network, flips=bool(run.plan.flip_axes)))
+    model = Model([run], pick_device(device), PredictOptions(network, flips=bool(run.plan.flip_axes)))
     result = Dataset(root, faults=faults)
     _require_no_others(root, {case.id for case, _ in cases})
     make_folder(out)
@@ -201,11 +201,11 @@ def _pseudo(
     case: Case, model: Model, source: Trust, threshold: float
 ) -> tuple[npt.NDArray[np.uint16], Geometry]:
     """Return a pseudo label as class indices (*S), the number of classes where it is not trusted, and where it lies."""
-    segmented, plan = model.segment_case(case), model.run.plan
-    frame = segmented.frame
+    segmented, plan = model.segment_case(case), model.runs[0].plan
+    [(probability, frame)] = segmented.maps
     classes = class_indices(segmented.mask(), plan, case.id)
     label = classes.astype(np.uint16)  # of 256 classes the ignored one is number 256
-    trust = source(case, confidence(segmented.probability, frame), frame.native)
+    trust = source(case, confidence(probability, frame), frame.native)
     label[trust < threshold] = plan.num_classes
     return label, frame.native
 

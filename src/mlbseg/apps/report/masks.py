@@ -17,7 +17,7 @@ from mlbseg.data.geometry import Incomplete, onto
 from mlbseg.data.known import placed, read_known
 from mlbseg.data.readers import read_label, read_scan
 from mlbseg.errors import ReadError
-from mlbseg.evaluation import Evaluation, leave_out, mask_files
+from mlbseg.evaluation import Evaluation, leave_out, mask_files, two_files
 from mlbseg.types import Case, Geometry, Known
 
 
@@ -34,8 +34,8 @@ def masks_report(
 
     Args:
         evaluation: Their scores.
-        predictions: The folder of masks that was scored.
-        references: The folder of labels that it was scored against.
+        predictions: The folder of masks that was scored, or the one mask.
+        references: The folder of labels that it was scored against, or the one label.
         out: The file.
         scans: A folder of the scans, in any layout that training reads; without it masks are shown alone.
         overwrite: Replace a file that is there.
@@ -45,7 +45,15 @@ def masks_report(
     """
     require_free_page(out, overwrite=overwrite)
     known = {} if scans is None else {case.id: case for case in find_scans(scans).cases}
-    predicted, expected = mask_files(predictions, "predicted masks")[0], mask_files(references, "labels")[0]
+    if pair := two_files(predictions, references):
+        predicted, expected = pair
+        if len(known) == 1:  # one scan belongs to the one mask, whatever they are called
+            known = dict(zip(expected, known.values(), strict=True))
+    else:
+        predicted, expected = (
+            mask_files(predictions, "predicted masks")[0],
+            mask_files(references, "labels")[0],
+        )
     looked = Gallery(evaluation.classes)
     shown = (
         _subject(

@@ -120,7 +120,7 @@ def report(
     require_free_page(path, overwrite=overwrite)
     if cases < 1:
         raise UserError(f"--cases: found {cases}, expected a whole number from 1")
-    model = Model(opened, pick_device(device))
+    model = Model([opened], pick_device(device))
     log = read_log(opened.root / "log.csv")
     # Beside the page, and not among the temporary files of all users: there will be masks in it.
     with working_folder(path.parent) as work:
@@ -147,7 +147,7 @@ def report(
         found.append(Finding("Files beside the masks were passed over", " ".join(note_lines(others))))
     if missing:
         found.insert(0, Finding("The scans are not where they were", missing))
-    weights = sum(parameter.numel() for parameter in model.network.parameters())
+    weights = sum(parameter.numel() for parameter in model.networks[0].parameters())
     content = render_page(
         f"{opened.config.method} on {opened.scans.name}",
         _sections(opened, log, scored, looked, found),
@@ -182,7 +182,7 @@ def _score(
     work: Path,
     progress: Progress | None,
 ) -> Scored | None:
-    run = model.run
+    [run] = model.runs
     given = None if predictions is None else _masks(Path(predictions))
     chosen = choose(groups, given)
     if chosen is None:

@@ -117,10 +117,10 @@ def predict_cases(
         with one_case(case.id, faults, "predict"):
             path = out / f"{case.id}{mask_suffix(case.images)}"
             segmented = model.segment_case(case)
-            write_label(path, segmented.mask(), segmented.frame.native)
+            write_label(path, segmented.mask(), segmented.native)
             if certainty is not None:
-                likeliest = np.ascontiguousarray(segmented.probability.max(axis=0))
-                certain = restore_probability(likeliest, segmented.frame)
+                [(probability, frame)] = segmented.maps
+                certain = restore_probability(np.ascontiguousarray(probability.max(axis=0)), frame)
                 unsure = np.where((certain > SURE) | (certain == 0), np.nan, certain)
                 np.save(certainty / f"{case.id}.npy", unsure.astype(np.float16))
             masks[case.id] = path
@@ -161,7 +161,7 @@ def training_dice(model: Model, cases: Sequence[Case], out: Path) -> float | Non
     masks, faults = predict_cases(model, cases, out)
     if not masks:
         return None
-    return score_cases("clean", cases, masks, out, model.run.plan, faults=faults).evaluation.mean_dice
+    return score_cases("clean", cases, masks, out, model.runs[0].plan, faults=faults).evaluation.mean_dice
 
 
 def subjects(scored: Scored, run: Run, certainty: Path) -> Iterator[Subject]:

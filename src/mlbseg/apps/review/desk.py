@@ -304,7 +304,7 @@ class Desk:
                 if path.is_file():
                     return
                 if self._model is None:
-                    self._model = Model(self.run, self.device)
+                    self._model = Model([self.run], self.device)
                 make_folder(path.parent)
                 _, faults = predict_cases(self._model, [case], path.parent)
                 if faults:

@@ -15,7 +15,7 @@ import numpy as np
 from mlbseg.data.readers import mask_suffix, read_label
 from mlbseg.errors import UserError
 from mlbseg.files import make_folder
-from mlbseg.runs import Run
+from mlbseg.runs import CONFIG, Run
 
 if TYPE_CHECKING:
     from mlbseg.apps.review.desk import Desk
@@ -54,7 +54,8 @@ class TrainOn:
             root = run.root.resolve()
             number = next(n for n in range(2, 10_000) if not root.with_name(f"{root.name}-{n}").exists())
             self.out, self.changes, self.compared = root.with_name(f"{root.name}-{number}"), [], False
-            words = ["train", str(run.scans), "--init", str(root), "--out", str(self.out)]
+            settings = ["--config", str(root / CONFIG)]  # its method and steps, in place of the usual ones
+            words = ["train", str(run.scans), "--init", str(root), *settings, "--out", str(self.out)]
             make_folder(root / "review")
             with (root / "review" / "train.log").open("wb") as log:
                 self.process = subprocess.Popen(  # noqa: S603 - our own command

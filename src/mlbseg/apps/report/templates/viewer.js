@@ -56,7 +56,10 @@ class Viewer {
     this.canvas.addEventListener("mouseup", () => this.tellWindow());
     this.canvas.addEventListener("dblclick", () => this.tellWindow());
     for (const button of this.root.querySelectorAll("[data-view]")) {
-      button.addEventListener("click", () => this.view(button.dataset.view));
+      button.addEventListener("click", () => {
+        this.chosenView = button.dataset.view;
+        this.view(this.chosenView);
+      });
     }
     for (const slider of this.sliders) slider.addEventListener("input", () => this.goto(this.sliders.map((s) => Number(s.value))));
     this.find(".preset").addEventListener("change", (event) => {
@@ -101,23 +104,34 @@ class Viewer {
     });
     this.off = new Set();
     this.drawn = this.layers.findIndex((layer) => layer.line || layer.edited);
-    for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
-    this.nv.drawBitmap = null;
-    this.nv.opts.isRadiologicalConvention = !head.flat;
-    this.nv.opts.isOrientationTextVisible = !head.flat;
     const image = await this.volume("image", 4, 16, this.grey, head.step, head.low);
     const { low, high } = head.windows[0];
     [image.cal_min, image.cal_max] = [low, high];
     this.over = await this.volume("layers", 2304, 32, new Uint8Array(4 * count), 1, 0);
-    this.nv.addVolume(image);
-    this.nv.addVolume(this.over);
-    this.buildControls();
-    if (this.drawn >= 0) this.loadDrawing(this.layers[this.drawn].values);
-    this.view(head.flat ? "axial" : this.shownView && this.shownView !== "axial" ? this.shownView : "all");
-    this.mix();
-    this.window(low, high);
-    this.resetView();
-    this.goto(head.focus);
+    // NiiVue would draw after each of these steps, which takes seconds without a graphics card.
+    this.nv.drawScene = this.nv.updateGLVolume = () => {};
+    try {
+      for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
+      this.nv.drawBitmap = null;
+      this.nv.opts.isRadiologicalConvention = !head.flat;
+      this.nv.opts.isOrientationTextVisible = !head.flat;
+      this.nv.addVolume(image);
+      this.nv.addVolume(this.over);
+      this.compose();
+      delete this.nv.updateGLVolume;
+      this.nv.updateGLVolume();
+      this.buildControls();
+      if (this.drawn >= 0) this.loadDrawing(this.layers[this.drawn].values);
+      const first = count > 4e6 ? "axial" : "all";
+      this.view(head.flat ? "axial" : this.chosenView ?? first);
+      this.tellWindow();
+      this.resetView();
+      this.goto(head.focus);
+    } finally {
+      delete this.nv.drawScene;
+      delete this.nv.updateGLVolume;
+    }
+    this.nv.drawScene();
     this.root.dataset.ready = head.name;
   }
 
@@ -161,11 +175,17 @@ class Viewer {
     return [null, ...classes.map((one, i) => (!own && this.off.has(i + 1) ? null : single ?? Viewer.rgb(one.colour)))];
   }
 
-  /* Lay all layers but the drawn one over each other, into one volume of colours. */
+  /* Show the layers as they are set now. */
   mix() {
+    this.compose();
+    this.nv.refreshLayers(this.over, 1);
+    this.nv.drawScene();
+  }
+
+  /* Lay all layers but the drawn one over each other, into one volume of colours. */
+  compose() {
     const target = new Uint32Array(this.over.img.buffer, this.over.img.byteOffset, this.over.img.length / 4).fill(0);
     const bytes = this.over.img;
-    let any = false;
     this.layers.forEach((layer, number) => {
       if (!layer.shown || number === this.drawn || !layer.opacity) return;
       const alpha = layer.opacity / 100;
@@ -189,11 +209,8 @@ class Viewer {
         }
         bytes[4 * i + 3] = Math.round(255 * a);
       }
-      any = true;
     });
-    this.mixed = any;
     this.paintDrawing();
-    this.nv.updateGLVolume();
   }
 
   /* Colours, opacity and lines of the drawn layer. */
