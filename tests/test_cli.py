@@ -129,7 +129,9 @@ def test_a_terminal_sees_nothing_of_the_libraries(scans: Path, tmp_path: Path) -
     )
     assert done.stderr == ""
     spoken = [line for line in done.stdout.splitlines() if not line.startswith("warning: ")]
-    assert len(spoken) == 3  # trained, report, next
+    assert "mean ± SD over cases" in spoken[0]
+    after = spoken[max(number for number, line in enumerate(spoken) if line[:1] in "│└") + 1 :]
+    assert [line.split()[0] for line in after] == ["trained", "scores:", "report:", "next:"]
 
 
 # --- options ----------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_every_setting_is_there_with_its_default_and_its_meaning(site: Path) -> 
         assert rows[key][2], f"{key}: no values"
         assert rows[key][3], f"{key}: no meaning"
     assert [rows[key][1] for key in ("train.clip", "mlb.views", "bcp.largest", "plan.steps")] == [
-        "1.0", "[zoom-out]", "true", "",
+        "1", "[zoom-out]", "true", "",
     ]  # fmt: skip
 
 
