@@ -19,7 +19,7 @@ from mlbseg.apps.export.dicom_seg import _from_mask
 from mlbseg.apps.export.nnunet import _careful, _write_images
 from mlbseg.apps.export.trust import TrustMaps
 from mlbseg.apps.report.masks import _image, _subject
-from mlbseg.apps.report.scoring import _label_on
+from mlbseg.apps.report.scoring import mask_on
 from mlbseg.data.cache import Cache
 from mlbseg.data.cases import find_cases
 from mlbseg.data.check import check
@@ -108,7 +108,7 @@ def test_report(cases: tuple[Case, Case]) -> None:
     assert plain is not None
     assert turned is not None
     scan = read_scan(cases[0].images)
-    assert np.array_equal(_label_on(turned, scan.geometry), label().T)
+    assert np.array_equal(mask_on(turned, scan.geometry), label().T)
     image, words = _image(cases[0], read_label(turned)[1])
     assert words == ""
     assert image is not None
