@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from torch import nn
 
 from mlbseg.device import autocast, available_memory, environment, has_bf16, pick_device, use_bf16
@@ -104,6 +105,19 @@ def test_an_unfinished_run_says_how_to_finish_it(run: Path) -> None:
     (run / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"training has not finished .*`mlbseg train --resume"):
         Run.open(run).network()
+
+
+def test_a_run_of_an_earlier_version_opens_unless_it_used_what_is_gone(run: Path) -> None:
+    path = run / "config.yaml"
+    record, before = yaml.safe_load(path.read_text()), Run.open(run).config
+    others = {**record, "cps": {**record["cps"], "redrawn": 0.5}}
+    path.write_text(yaml.safe_dump(others))
+    assert Run.open(run).config == before
+    path.write_text(yaml.safe_dump({**record, "train": {**record["train"], "gone": 1}}))
+    with pytest.raises(
+        UserError, match=r"config.yaml: unknown setting 'train.gone'.*another version of mlbseg"
+    ):
+        Run.open(run)
 
 
 def test_an_edited_plan_is_checked(run: Path) -> None:

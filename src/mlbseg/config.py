@@ -290,6 +290,28 @@ def load_config(
     return config_of(data)
 
 
+def load_run_config(path: Path) -> Config:
+    """Return the configuration that a run wrote, perhaps with an earlier version.
+
+    What is unknown in the sections of methods that the run does not use has changed nothing, and is passed over.
+
+    Raises:
+        UserError: as `load_config`, for anything else.
+    """
+    data = _read_yaml(path)
+    used = section_name(str(data.get("method", Config().method)))
+    fields = config_model().model_fields
+    for name in {section_name(method) for method in METHODS} - {used}:
+        section, settings = data.get(name), fields[name].annotation if name in fields else None
+        if isinstance(section, dict) and isinstance(settings, type) and issubclass(settings, Section):
+            data[name] = {key: value for key, value in section.items() if key in settings.model_fields}
+    try:
+        return config_of(data)
+    except UserError as error:
+        remedy = "the file was edited, or another version of mlbseg made the run: use that one"
+        raise UserError(f"{path}: {error} ({remedy})") from None
+
+
 def config_of(record: Mapping[str, Any]) -> Config:
     """Return the configuration that a record, as nested mappings, says.
 

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, device, nn
 
-from mlbseg.config import Config, load_config
+from mlbseg.config import Config, load_run_config
 from mlbseg.core.directional import forked_random, seed_random
 from mlbseg.data.augment import AUGMENTATIONS, Augmentation
 from mlbseg.data.cases import AS_DRAWN, Dataset, LabelOptions, find_cases
@@ -87,7 +87,7 @@ class Run:
         require_plugins(root / ENVIRONMENT)
         return cls(
             root,
-            load_config(root / CONFIG),
+            load_run_config(root / CONFIG),
             Plan.read(root / "plan.json"),
             Split.read(root / "split.json"),
         )
