@@ -14,6 +14,7 @@ import mlbseg
 from blocks import TINY
 from mlbseg.apps.bench import workers
 from mlbseg.config import config_of
+from mlbseg.data.readers import read_scan
 from mlbseg.methods import METHODS
 from mlbseg.runs import Run, make_method, make_student
 from state import differences, global_state
@@ -39,7 +40,8 @@ def everything(run: Path, scans: Path, out: Path) -> Iterator[tuple[str, Callabl
     yield "check", lambda: mlbseg.check(scans).to_pandas()
     yield "plan", lambda: mlbseg.plan(scans, overrides=settings, device="cpu").to_pandas()
     yield "predict", lambda: mlbseg.predict(run, scans, masks, device="cpu", probabilities=True, largest=True)
-    yield "load", lambda: mlbseg.load(run, device="cpu").predict(mask.astype(np.float32), spacing=(1, 1, 1))
+    scan = read_scan([scans / "images" / "case_0.nii.gz"]).array[0]
+    yield "load", lambda: mlbseg.load(run, device="cpu").predict(scan, spacing=(1, 1, 1))
     yield "evaluate", lambda: mlbseg.evaluate(masks, labels, out=out / "scores.csv").to_pandas()
     yield "evaluate arrays", lambda: mlbseg.evaluate(mask, mask, spacing=(1, 1, 1))
     yield "report", lambda: mlbseg.report(run, out / "report.html", device="cpu")

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from blocks import TINY, write_blocks
 from conftest import Command
 from mlbseg.data import cache as cache_module
+from mlbseg.data import known
 from mlbseg.errors import UserError
 from mlbseg.training import Interrupted, prepare, train
 from mlbseg.training.loop import Loop
@@ -182,12 +184,12 @@ def test_a_file_that_changes_while_a_run_is_prepared_is_named(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("reader", ["read_scan", "read_label"])
+@pytest.mark.parametrize(("module", "reader"), [(cache_module, "read_scan"), (known, "read_label")])
 def test_a_file_that_changes_while_it_is_prepared_is_named(
-    reader: str, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, reader: str, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scans = shutil.copytree(stopped / "scans", tmp_path / "scans")
-    original = getattr(cache_module, reader)
+    original = getattr(module, reader)
     changed: list[Path] = []
 
     def change_first(files: Any) -> Any:
@@ -197,7 +199,7 @@ def test_a_file_that_changes_while_it_is_prepared_is_named(
             rewrite(path)
         return original(files)
 
-    monkeypatch.setattr(cache_module, reader, change_first)
+    monkeypatch.setattr(module, reader, change_first)
     with pytest.raises(UserError) as raised:
         begin(scans, tmp_path / "run")
     assert f"{changed[0]}: {CHANGED}" in str(raised.value)

@@ -15,8 +15,9 @@ INSTALLED = "nnU-Net is installed by `make setup` only: see the Makefile"
 
 
 @pytest.mark.slow
-def test_thick_slices_are_planned_in_2d_and_3d() -> None:
+def test_thick_slices_are_planned_in_2d_and_3d(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nnunetv2", reason=INSTALLED)
+    monkeypatch.delenv("PYTHONPATH")  # nnU-Net needs libraries that tests hide
     data = facts(size=(12, 200, 220), spacing=(10.0, 1.5, 1.5))
     found = nnunet_plan(data, plan_for(data))
     assert found.cases == 4  # the labelled ones alone
