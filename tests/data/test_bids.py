@@ -82,6 +82,16 @@ def test_what_is_wrong_in_bids_is_named(spoil, kind, words, tmp_path: Path) -> N
     assert words in str(fault)
 
 
+def test_a_label_whose_name_is_not_understood_is_a_fault(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01", label="dseg")
+    bids(tmp_path, "sub-02", seed=1, label="T1w_dseg")
+    save(tmp_path / "derivatives" / "sub-01" / "anat" / "sub-01_desc-brain_T1w.nii.gz", noise(2))
+    dataset = find_cases(tmp_path)
+    (fault,) = dataset.faults
+    assert (fault.where, fault.kind) == ("sub-02_T1w_dseg.nii.gz", "id")
+    assert [note.where for note in dataset.warnings] == ["sub-01_desc-brain_T1w.nii.gz"]
+
+
 def test_what_is_derived_or_not_named_as_bids_names_is_passed_over(tmp_path: Path) -> None:
     bids(tmp_path, "sub-01", label="dseg")
     save(tmp_path / "sub-01" / "anat" / "sub-01_desc-brain_T1w.nii.gz", noise(1))

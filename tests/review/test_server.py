@@ -57,10 +57,22 @@ def test_a_case_is_opened_corrected_and_saved(folder: Served, root: Path) -> Non
     assert folder.desk.state()[2]["state"] == "save by tester"
 
 
+def test_a_folder_may_be_named_from_where_one_stands(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parent)
+    with served(Path(root.name)) as folder:
+        case = folder.case(0)
+        assert folder.save(0, layer(case, "label") * 0 + 2, case["base"])[0] == 200
+        (entry,) = folder.desk.shelf.entries()
+    assert (entry["case"], entry["file"]) == ("case_0", "labels/case_0.nii.gz")
+
+
 def test_a_change_from_outside_is_seen(folder: Served, root: Path) -> None:
     case = folder.case(0)
+    drawn = layer(case, "label")
+    base = folder.save(0, drawn * 0 + 2, case["base"])[1]["base"]
     shutil.copy(root / "labels" / "case_1.nii.gz", root / "labels" / "case_0.nii.gz")
-    assert folder.save(0, layer(case, "label"), case["base"])[0] == 409
+    status, answer = folder.save(0, drawn, base)
+    assert (status, "another program did it" in answer["error"]) == (409, True)
     assert np.array_equal(layer(folder.case(0), "label"), read_label(root / "labels" / "case_1.nii.gz")[0])
 
 
@@ -158,7 +170,11 @@ def test_bodies_that_are_too_large_or_none_of_ours_save_nothing(
     assert folder.ask(where, "POST", bytes(2000), **STREAM)[0] == 413
     assert folder.ask(f"/{TOKEN}/case/0/save", "POST", b"", **STREAM)[0] == 400
     assert folder.ask(f"/{TOKEN}/case/0/mark", "POST", b'{"what": "delete"}', **STREAM)[0] == 422
-    assert folder.ask(f"/{TOKEN}/case/0/mark", "POST", b"{", **STREAM)[0] == 400
+    for body in (b"{", b"[]", b"3", b'{"who": "me"}', b"[" * 9000):
+        assert folder.ask(f"/{TOKEN}/case/0/mark", "POST", body, **STREAM)[0] == 400
+    place = f"/{TOKEN}/case/0/save?part=0&base={folder.case(0)['base']}&values=77,99"
+    status, answer, _ = folder.ask(place, "POST", zlib.compress(bytes(count)), **STREAM)
+    assert (status, b"77 is no class" in answer) == (422, True)
     assert path.read_bytes() == before
 
 

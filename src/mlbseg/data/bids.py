@@ -22,6 +22,8 @@ LABELS = ("dseg", "mask")
 
 _OF_LABELS = ("space", "res", "den", "desc", "label", "seg", "atlas", "hemi")
 """Entities that derivatives add to the name of the scan that they come from."""
+_SEGMENTED = re.compile(r"seg|mask|label|(?:^|_)gt$|roi", re.IGNORECASE)
+"""What the name of a file has that was meant as a label."""
 _NAME = re.compile(r"sub-[A-Za-z0-9+]+(?:_[a-z]+-[A-Za-z0-9+]+)*_[A-Za-z0-9]+")
 
 
@@ -74,6 +76,15 @@ def find_bids(root: Path) -> Bids | None:
             named = _parsed(path)
             if named is not None and named[1] in LABELS:
                 labels.setdefault(_id(_scan_of(named[0])), []).append(path)
+            elif _SEGMENTED.search(stem(path)):
+                found.label_faults.append(
+                    Fault(
+                        path.name, "the name of a label that BIDS does not know", "such as sub-01_ses-1_dseg.nii.gz",
+                        "rename it, or write a list of cases", kind="id",
+                    )
+                )  # fmt: skip
+            else:
+                found.notes.append(Fault(path.name, "no label by its name, ignored", kind="ignored"))
         found.class_names = found.class_names or _class_names(pipeline / "dseg.tsv", found)
     found.channels = tuple(sorted({kind for kinds in images.values() for kind in kinds}))
     _join(found, images, labels)

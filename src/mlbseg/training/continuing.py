@@ -132,9 +132,16 @@ class Continued:
         if self.start is None or self.start.run is None:
             return ()
         if self.run is None:
-            return (
-                "split, spacing and normalisation are decided anew, as that run was trained on other scans",
-            )
+            lines = [
+                "split, spacing and normalisation are decided anew, as that run was trained on scans in another place"
+            ]
+            theirs = self.start.run
+            if known := sorted({*split.clean, *split.noisy, *split.unlabelled} & set(theirs.split.test)):
+                lines.append(
+                    f"WARNING: {len(known)} cases are named as test cases of that run, such as {known[0]}: if they "
+                    "are the same scans, set them apart again (--test)"
+                )
+            return tuple(lines)
         theirs = self.run
         every = (*PREPARED, *LEARNT_ON, *ARCHITECTURE)
         same = [name for name in every if getattr(plan, name) == getattr(theirs.plan, name)]

@@ -20,7 +20,6 @@ from mlbseg.apps.report.packing import MOST_CLASSES, Subject, from_ras, pack, to
 from mlbseg.apps.report.scoring import mask_on, predict_cases, trust_map
 from mlbseg.apps.review.listing import Listing
 from mlbseg.apps.review.saving import NONE, ReadOnly, Shelf
-from mlbseg.data.layouts import MOST_VALUE
 from mlbseg.data.readers import mask_suffix, read_label, read_scan
 from mlbseg.device import pick_device
 from mlbseg.errors import UserError
@@ -231,8 +230,11 @@ class Desk:
             slabs = self._slabs(opened.geometry)
             if not 0 <= part < len(slabs):
                 raise UserError(f"{opened.case.id}: has no part {part + 1}")
-            if len(values) > MOST_CLASSES or not all(0 < value <= MOST_VALUE for value in values):
-                raise UserError(f"{opened.case.id}: no class values, so nothing was saved")
+            odd = sorted(set(values).difference(self.values(opened)))
+            if odd and base == opened.version:  # of another version nothing is saved anyway
+                raise UserError(
+                    f"{opened.case.id}: {odd[0]} is no class of these labels, so nothing was saved"
+                )
             turned, _ = towards_ras(opened.label, opened.geometry)
             turned = turned.copy()
             shape = turned[slabs[part]].shape

@@ -119,7 +119,8 @@ class Shelf:
         if self.layout == "PROMISE12":
             return self.root / f"{case.id}_segmentation{ending}"
         raise ReadOnly(
-            f"{case.id}: has no label, and in {self.layout} a new one has no place (add it to the list)"
+            f"{case.id}: has no label, and of {self.layout} it is not known where a new one belongs (put a first label "
+            "there with another program; the review then corrects it)"
         )
 
     def version(self, case: Case) -> str:
@@ -168,14 +169,14 @@ class Shelf:
             now = self.version(case)
             if now != base:
                 raise Conflict(
-                    f"{case.id}: the label has been changed since it was opened here; {self.last(case.id)}"
+                    f"{case.id}: the label has been changed since it was opened here; {self.last(case.id, now)}"
                 )
             kept = self._keep(case, path) if path.is_file() else None
             make_folder(path.parent)
             write_label(path, label, geometry)
             new = hashlib.sha256(path.read_bytes()).hexdigest()
             self._write_down(
-                what="save", who=who, case=case.id, file=str(path.relative_to(self.root)), changed=changed,
+                what="save", who=who, case=case.id, file=str(path.resolve().relative_to(self.root)), changed=changed,
                 base=base, version=new, kept=kept,
             )  # fmt: skip
         return new
@@ -204,10 +205,10 @@ class Shelf:
                 found.append(entry)
         return found
 
-    def last(self, case: str) -> str:
-        """Say who changed a label last, as far as the log knows."""
+    def last(self, case: str, version: str) -> str:
+        """Say who made this version of a label, as far as the log knows."""
         for entry in reversed(self.entries()):
-            if entry["case"] == case and entry.get("what") == "save":
+            if (entry["case"], entry.get("what"), entry.get("version")) == (case, "save", version):
                 return f"{entry.get('who')} saved it at {entry.get('when')}"
         return "another program did it"
 

@@ -6,7 +6,8 @@ import gzip
 import json
 import secrets
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from markupsafe import Markup
@@ -121,27 +122,28 @@ def application(desk: Desk, token: str) -> Starlette:
         return JSONResponse(await run_in_threadpool(desk.state))
 
     async def packed(request: Request) -> Response:
-        part = request.query_params.get("part")
-        content = await _asked(desk.packed, _number(request), None if part is None else int(part))
+        with _request_alone():
+            asked = request.query_params.get("part")
+            part = None if asked is None else int(asked)
+        content = await _asked(desk.packed, _number(request), part)
         _start(desk.predict, _number(request))
         return Response(content, media_type="application/octet-stream")
 
     async def save(request: Request) -> Response:
         content = await _body(request, MOST_BODY)
-        query = request.query_params
-        part, values = int(query["part"]), [int(value) for value in query["values"].split(",")]
-        version = await _asked(
-            lambda: desk.save(
-                _number(request), part, query["base"], values, content, who=query.get("who", "")[:MOST_NAME]
-            )
-        )
+        with _request_alone():
+            query = request.query_params
+            part, values = int(query["part"]), [int(value) for value in query["values"].split(",")]
+            base, who = query["base"], query.get("who", "")[:MOST_NAME]
+        version = await _asked(lambda: desk.save(_number(request), part, base, values, content, who=who))
         return JSONResponse({"base": version})
 
     async def mark(request: Request) -> Response:
-        asked = json.loads(await _body(request, 10_000))
-        await _asked(
-            lambda: desk.mark(_number(request), str(asked["what"]), who=str(asked.get("who", ""))[:MOST_NAME])
-        )
+        content = await _body(request, 10_000)
+        with _request_alone():
+            asked = dict(json.loads(content))
+            what, who = str(asked["what"]), str(asked.get("who", ""))[:MOST_NAME]
+        await _asked(lambda: desk.mark(_number(request), what, who=who))
         return JSONResponse({})
 
     async def audit(request: Request) -> Response:
@@ -170,8 +172,7 @@ def application(desk: Desk, token: str) -> Starlette:
         exception_handlers={
             Conflict: _said(409),
             UserError: _said(422),
-            ValueError: _said(400),
-            KeyError: _said(400),
+            Malformed: _said(400),
             TooLarge: _said(413),
         },
     )
@@ -179,6 +180,19 @@ def application(desk: Desk, token: str) -> Starlette:
 
 class TooLarge(Exception):
     """A request with more bytes than any page sends."""
+
+
+class Malformed(Exception):
+    """A request that no page sends."""
+
+
+@contextmanager
+def _request_alone() -> Iterator[None]:
+    """Take what goes wrong for a fault of the request; nothing but the request is looked at in here."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Malformed from None
 
 
 def page_of(desk: Desk) -> str:
@@ -212,7 +226,9 @@ async def _asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 async def _body(request: Request, most: int) -> bytes:
     """Return the body of a request; one that is too long is not even read to its end."""
-    if int(request.headers.get("content-length") or 0) > most:
+    with _request_alone():
+        announced = int(request.headers.get("content-length") or 0)
+    if announced > most:
         raise TooLarge
     found = bytearray()
     async for chunk in request.stream():
