@@ -309,6 +309,11 @@ def test_a_run_is_gone_on_with_when_labels_are_added(tmp_path: Path, command: Co
     assert "WARNING: the starting weights have learned from 1 of the test cases" in " ".join(
         known.err.split()
     )
+    elsewhere = Path(shutil.copytree(scans, tmp_path / "copy"))
+    small = ["--method", "supervised", "--steps", 2, "--no-report"]
+    copied = command("train", elsewhere, "--init", tmp_path / "a", "--out", tmp_path / "d", *small)
+    warned = f"WARNING: 1 cases are named as test cases of that run, such as {a.split.test[0]}"
+    assert warned in " ".join(copied.err.split())
 
 
 def test_a_file_of_weights_of_another_network_is_refused_and_no_run_is_left(

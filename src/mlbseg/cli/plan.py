@@ -35,6 +35,7 @@ from mlbseg.cli.arguments import (
 from mlbseg.cli.ending import finish
 from mlbseg.cli.printing import names_note, progress_console
 from mlbseg.errors import printable
+from mlbseg.terminal import say
 
 if TYPE_CHECKING:
     from mlbseg.apps.nnunet_plan import NnunetPlan
@@ -83,7 +84,7 @@ def plan(
     from mlbseg.device import pick_device
     from mlbseg.training import TrainRequest
     from mlbseg.training.beginning import decide_run
-    from mlbseg.training.timing import time_lines, time_stages
+    from mlbseg.training.timing import TIMING, time_lines, time_stages
 
     request = TrainRequest(
         data=data, method=method, labelled=count_or_ids(labelled), test=count_or_ids(test),
@@ -96,9 +97,9 @@ def plan(
     target = pick_device(device)
     if nnunet:
         require_nnunet()
-    found = decide_run(
-        request, device=target, console=progress_console(quiet or as_json), processes=processes
-    )
+    console = progress_console(quiet or as_json)
+    found = decide_run(request, device=target, console=console, processes=processes)
+    say(console, TIMING)
     stages = time_stages(found, target)
     theirs = nnunet_plan(found.facts, found.plan) if nnunet else None
     record = {**found.as_dict(), "stages": [stage.as_dict() for stage in stages]}

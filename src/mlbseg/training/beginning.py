@@ -15,7 +15,7 @@ from mlbseg.staging import require_new
 from mlbseg.terminal import say
 from mlbseg.training.prepare import Planned, plan_run, require_shares, write_run
 from mlbseg.training.request import TrainRequest
-from mlbseg.training.timing import time_lines, time_stages
+from mlbseg.training.timing import TIMING, time_lines, time_stages
 
 KEPT_BACK = 0.1
 """Share of the time that is left for what lies between steps: scans that are read and predicted, and checkpoints."""
@@ -54,6 +54,7 @@ def prepare_run(
     decided = decide_run(request, device=device, console=console, processes=processes)
     require_shares(decided.plan, decided.config, count)
     if console is not None and count == 1 and request.minutes is None and decided.plan.steps >= WORTH_TIMING:
+        say(console, TIMING)
         for line in time_lines(time_stages(decided, device)):
             say(console, line)
     write_run(
@@ -85,6 +86,7 @@ def decide_run(
     planned = plan_run(request, device=device, console=console, processes=processes)
     if request.minutes is None:
         return planned
+    say(console, TIMING)
     stages = time_stages(planned, device)
     seconds = sum(stage.minutes for stage in stages) * 60 / sum(stage.steps for stage in stages)
     steps = int(request.minutes * 60 * (1 - KEPT_BACK) / seconds)

@@ -23,6 +23,7 @@ from mlbseg.types import Batch
 
 MEASURED = 2
 """Steps that are timed, after one that is not: the first one also sets the convolutions up."""
+TIMING = "timing a few steps of each stage"
 
 
 @dataclass(frozen=True)
