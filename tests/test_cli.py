@@ -253,7 +253,7 @@ def test_predict_passes_its_options_on(
     again = command(*arguments)
     assert again.code == 2
     assert "error: 2 faults in the scans" in again.err
-    assert "exists already (pass --overwrite, or write elsewhere)" in again.err
+    assert "exists already (pass --overwrite or --skip-existing, or write elsewhere)" in again.err
     assert "were segmented" not in again.err
     assert again.out == f"wrote 0 masks to {tmp_path / 'masks'}\n"
     assert command(*arguments, "--json").json["faults"][0]["case_id"] == "case_5"

@@ -62,13 +62,20 @@ def machines_temporary_folder() -> Path:
         ) from None
 
 
-def require_free(path: Path, *, overwrite: bool, suffixes: Sequence[str] = ()) -> None:
+def require_free(
+    path: Path,
+    *,
+    overwrite: bool,
+    suffixes: Sequence[str] = (),
+    remedy: str = "pass --overwrite, or write elsewhere",
+) -> None:
     """Refuse to write over a file without being told to, and to a name that another kind of file has.
 
     Args:
         path: The file to write.
         overwrite: It may be written over.
         suffixes: What its name may end in, such as ``.csv``; anything when empty.
+        remedy: What to do if it is there.
 
     Raises:
         UserError: if it is there, is a folder, or has another name.
@@ -78,7 +85,7 @@ def require_free(path: Path, *, overwrite: bool, suffixes: Sequence[str] = ()) -
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already (pass --overwrite, or write elsewhere)")
+        raise UserError(f"{path} exists already ({remedy})")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

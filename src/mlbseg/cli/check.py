@@ -48,10 +48,11 @@ def check(
             outside_unknown=outside_unknown, cache=cache,
             processes=processes, progress=lambda done, total: progress.update(done, total=total),
         )  # fmt: skip
+    cases = any(fault.case_id is not None for fault in result.faults)
     finish(
         result.as_dict(), as_json=as_json, tables=[_table(result.summary, str(data))], notes=result.warnings,
         lines=[] if result.faults else ["no faults"], faults=result.faults, where=str(data),
-        advice="correct them, or pass --skip-bad to train without these cases",
+        advice="correct them, or pass --skip-bad to train without these cases" if cases else "correct them",
     )  # fmt: skip
 
 

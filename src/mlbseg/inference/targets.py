@@ -52,7 +52,8 @@ class Targets:
         for path in self.all:
             if path.resolve() in scans:
                 raise UserError(f"{path} is the scan itself (choose another --out)")
-            require_free(path, overwrite=overwrite)
+            remedy = "pass --overwrite or --skip-existing, or write elsewhere"
+            require_free(path, overwrite=overwrite, remedy=remedy)
 
 
 def is_file_name(out: Path) -> bool:
