@@ -169,6 +169,8 @@ def test_nothing_is_left_when_the_process_is_ended(number: signal.Signals, tmp_p
     process = subprocess.Popen(
         [sys.executable, str(script), str(marks)], stderr=subprocess.PIPE, text=True,
         env=environment, start_new_session=True,
+        # A shell has its background jobs ignore it, and so would the process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         wait_for(lambda: len(list(marks.iterdir())) == 2)
