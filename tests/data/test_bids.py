@@ -92,6 +92,24 @@ def test_a_label_whose_name_is_not_understood_is_a_fault(tmp_path: Path) -> None
     assert [note.where for note in dataset.warnings] == ["sub-01_desc-brain_T1w.nii.gz"]
 
 
+def test_a_label_beside_its_scan_is_no_channel_whatever_its_name(tmp_path: Path) -> None:
+    for subject in ("sub-seg1", "sub-02"):
+        bids(tmp_path, subject, label="dseg")
+        save(tmp_path / subject / "anat" / f"{subject}_label-GM_probseg.nii.gz", noise(3))
+        save(
+            tmp_path / "derivatives" / "prep" / subject / "anat" / f"{subject}_label-GM_probseg.nii.gz",
+            noise(3),
+        )
+    dataset = find_cases(tmp_path)
+    assert (dataset.faults, [len(case.images) for case in dataset.cases]) == ((), [1, 1])
+    for name in ("sub-02_seg", "sub-02_T1w_mask"):
+        save(tmp_path / "sub-02" / "anat" / f"{name}.nii.gz", mask())
+    assert sorted(fault.where for fault in find_cases(tmp_path).faults) == [
+        "sub-02_T1w_mask.nii.gz",
+        "sub-02_seg.nii.gz",
+    ]
+
+
 def test_what_is_derived_or_not_named_as_bids_names_is_passed_over(tmp_path: Path) -> None:
     bids(tmp_path, "sub-01", label="dseg")
     save(tmp_path / "sub-01" / "anat" / "sub-01_desc-brain_T1w.nii.gz", noise(1))

@@ -22,8 +22,10 @@ LABELS = ("dseg", "mask")
 
 _OF_LABELS = ("space", "res", "den", "desc", "label", "seg", "atlas", "hemi")
 """Entities that derivatives add to the name of the scan that they come from."""
-_SEGMENTED = re.compile(r"seg|mask|label|(?:^|_)gt$|roi", re.IGNORECASE)
-"""What the name of a file has that was meant as a label."""
+_SEGMENTED = re.compile(r"seg|mask|label|^gt$|roi", re.IGNORECASE)
+"""What a word has in the name of a file that was meant as a label."""
+_PROBABILITIES = "probseg"
+"""The ending of a map of probabilities, which is read as no label."""
 _NAME = re.compile(r"sub-[A-Za-z0-9+]+(?:_[a-z]+-[A-Za-z0-9+]+)*_[A-Za-z0-9]+")
 
 
@@ -57,12 +59,18 @@ def find_bids(root: Path) -> Bids | None:
     images: dict[str, dict[str, Path]] = {}
     labels: dict[str, list[Path]] = {}
     for path in _anatomical(root):
-        if (named := _parsed(path)) is None:
+        named = _parsed(path)
+        if (named is None or named[1] not in LABELS) and _meant_as_label(path):
+            found.label_faults.append(_misnamed(path))
+            continue
+        if named is None:
             found.notes.append(Fault(path.name, "no name of BIDS, ignored", kind="ignored"))
             continue
         entities, kind = named
         if kind in LABELS:
             labels.setdefault(_id(entities), []).append(path)
+        elif kind == _PROBABILITIES:
+            found.notes.append(Fault(path.name, "no label by its name, ignored", kind="ignored"))
         elif _scan_of(entities) != entities:
             found.notes.append(Fault(path.name, "derived from another image, ignored", kind="ignored"))
         else:
@@ -76,13 +84,8 @@ def find_bids(root: Path) -> Bids | None:
             named = _parsed(path)
             if named is not None and named[1] in LABELS:
                 labels.setdefault(_id(_scan_of(named[0])), []).append(path)
-            elif _SEGMENTED.search(stem(path)):
-                found.label_faults.append(
-                    Fault(
-                        path.name, "the name of a label that BIDS does not know", "such as sub-01_ses-1_dseg.nii.gz",
-                        "rename it, or write a list of cases", kind="id",
-                    )
-                )  # fmt: skip
+            elif _meant_as_label(path):
+                found.label_faults.append(_misnamed(path))
             else:
                 found.notes.append(Fault(path.name, "no label by its name, ignored", kind="ignored"))
         found.class_names = found.class_names or _class_names(pipeline / "dseg.tsv", found)
@@ -137,6 +140,17 @@ def _parsed(path: Path) -> tuple[dict[str, str], str] | None:
         return None
     *pairs, kind = name.split("_")
     return dict(pair.split("-", 1) for pair in pairs), kind
+
+
+def _meant_as_label(path: Path) -> bool:
+    """Say whether a name has a word that stands for a label; what is an entity, such as ``sub-seg1``, is none."""
+    words = [word for word in stem(path).split("_") if "-" not in word]
+    return any(_SEGMENTED.search(word) for word in words if word != _PROBABILITIES)
+
+
+def _misnamed(path: Path) -> Fault:
+    found, expected = "the name of a label that BIDS does not know", "such as sub-01_ses-1_dseg.nii.gz"
+    return Fault(path.name, found, expected, "rename it, or write a list of cases", kind="id")
 
 
 def _scan_of(entities: Mapping[str, str]) -> dict[str, str]:
